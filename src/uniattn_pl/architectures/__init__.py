@@ -1,0 +1,21 @@
+"""Efficient attention architectures; each file holds one and returns a LayerPlan."""
+
+from uniattn_pl.architectures.baseline import Baseline
+from uniattn_pl.architectures.cla import CLA
+from uniattn_pl.architectures.llmdrop import LLMDrop
+from uniattn_pl.architectures.registry import ARCHITECTURES, Architecture, available, get_architecture, register
+from uniattn_pl.architectures.shared_attention import SharedAttention
+from uniattn_pl.architectures.uniattn import UniAttn
+
+__all__ = [
+    "ARCHITECTURES",
+    "CLA",
+    "Architecture",
+    "Baseline",
+    "LLMDrop",
+    "SharedAttention",
+    "UniAttn",
+    "available",
+    "get_architecture",
+    "register",
+]

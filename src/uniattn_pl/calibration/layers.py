@@ -1,0 +1,68 @@
+"""Running single decoder layers of a transformers model exactly as its own forward would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from uniattn_pl.modeling.families import decoder_layers
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What the decoder hands to its layers for one batch: the embeddings [B, L, d] and each layer's arguments."""
+
+    hidden: torch.Tensor
+    arguments: list[dict[str, Any]]
+
+
+def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> LayerInputs:
+    """Run the model's own forward with layers that only write down what they are called with."""
+    layers = decoder_layers(model)
+    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        calls.append((hidden, arguments))
+        return hidden
+
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    for layer in layers:
+        layer.forward = record
+    try:
+        model.get_decoder()(**inputs, use_cache=False)
+    finally:
+        for layer in layers:
+            del layer.forward
+    return LayerInputs(calls[0][0], [arguments for _, arguments in calls])
+
+
+class _Stop(Exception):
+    """Ends a layer's forward once everything wanted has been seen."""
+
+
+@contextmanager
+def capture_input(module: nn.Module, seen: dict[str, torch.Tensor], name: str, *, stop: bool = False) -> Iterator[None]:
+    """Put the hidden states that enter `module` into `seen[name]`; with `stop`, end the block there, silently."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[name] = args[0] if args else kwargs["hidden_states"]
+        if stop:
+            raise _Stop
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+Progress = Callable[[int, int, str], None]

@@ -1,0 +1,54 @@
+"""What calibration achieved, on sequences it did not fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Mean over held-out tokens of the L2 norm of the error left after a layer's attention.
+
+    `before`: lower layers compensated, this one not. `after`: with this layer's W_c. `scale`: the mean norm of
+    the original residual stream there, to judge them by.
+    """
+
+    layer: int
+    before: float
+    after: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Per layer and overall, the per-token error before and after (paper section 3.3 reports the same ratio)."""
+
+    initialiser: str
+    tokens: int
+    held_out_tokens: int
+    rows: tuple[LayerError, ...]
+
+    @property
+    def error_before(self) -> float:
+        """Mean over compensated layers, per token."""
+        return sum(row.before for row in self.rows) / max(len(self.rows), 1)
+
+    @property
+    def error_after(self) -> float:
+        return sum(row.after for row in self.rows) / max(len(self.rows), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "error_before": self.error_before, "error_after": self.error_after}
+
+    def lines(self) -> list[str]:
+        """The report as aligned text, one compensated layer per line, top layer first."""
+        head = f"{'layer':>7} {'before':>9} {'after':>9} {'left':>6}   per-token error on held-out sequences"
+        rows = [_line(str(row.layer), row.before, row.after) for row in reversed(self.rows)]
+        return [head, *rows, _line("overall", self.error_before, self.error_after)]
+
+
+def _line(label: str, before: float, after: float) -> str:
+    left = after / before if before else 0.0
+    return f"{label:>7} {before:>9.4f} {after:>9.4f} {left:>6.1%}"

@@ -1,0 +1,149 @@
+"""How W_c (and W_o) of one layer follow from what calibration saw there.
+
+All fit the error that unification leaves after a layer's attention, `error = x'_original - x'_unified`
+(paper eq. 13), by a linear map of the pre-norm input `x`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from uniattn_pl.config.schema import INITIALISERS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One batch at one layer: x [B, L, d] and error [B, L, d]; heads [B, L, H*D] enters W_o (None if it has none);
+    mask [B, L] is True on tokens that count."""
+
+    x: torch.Tensor
+    error: torch.Tensor
+    heads: torch.Tensor | None
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The solution in `nn.Linear` layout: W_c [d, d], and what to add to W_o [d, H*D], if anything."""
+
+    w_c: torch.Tensor
+    delta_o: torch.Tensor | None = None
+
+
+class Solver(ABC):
+    """Accumulates sums over batches, then solves once; memory does not depend on the number of samples."""
+
+    @abstractmethod
+    def update(self, sample: Sample) -> None:
+        """Add one batch to the sums."""
+
+    @abstractmethod
+    def solve(self) -> Fit | None:
+        """The weights that fit all batches, or None to leave them as they are."""
+
+
+class Zero(Solver):
+    """W_c = 0 (paper Table 2, zero-init)."""
+
+    def update(self, sample: Sample) -> None:
+        pass
+
+    def solve(self) -> Fit | None:
+        return None
+
+
+class Theorem37(Solver):
+    """W_c = pinv(E[x]) E[error] with the means taken over samples, per position (paper Theorem 3.7, eq. 15).
+
+    As the official code: float32 SVD, absolute cut-off 1e-10. Unlike it, padding does not enter the means.
+    With fewer positions than d the mean error is interpolated, which can harm single tokens.
+    """
+
+    cutoff = 1e-10
+
+    def __init__(self) -> None:
+        self.x = self.error = self.count = torch.zeros(0)
+
+    def update(self, sample: Sample) -> None:
+        mask = sample.mask[..., None]
+        self.x = _grow_and_add(self.x, (sample.x * mask).float().sum(0))
+        self.error = _grow_and_add(self.error, (sample.error * mask).float().sum(0))
+        self.count = _grow_and_add(self.count, mask.float().sum(0))
+
+    def solve(self) -> Fit | None:
+        seen = self.count[:, 0] > 0
+        x, error = (total[seen] / self.count[seen] for total in (self.x, self.error))
+        u, s, vh = torch.linalg.svd(x, full_matrices=False)
+        inverse = torch.where(s > self.cutoff, 1 / s, 0)
+        return Fit((vh.T @ (inverse[:, None] * (u.T @ error))).T)
+
+
+def _grow_and_add(total: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
+    """Add [L, n] to a sum that may have fewer rows (batches differ in length)."""
+    addend = addend.cpu()
+    if total.numel() == 0:
+        return addend
+    long, short = (total, addend) if len(total) >= len(addend) else (addend, total)
+    long[: len(short)] += short
+    return long
+
+
+class LeastSquares(Solver):
+    """Ridge regression of the error on x over all tokens; jointly with a correction of W_o where `joint`.
+
+    Args:
+        ridge: added to the diagonal, relative to the mean diagonal of each block (x, heads), so that W_o is
+            pulled towards its present value and W_c towards zero.
+        joint: also regress on the heads' output before W_o.
+    """
+
+    def __init__(self, ridge: float, *, joint: bool) -> None:
+        self.ridge, self.joint = ridge, joint
+        self.gram: torch.Tensor | None = None
+        self.cross: torch.Tensor | None = None
+        self.blocks: list[int] = []
+
+    def update(self, sample: Sample) -> None:
+        blocks = [sample.x[sample.mask]]
+        if self.joint and sample.heads is not None:
+            blocks.append(sample.heads[sample.mask])
+        self.blocks = [block.shape[-1] for block in blocks]
+        features = torch.cat(blocks, dim=-1).float()
+        error = sample.error[sample.mask].float()
+        # Products in float32, sums over batches in float64: thousands of batches do not lose digits.
+        products = (features.T @ features).double(), (features.T @ error).double()
+        if self.gram is None or self.cross is None:
+            self.gram, self.cross = products
+        else:
+            self.gram += products[0]
+            self.cross += products[1]
+
+    def solve(self) -> Fit | None:
+        if self.gram is None or self.cross is None:
+            return None
+        gram = self.gram.clone()
+        diagonal = gram.diagonal()
+        for block in diagonal.split(self.blocks):
+            block += max(self.ridge * block.mean().item(), torch.finfo(torch.float64).tiny)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if failed:
+            # Without ridge and with fewer tokens than features the smallest-norm solution is the sensible one.
+            solution = torch.linalg.lstsq(gram, self.cross, driver="gelsd").solution
+        else:
+            solution = torch.cholesky_solve(self.cross, factor)
+        parts = [part.T.contiguous() for part in solution.split(self.blocks)]
+        return Fit(parts[0], parts[1] if len(parts) > 1 else None)
+
+
+def make_solver(initialiser: str, ridge: float) -> Solver:
+    """The solver of an initialiser's name. Raises ValueError for an unknown one."""
+    if initialiser == "zero":
+        return Zero()
+    if initialiser == "theorem37":
+        return Theorem37()
+    if initialiser in ("least_squares", "joint_least_squares"):
+        return LeastSquares(ridge, joint=initialiser == "joint_least_squares")
+    raise ValueError(f"unknown initialiser '{initialiser}'; choose from {', '.join(INITIALISERS)}.")

@@ -1,0 +1,162 @@
+"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs, and a training-memory estimate.
+
+All are pure functions of (plan, shape, batch, length). FLOPs count a multiply-add as two and matrix
+products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniattn_pl.plan import LayerPlan, LayerRow, LayerShape, ModelShape
+
+
+def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
+    """Bytes the cache holds after `length` tokens: K and V of full layers, V of reuse layers, windows included.
+
+    A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do.
+    """
+    per_token = shape.num_kv_heads * shape.head_dim * bytes_per_element * batch_size
+    total = 0
+    for row in plan.rows:
+        window = plan.window(row.index, shape)
+        kept = length if window is None else min(length, window - 1)
+        total += (row.caches_keys + row.caches_values) * kept * per_token
+    return total
+
+
+def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
+    """Cache bytes relative to the unmodified model's (the paper's "KV Cache" column), between 0 and 1 (or above,
+    where a windowed layer adopts the unlimited map of its source)."""
+    unmodified = LayerPlan.unmodified(shape.num_layers)
+    sizes = [kv_cache_bytes(p, shape, batch_size=1, length=length, bytes_per_element=1) for p in (plan, unmodified)]
+    return sizes[0] / sizes[1]
+
+
+def parameters(plan: LayerPlan, shape: ModelShape) -> int:
+    """Parameters of the converted model, W_c included, tied embeddings once."""
+    return shape.embedding + sum(
+        _layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True)
+    )
+
+
+def _layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    total = layer.feed_forward + layer.other
+    if row.role in ("full", "share"):
+        total += layer.query + layer.query_norm
+    if row.caches_keys:
+        total += layer.key + layer.key_norm
+    if row.caches_values:
+        total += layer.value
+    if not row.dropped:
+        total += layer.output
+    if not row.dropped or row.compensated:
+        total += layer.attention_norms
+    return total + row.compensated * shape.hidden_size**2
+
+
+def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
+    """FLOPs of one forward over `length` prompt tokens, with logits of the last position only (as for TTFT).
+
+    Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
+    """
+    linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
+    attention = sum(_pair_flops(row, shape) * _pairs(length, plan.window(row.index, shape)) for row in plan.rows)
+    return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
+
+
+def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
+    """FLOPs of generating one token when `length` tokens (the new one included) are attended to."""
+    total = 2 * shape.hidden_size * shape.vocab_size
+    for row, layer in zip(plan.rows, shape.layers, strict=True):
+        window = plan.window(row.index, shape)
+        total += _linear_flops(row, layer, shape)
+        total += _pair_flops(row, shape) * (length if window is None else min(length, window))
+    return batch_size * total
+
+
+def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    """FLOPs per token of the projections a layer keeps."""
+    query = shape.hidden_size * shape.num_heads * shape.head_dim
+    key_or_value = shape.hidden_size * shape.num_kv_heads * shape.head_dim
+    weights = layer.feed_forward + row.compensated * shape.hidden_size**2
+    weights += (row.caches_keys + row.caches_values) * key_or_value
+    weights += (row.role in ("full", "share")) * query
+    weights += (not row.dropped) * query
+    return 2 * weights
+
+
+def _pair_flops(row: LayerRow, shape: ModelShape) -> int:
+    """FLOPs per query-key pair: QK^T where the map is computed, map x V wherever there is attention."""
+    products = {"full": 2, "share": 2, "reuse": 1, "drop": 0}[row.role]
+    return 2 * products * shape.num_heads * shape.head_dim
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Query-key pairs of a causal (windowed) attention over `length` tokens."""
+    w = length if window is None else min(window, length)
+    return w * (w + 1) // 2 + (length - w) * w
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """An estimate, in bytes per device, of what one training stage holds at its peak."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def training_memory(
+    plan: LayerPlan,
+    shape: ModelShape,
+    *,
+    stage: int,
+    micro_batch_size: int,
+    length: int,
+    weight_bytes: int,
+    activation_bytes: int,
+    gradient_checkpointing: bool = False,
+    num_devices: int = 1,
+) -> TrainingMemory:
+    """Estimate a stage's memory: AdamW (two states per trained weight), sharded over `num_devices`.
+
+    Args:
+        stage: 1 trains W_c only (nothing below the first compensated layer keeps activations), 2 everything.
+        micro_batch_size: sequences per device and forward.
+        length: tokens per sequence.
+        weight_bytes: bytes of a trained weight (4 for fp32 and mixed precision, 2 for true bf16).
+        activation_bytes: bytes of an activation.
+    """
+    total = parameters(plan, shape)
+    trained = total if stage == 2 else len(plan.compensated) * shape.hidden_size**2
+    first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
+    tokens = micro_batch_size * length
+    layers = [
+        _saved_elements(row, layer, shape) for row, layer in zip(plan.rows[first:], shape.layers[first:], strict=True)
+    ]
+    recomputed = shape.hidden_size * len(layers) + max(layers, default=0)
+    per_token = recomputed if gradient_checkpointing else sum(layers)
+    # Logits in the activation dtype, and once more in float32 inside the cross-entropy, with their gradient.
+    logits = shape.vocab_size * (2 * activation_bytes + 4)
+    return TrainingMemory(
+        weights=total * weight_bytes // num_devices,
+        gradients=trained * weight_bytes // num_devices,
+        optimizer=2 * trained * weight_bytes // num_devices,
+        activations=tokens * (per_token * activation_bytes + logits),
+    )
+
+
+def _saved_elements(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    """Elements per token that a layer keeps for its backward pass (fused attention, gated feed-forward)."""
+    hidden, inner = shape.hidden_size, layer.feed_forward // (3 * shape.hidden_size)
+    attention = 0
+    if not row.dropped:
+        heads = 2 * shape.num_heads if row.role == "full" else shape.num_heads
+        attention = (heads + (row.caches_keys + row.caches_values) * shape.num_kv_heads) * shape.head_dim
+    return 4 * hidden + attention + 4 * inner

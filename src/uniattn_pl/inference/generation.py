@@ -1,0 +1,39 @@
+"""Text from a run's model, with the prompt it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def generate(
+    folder: Path, prompts: list[str], *, max_new_tokens: int = 128, temperature: float = 0.0, instruction: bool = False
+) -> list[str]:
+    """Continue each prompt with the model in `folder`, one after the other.
+
+    Args:
+        folder: a transformers model folder with its tokenizer, converted or stock.
+        prompts: texts to continue.
+        max_new_tokens: tokens generated at most.
+        temperature: 0 decodes greedily, above 0 samples.
+        instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from uniattn_pl.data.prompts import format_prompt
+    from uniattn_pl.modeling.saving import register_auto_classes
+
+    register_auto_classes()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    texts = []
+    for prompt in prompts:
+        text = format_prompt(instruction=prompt, input="") if instruction else prompt
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
+            )
+        texts.append(str(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)))
+    return texts

@@ -1,0 +1,146 @@
+"""From a source (name, local folder, GGUF file, hub id) to a model, a tokenizer or a shape."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.modeling.catalogue import MODELS, atomic_folder, cache_folder, convert_gguf, named_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from uniattn_pl.plan import ModelShape
+
+HUB_TIMEOUT_S = 5.0
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model for evaluation or training, on the CPU.
+
+    Args:
+        source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
+        dtype: `auto` is bfloat16 where the hardware computes in it, else float32.
+        attn_implementation: `sdpa` or `eager`.
+
+    Raises:
+        UserError: there is no such model, or it cannot be had without a network.
+    """
+    from transformers import AutoModelForCausalLM
+
+    location, options = _locate(source, revision)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        location,
+        dtype=resolve_dtype(dtype),
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    return model.eval()
+
+
+def load_tokenizer(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model source. Raises UserError as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    location, options = _locate(source, revision)
+    return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+
+
+def load_shape(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelShape:
+    """The shape of a model source, from its config alone. Raises UserError as `load_model` does."""
+    from transformers import AutoConfig
+
+    from uniattn_pl.modeling.families import shape_of
+
+    location, options = _locate(source, revision)
+    return shape_of(AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options))
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """`auto` takes bfloat16 only where it is in hardware: emulated, it is slower than float32."""
+    import torch
+
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """What to hand to `from_pretrained`, and with which options."""
+    if source in MODELS:
+        return str(named_model(source)), {"local_files_only": True}
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return str(_converted_gguf(path)), {"local_files_only": True}
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"model folder '{source}' has no config.json, so it is not a transformers model.")
+        return str(path), {"local_files_only": True}
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if looks_local:
+        raise UserError(
+            f"there is no model '{source}'.{did_you_mean(source, MODELS)} Give a name ({', '.join(MODELS)}), "
+            "a local folder, a .gguf file, or a hub id such as organisation/model."
+        )
+    return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
+
+
+def _converted_gguf(file: Path) -> Path:
+    if not file.is_file():
+        raise UserError(f"there is no file '{file}'.{did_you_mean(file.name, os.listdir(_existing(file.parent)))}")
+    # Size and time of change make a replaced file a new model.
+    stat = file.stat()
+    folder = cache_folder() / "gguf" / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            convert_gguf(file, temporary)
+    return folder
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.is_dir() else Path()
+
+
+def _only_cached(source: str, revision: str | None) -> bool:
+    """Whether to read a hub model from the local cache only; UserError when it is neither there nor reachable."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE and _hub_answers(constants.ENDPOINT):
+        return False
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return True
+    raise UserError(
+        f"model '{source}' is not in the local cache and {constants.ENDPOINT} cannot be reached. With a network, "
+        f"fetch it once with: hf download {source}. Or copy its folder here and set model.source to that folder."
+    )
+
+
+def _hub_answers(endpoint: str) -> bool:
+    """One short request instead of a download's stack of retries."""
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except HTTPError:
+        return True
+    except (URLError, OSError):
+        return False
+    return True

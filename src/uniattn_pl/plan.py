@@ -1,0 +1,282 @@
+"""The LayerPlan: for every layer, where its attention map, keys and values come from.
+
+Architectures compile to a plan; modeling, caches, costs and drawings only read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from uniattn_pl.errors import UserError
+
+ROLES = {
+    "full": "computes its own attention map from its own keys",
+    "reuse": "uses the attention map of the layer below it with its own values (UniAttn)",
+    "share": "computes its own map over keys and values of a layer below (CLA)",
+    "drop": "has no attention (LLMDrop)",
+}
+
+
+class PlanError(UserError):
+    """The plan cannot be built on this model; names every offending layer."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Parameter counts of one decoder layer, split by what a plan can remove, and its window in tokens."""
+
+    query: int
+    key: int
+    value: int
+    output: int
+    query_norm: int = 0
+    key_norm: int = 0
+    attention_norms: int = 0
+    feed_forward: int = 0
+    other: int = 0
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What plans and costs need to know of a model: sizes (hidden `d`, heads `H`, `Hkv`, head `D`), no weights."""
+
+    model_type: str
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    embedding: int
+    layers: tuple[LayerShape, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a plan; `*_from` hold layer indices, or None where the layer has no such thing."""
+
+    index: int
+    map_from: int | None
+    key_from: int | None
+    value_from: int | None
+    dropped: bool = False
+    compensated: bool = False
+
+    @property
+    def role(self) -> str:
+        """One of `ROLES`."""
+        if self.dropped:
+            return "drop"
+        if self.map_from != self.index:
+            return "reuse"
+        return "full" if self.key_from == self.index else "share"
+
+    @property
+    def operated(self) -> bool:
+        """Whether the architecture changed this layer."""
+        return self.role != "full"
+
+    @property
+    def source(self) -> int | None:
+        """The layer this one reads from, if any."""
+        return {"reuse": self.map_from, "share": self.key_from}.get(self.role)
+
+    @property
+    def caches_keys(self) -> bool:
+        return self.key_from == self.index
+
+    @property
+    def caches_values(self) -> bool:
+        return self.value_from == self.index
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """An immutable row per layer; `reuse_map`, `share_keys_values` and `drop` return changed copies.
+
+    Raises:
+        PlanError: a row reads from above itself, from a dropped layer, or from one that has nothing to give.
+    """
+
+    rows: tuple[LayerRow, ...]
+
+    def __post_init__(self) -> None:
+        problems = [p for position, row in enumerate(self.rows) for p in _row_problems(self.rows, position, row)]
+        if problems:
+            raise PlanError(*problems)
+
+    @classmethod
+    def unmodified(cls, num_layers: int) -> LayerPlan:
+        """Every layer as in the pre-trained model."""
+        return cls(tuple(LayerRow(i, map_from=i, key_from=i, value_from=i) for i in range(num_layers)))
+
+    def reuse_map(self, layers: Iterable[int], source: int, *, compensated: bool) -> LayerPlan:
+        """Let `layers` use the attention map of `source`, or of the layer `source` itself reuses (a chain)."""
+        self._check_indices([*layers, source])
+        root = self.rows[source].map_from
+        changed = {i: LayerRow(i, root, None, i, compensated=compensated) for i in layers}
+        return self._with(changed)
+
+    def share_keys_values(self, layers: Iterable[int], source: int, *, compensated: bool) -> LayerPlan:
+        """Let `layers` attend over the keys and values of `source` with their own queries."""
+        self._check_indices([*layers, source])
+        changed = {i: LayerRow(i, i, source, source, compensated=compensated) for i in layers}
+        return self._with(changed)
+
+    def drop(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
+        """Remove the attention of `layers`."""
+        self._check_indices(layers)
+        changed = {i: LayerRow(i, None, None, None, dropped=True, compensated=compensated) for i in layers}
+        return self._with(changed)
+
+    def _with(self, changed: Mapping[int, LayerRow]) -> LayerPlan:
+        return replace(self, rows=tuple(changed.get(row.index, row) for row in self.rows))
+
+    def _check_indices(self, layers: Iterable[int]) -> None:
+        outside = sorted({i for i in layers if not 0 <= i < len(self.rows)})
+        if outside:
+            raise PlanError(f"the model has layers 0 to {len(self.rows) - 1}; there is no layer {_list(outside)}.")
+
+    @property
+    def operated(self) -> tuple[int, ...]:
+        """Layers the architecture changed."""
+        return tuple(row.index for row in self.rows if row.operated)
+
+    @property
+    def compensated(self) -> tuple[int, ...]:
+        """Layers that carry a W_c."""
+        return tuple(row.index for row in self.rows if row.compensated)
+
+    @property
+    def map_sources(self) -> frozenset[int]:
+        """Layers whose attention map others use."""
+        return frozenset(row.source for row in self.rows if row.role == "reuse" and row.source is not None)
+
+    @property
+    def key_value_sources(self) -> frozenset[int]:
+        """Layers whose keys and values others read."""
+        return frozenset(row.source for row in self.rows if row.role == "share" and row.source is not None)
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
+        if len(self.rows) != shape.num_layers:
+            raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
+        problems = []
+        for row in self.rows:
+            if row.source is None:
+                continue
+            own, source = shape.layers[row.index].window, shape.layers[row.source].window
+            if source is not None and (own is None or own > source):
+                sees = "every token" if own is None else f"the last {own} tokens"
+                problems.append(
+                    f"layer {row.index} sees {sees} but its source, layer {row.source}, only the last {source}; "
+                    "choose a first_layer or superblock_size whose source layers have the wider window."
+                )
+        if problems:
+            raise PlanError(*problems)
+
+    def window(self, index: int, shape: ModelShape) -> int | None:
+        """Tokens that layer `index` attends over (its source's window when it reads from one); None: all."""
+        source = self.rows[index].source
+        return shape.layers[index if source is None else source].window
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; only rows that differ from the unmodified model are listed."""
+        rows = [asdict(row) for row in self.rows if row.operated]
+        return {"num_layers": len(self.rows), "rows": rows}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerPlan:
+        """The inverse of `to_dict`. Raises PlanError on missing or unknown keys."""
+        try:
+            plan = cls.unmodified(int(data["num_layers"]))
+            rows = {int(row["index"]): LayerRow(**row) for row in data["rows"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
+        plan._check_indices(rows)
+        return plan._with(rows)
+
+    def draw(self) -> str:
+        """The plan as plain text, top layer first, consecutive unmodified layers folded into one line."""
+        lines = []
+        for first, last in reversed(list(_runs(self.rows))):
+            lines.append(_draw_run(self, first, last))
+        return "\n".join(lines)
+
+
+def _row_problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> list[str]:
+    """What is impossible about one row, in words."""
+    where = f"layer {row.index}"
+    if row.index != position:
+        return [f"row {position} of the plan describes {where}; rows must be in layer order."]
+    if row.dropped:
+        links = (row.map_from, row.key_from, row.value_from)
+        return [] if links == (None, None, None) else [f"{where} is dropped but still reads attention."]
+    if row.compensated and not row.operated:
+        return [f"{where} computes its own attention and cannot carry a compensation."]
+    if row.role == "full":
+        return [] if row.value_from == row.index else [f"{where} has its own keys but the values of another layer."]
+    if row.role == "reuse" and (row.key_from is not None or row.value_from != row.index):
+        return [f"{where} reuses a map and must use its own values and no keys."]
+    if row.role == "share" and row.key_from != row.value_from:
+        return [f"{where} takes keys and values from different layers."]
+    return _source_problems(rows, row)
+
+
+def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
+    """What is impossible about the layer that `row` reads from."""
+    where, source = f"layer {row.index}", row.source
+    if source is None or not 0 <= source < len(rows):
+        return [f"{where} reads from layer {source}, which is not in the model."]
+    if source >= row.index:
+        return [f"{where} reads from layer {source}, which is not below it."]
+    below = rows[source]
+    if below.dropped:
+        return [f"{where} reads from layer {source}, whose attention is dropped."]
+    if row.role == "reuse" and below.map_from != source:
+        return [f"{where} reuses the map of layer {source}, which computes none."]
+    if row.role == "share" and below.role != "full":
+        return [f"{where} shares keys and values of layer {source}, which keeps none of its own."]
+    return []
+
+
+def _runs(rows: Sequence[LayerRow]) -> Iterable[tuple[int, int]]:
+    """Ranges (first, last) of consecutive untouched layers nobody reads from; every other layer is a range alone."""
+    sources = {row.source for row in rows}
+    start = 0
+    for row in rows:
+        plain = not row.operated and row.index not in sources
+        if plain and row.index + 1 < len(rows):
+            following = rows[row.index + 1]
+            if not following.operated and following.index not in sources:
+                continue
+        yield start, row.index
+        start = row.index + 1
+
+
+_CACHED = {(True, True): "K V", (False, True): "V", (False, False): "-"}
+
+
+def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
+    row = plan.rows[last]
+    label = str(last) if first == last else f"{first}-{last}"
+    text = {"full": "own map", "reuse": "map of", "share": "K, V of", "drop": "dropped"}[row.role]
+    readers = [r.index for r in plan.rows if r.source == last]
+    if row.source is not None:
+        text += f" {row.source}"
+    if readers:
+        text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {_list(readers)}"
+    bar = {"full": "█" if readers else "│", "reuse": "▒", "share": "▒", "drop": "·"}[row.role]
+    compensation = "+ x W_c" if row.compensated else ""
+    cached = _CACHED[row.caches_keys, row.caches_values]
+    return f"{label:>7} {bar} {text:<24} {compensation:<8} cache {cached}".rstrip()
+
+
+def _list(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,179 @@
+"""Plans: what is refused, what survives, and that costs agree with real models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.shapes import toy_shape
+from uniattn_pl import costs
+from uniattn_pl.plan import LayerPlan, LayerRow, PlanError
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> LayerPlan:
+    """Any valid plan of up to 12 layers: each layer kept, reusing, sharing or dropped, compensated or not."""
+    plan = LayerPlan.unmodified(draw(st.integers(1, 12)))
+    for row in plan.rows:
+        index, compensated = row.index, draw(st.booleans())
+        below = plan.rows[:index]
+        with_map = [r.index for r in below if not r.dropped]
+        with_keys = [r.index for r in below if r.role == "full"]
+        role = draw(st.sampled_from(["full", "drop"] + ["reuse"] * bool(with_map) + ["share"] * bool(with_keys)))
+        if role == "drop":
+            plan = plan.drop([index], compensated=compensated)
+        elif role == "reuse":
+            plan = plan.reuse_map([index], draw(st.sampled_from(with_map)), compensated=compensated)
+        elif role == "share":
+            plan = plan.share_keys_values([index], draw(st.sampled_from(with_keys)), compensated=compensated)
+    return plan
+
+
+@given(plans())
+def test_a_plan_survives_json(plan: LayerPlan) -> None:
+    assert LayerPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@given(plans())
+def test_every_reader_reads_from_a_layer_below_that_has_what_it_needs(plan: LayerPlan) -> None:
+    for row in plan.rows:
+        if row.source is None:
+            continue
+        source = plan.rows[row.source]
+        assert source.index < row.index
+        assert not source.dropped
+        assert source.map_from == source.index
+    assert set(plan.compensated) <= set(plan.operated)
+
+
+@given(plans(), st.integers(1, 300), st.integers(1, 4))
+def test_operating_on_layers_never_costs_cache_or_attention_flops(plan: LayerPlan, length: int, batch: int) -> None:
+    shape = toy_shape(len(plan.rows))
+    unmodified = LayerPlan.unmodified(len(plan.rows))
+
+    def cost(p: LayerPlan) -> int:
+        return costs.kv_cache_bytes(p, shape, batch_size=batch, length=length, bytes_per_element=2)
+
+    assert cost(plan) <= cost(unmodified)
+    halves = 2 * len(plan.rows) - sum({"reuse": 1, "share": 2, "drop": 2, "full": 0}[r.role] for r in plan.rows)
+    assert cost(plan) * 2 * len(plan.rows) == cost(unmodified) * halves
+    assert costs.kv_retain_rate(plan, shape, length=length) == pytest.approx(cost(plan) / cost(unmodified))
+
+
+@given(plans())
+def test_the_drawing_names_every_operated_layer_and_what_it_caches(plan: LayerPlan) -> None:
+    lines = {line.split()[0]: line for line in plan.draw().splitlines()}
+    for row in plan.rows:
+        if row.operated:
+            line = lines[str(row.index)]
+            assert ("W_c" in line) == row.compensated
+            assert line.endswith({"reuse": "cache V", "share": "cache -", "drop": "cache -"}[row.role])
+
+
+def test_a_chain_resolves_to_the_layer_that_computes_the_map() -> None:
+    plan = LayerPlan.unmodified(4).reuse_map([2], 1, compensated=False).reuse_map([3], 2, compensated=True)
+    assert [row.map_from for row in plan.rows] == [0, 1, 1, 1]
+    assert plan.map_sources == {1}
+    assert plan.compensated == (3,)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (LayerRow(1, 2, None, 1), "layer 1 reads from layer 2, which is not below it"),
+        (LayerRow(1, 9, None, 1), "layer 9, which is not in the model"),
+        (LayerRow(1, 1, 2, 2), "layer 1 reads from layer 2, which is not below it"),
+        (LayerRow(1, 1, 1, 0), "layer 1 has its own keys but the values of another layer"),
+        (LayerRow(1, 1, 0, 1), "layer 1 takes keys and values from different layers"),
+        (LayerRow(1, 0, 1, 1), "layer 1 reuses a map and must use its own values and no keys"),
+        (LayerRow(1, 1, 1, 1, compensated=True), "layer 1 computes its own attention and cannot carry a compensation"),
+        (LayerRow(1, 1, None, None, dropped=True), "layer 1 is dropped but still reads attention"),
+        (LayerRow(2, 2, 2, 2), "row 1 of the plan describes layer 2"),
+    ],
+)
+def test_impossible_rows_are_refused_by_name(row: LayerRow, message: str) -> None:
+    rows = list(LayerPlan.unmodified(3).rows)
+    rows[1] = row
+    with pytest.raises(PlanError, match=message):
+        LayerPlan(tuple(rows))
+
+
+def test_reading_from_dropped_or_sharing_layers_is_refused() -> None:
+    dropped = LayerPlan.unmodified(4).drop([1], compensated=False)
+    with pytest.raises(PlanError, match="layer 1, whose attention is dropped"):
+        dropped.share_keys_values([2], 1, compensated=False)
+    shared = LayerPlan.unmodified(4).share_keys_values([1], 0, compensated=False)
+    with pytest.raises(PlanError, match="layer 1, which keeps none of its own"):
+        shared.share_keys_values([2], 1, compensated=False)
+    with pytest.raises(PlanError, match="there is no layer 4, 7"):
+        shared.drop([1, 4, 7], compensated=False)
+
+
+def test_all_problems_of_a_plan_are_reported_at_once() -> None:
+    rows = (LayerRow(0, 0, 0, 0), LayerRow(1, 3, None, 1), LayerRow(2, 2, 2, 2, compensated=True))
+    with pytest.raises(PlanError) as error:
+        LayerPlan(rows)
+    assert len(error.value.problems) == 2
+
+
+def test_a_reader_that_sees_further_than_its_source_is_refused() -> None:
+    shape = toy_shape(4, windows=(None, 8, None, 8))
+    LayerPlan.unmodified(4).reuse_map([1], 0, compensated=False).check(shape)
+    with pytest.raises(PlanError, match="layer 2 sees every token but its source, layer 1, only the last 8"):
+        LayerPlan.unmodified(4).reuse_map([2, 3], 1, compensated=False).check(shape)
+    with pytest.raises(PlanError, match="the plan has 3 layers, the model"):
+        LayerPlan.unmodified(3).check(shape)
+
+
+def test_cache_bytes_follow_the_window_of_the_source() -> None:
+    shape = toy_shape(2, windows=(None, 8))
+    per_token = shape.num_kv_heads * shape.head_dim * 2
+
+    def cost(plan: LayerPlan) -> int:
+        return costs.kv_cache_bytes(plan, shape, batch_size=1, length=100, bytes_per_element=2) // per_token
+
+    assert cost(LayerPlan.unmodified(2)) == 2 * 100 + 2 * 7
+    assert cost(LayerPlan.unmodified(2).reuse_map([1], 0, compensated=False)) == 2 * 100 + 100
+
+
+def test_flops_of_a_hand_computed_layer() -> None:
+    shape = toy_shape(1)
+    d, heads, kv, size, inner = 8, 4, 2, 2, 24
+    linear = 2 * (d * heads * size * 2 + d * kv * size * 2 + d * inner)
+    head = 2 * d * shape.vocab_size
+    plan = LayerPlan.unmodified(1)
+    pairs = 10 * 11 // 2
+    expected = linear * 10 + 2 * 2 * heads * size * pairs + head
+    assert costs.prefill_flops(plan, shape, batch_size=1, length=10) == expected
+    assert costs.decode_flops(plan, shape, batch_size=3, length=10) == 3 * (linear + 4 * heads * size * 10 + head)
+    dropped = plan.drop([0], compensated=True)
+    assert costs.decode_flops(dropped, shape, batch_size=1, length=10) == 2 * (d * inner + d * d) + head
+
+
+def test_training_memory_of_stage_1_counts_w_c_only_and_shrinks_with_devices() -> None:
+    shape = toy_shape(4)
+    plan = LayerPlan.unmodified(4).reuse_map([3], 2, compensated=True)
+
+    def memory(stage: int, devices: int = 1, checkpointing: bool = False) -> costs.TrainingMemory:
+        return costs.training_memory(
+            plan,
+            shape,
+            stage=stage,
+            micro_batch_size=2,
+            length=16,
+            weight_bytes=4,
+            activation_bytes=2,
+            gradient_checkpointing=checkpointing,
+            num_devices=devices,
+        )
+
+    assert memory(1).gradients == shape.hidden_size**2 * 4
+    assert memory(1).optimizer == 2 * memory(1).gradients
+    assert memory(2).gradients == memory(2).weights == costs.parameters(plan, shape) * 4
+    assert memory(1).activations < memory(2).activations
+    assert memory(2, checkpointing=True).activations < memory(2).activations
+    assert memory(2, devices=2).weights == memory(2).weights // 2
+    assert memory(2).total == sum(vars(memory(2)).values())
