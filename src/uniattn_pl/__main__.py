@@ -1,0 +1,7 @@
+"""`python -m uniattn_pl`."""
+
+import sys
+
+from uniattn_pl.cli import main
+
+sys.exit(main())

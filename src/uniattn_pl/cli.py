@@ -1,0 +1,74 @@
+"""The command line: finds the command, prints its help or runs it, and turns errors into exit codes.
+
+0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted, 1 anything else:
+that is a bug or a broken environment, so its traceback is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from uniattn_pl.commands import COMMANDS
+from uniattn_pl.commands.arguments import Parser, command_parser, parse
+from uniattn_pl.errors import UserError, did_you_mean
+
+SUCCESS, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: of this process) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; an interrupted fit resumes with the same command.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SUCCESS
+    except Exception:
+        traceback.print_exc()
+        print("error: this is not about your input; please report it with the traceback above.", file=sys.stderr)
+        return BUG
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview().format_help())
+        return SUCCESS
+    if arguments[0] == "--version":
+        from uniattn_pl import __version__
+
+        print(f"uniattn-pl {__version__}")
+        return SUCCESS
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        what = "option" if name.startswith("-") else "command"
+        raise UserError(f"unknown {what} '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    command = import_module(f"uniattn_pl.commands.{name}")
+    parser = command_parser(name, command)
+    if "-h" in rest or "--help" in rest:
+        print(parser.format_help())
+        return SUCCESS
+    code: int = command.run(parse(parser, rest))
+    return code
+
+
+def _overview() -> Parser:
+    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    return Parser(
+        prog="uniattn-pl",
+        usage="uniattn-pl COMMAND [--config FILE]... [key.path=value]...",
+        description="Post-train pre-trained LLMs so that inference gets cheaper.",
+        epilog=f"commands:\n{commands}\n\nuniattn-pl COMMAND --help explains one command.\n\n"
+        "example:\n  uniattn-pl fit --config experiments/quickstart.yaml seed=1",
+        version=True,
+    )

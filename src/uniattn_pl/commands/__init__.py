@@ -1,0 +1,12 @@
+"""One module per command: `DESCRIPTION`, `EXAMPLE`, `add_arguments(parser)` and `run(args) -> int`.
+
+A command imports torch and its friends inside functions, so that its help answers at once.
+"""
+
+COMMANDS = {
+    "fit": "convert a model, calibrate, post-train in two stages and report what was lost and saved",
+    "plan": "draw which layer uses whose attention, and what that costs",
+    "list": "list architectures, models or initialisers",
+    "generate": "generate text with a post-trained model",
+    "export": "write a run's model as an ordinary Hugging Face folder",
+}

@@ -1,0 +1,75 @@
+"""What the commands share: the parser, and the `--config FILE ... key.path=value` words that every one takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from uniattn_pl.config import LoadedConfig, load_config
+from uniattn_pl.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors, like all wrong input."""
+
+    def __init__(self, *, version: bool = False, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        if version:
+            self.add_argument("--version", action="store_true", help="show the version and exit")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See: {self.prog} --help")
+
+
+def command_parser(name: str, command: ModuleType) -> Parser:
+    """Build the parser of one command from its module."""
+    parser = Parser(prog=f"uniattn-pl {name}", description=command.DESCRIPTION, epilog=f"example:\n{command.EXAMPLE}")
+    command.add_arguments(parser)
+    return parser
+
+
+def add_config_arguments(parser: Parser, *, dry_run: bool) -> None:
+    """Add `--config`, the overrides, `--print-config` and, where the command does work, `--dry-run`."""
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="experiment file; may be repeated, later ones win",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="overrides of the config, e.g. training.batch_size=8"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved config, with the origin of each value, and exit"
+    )
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and exit")
+
+
+def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
+    """Parse a command's words; overrides may stand before, between and after options.
+
+    Raises:
+        UserError: an unknown option (with the nearest known one), or a missing or malformed value.
+    """
+    arguments, rest = parser.parse_known_args(words)
+    known = [option for action in parser._actions for option in action.option_strings]
+    unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    if unknown:
+        raise UserError(
+            *(f"unknown option '{word}'.{did_you_mean(word, known)} See: {parser.prog} --help" for word in unknown)
+        )
+    if rest:
+        if not hasattr(arguments, "overrides"):
+            raise UserError(*(f"unexpected argument '{word}'. See: {parser.prog} --help" for word in rest))
+        arguments.overrides += rest
+    return arguments
+
+
+def load(arguments: argparse.Namespace) -> LoadedConfig:
+    """Load the experiment that a command line names. Raises UserError with all its problems."""
+    return load_config(arguments.config, arguments.overrides)

@@ -1,0 +1,79 @@
+"""`fit`: the whole experiment, from the original model to the final table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.errors import UserError
+
+DESCRIPTION = """\
+Converts the model, calibrates the compensation W_c, post-trains (stage 1: W_c, stage 2: everything) and
+ends with a table of quality and cost. Killed at any point, the same command resumes where it was."""
+EXAMPLE = """\
+  uniattn-pl fit --config experiments/quickstart.yaml
+  uniattn-pl fit --config experiments/quickstart.yaml architecture.superblock_size=2 name=pairs --dry-run"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `fit`."""
+    add_config_arguments(parser, dry_run=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the experiment, then run it."""
+    if not arguments.config:
+        raise UserError("fit needs --config FILE, for example --config experiments/quickstart.yaml.")
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    if arguments.dry_run:
+        _dry_run(loaded)
+        return 0
+    from uniattn_pl.training.runner import fit
+
+    fit(loaded)
+    return 0
+
+
+def _dry_run(loaded: LoadedConfig) -> None:
+    """Check the plan against the model's shape and read the data, without loading weights."""
+    from uniattn_pl.commands.plan import compile_plan
+
+    config = loaded.config
+    plan, shape = compile_plan(loaded)
+    train, validation = _count_rows(loaded.config.data)
+    stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
+    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({shape.num_layers} layers)")
+    print(plan.draw())
+    print(f"data: {config.data.source}, {train} rows to train on, {validation} to validate")
+    if plan.compensated:
+        samples = config.calibration.num_samples
+        print(f"calibration: {config.calibration.initialiser} of {len(plan.compensated)} W_c on {samples} samples")
+    print(f"training: {', '.join(stages) or 'none'}, batch size {config.training.batch_size}")
+    state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
+    print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {config.tracking.uri}")
+    print("dry run: all checks passed, nothing was started.")
+
+
+def _count_rows(data: DataConfig) -> tuple[int, int]:
+    """Read all rows, so that a bad one is found now, and return how many train and validate."""
+    from uniattn_pl.data.sources import read_source
+
+    def count(source: str) -> int:
+        return len(read_source(source, split=data.split, format=data.format, on_bad_row=data.on_bad_row).rows)
+
+    found = count(data.source)
+    used = found if data.num_samples is None else min(found, data.num_samples)
+    if data.validation_source is not None:
+        return used, min(count(data.validation_source), data.validation_size)
+    if used <= data.validation_size:
+        raise UserError(
+            f"data.source '{data.source}' has {used} usable rows, data.validation_size={data.validation_size} of them "
+            "leave none to train on; lower data.validation_size."
+        )
+    return used - data.validation_size, data.validation_size

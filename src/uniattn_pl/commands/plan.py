@@ -1,0 +1,140 @@
+"""`plan`: the layer plan of an experiment, drawn, with its costs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from uniattn_pl import costs
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.commands.tables import bytes_text, count_text, print_table
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.documents import at
+from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan, ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+DESCRIPTION = """\
+Draws which layer computes its attention map and which uses another's, and computes what this costs: cache,
+parameters, FLOPs, training memory. Loads no weights."""
+EXAMPLE = """\
+  uniattn-pl plan --config experiments/quickstart.yaml
+  uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8"""
+LENGTHS = (1024, 8192, 65536)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `plan`."""
+    add_config_arguments(parser, dry_run=False)
+    parser.add_argument(
+        "--length",
+        type=int,
+        action="append",
+        metavar="TOKENS",
+        help=f"may be repeated; default: {', '.join(map(str, LENGTHS))}",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the drawing and the cost tables."""
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    lengths = arguments.length or list(LENGTHS)
+    if min(lengths) < 1 or arguments.batch_size < 1:
+        raise UserError("--length and --batch-size must be at least 1.")
+    plan, shape = compile_plan(loaded)
+    print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
+    print(plan.draw() + "\n")
+    dtype = _dtype(loaded)
+    _print_inference(plan, shape, lengths, arguments.batch_size, dtype)
+    _print_training(plan, shape, loaded, dtype)
+    return 0
+
+
+def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
+    """Return the plan of an experiment on its model, and the model's shape.
+
+    Raises:
+        UserError: there is no such model, or the plan does not fit it.
+    """
+    from uniattn_pl.modeling.loading import load_shape
+
+    model = loaded.config.model
+    shape = load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    try:
+        plan = loaded.architecture.compile(shape)
+        plan.check(shape)
+    except UserError as error:
+        place = at(loaded.provenance["architecture.name"])
+        raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
+    return plan, shape
+
+
+def _dtype(loaded: LoadedConfig) -> torch.dtype:
+    from uniattn_pl.modeling.loading import resolve_dtype
+
+    return resolve_dtype(loaded.config.model.dtype)
+
+
+def _print_inference(
+    plan: LayerPlan, shape: ModelShape, lengths: list[int], batch_size: int, dtype: torch.dtype
+) -> None:
+    unmodified = LayerPlan.unmodified(shape.num_layers)
+    rows = []
+    for length in lengths:
+        caches = [
+            costs.kv_cache_bytes(p, shape, batch_size=batch_size, length=length, bytes_per_element=dtype.itemsize)
+            for p in (plan, unmodified)
+        ]
+        prefill = [costs.prefill_flops(p, shape, batch_size=batch_size, length=length) for p in (plan, unmodified)]
+        decode = [costs.decode_flops(p, shape, batch_size=batch_size, length=length) for p in (plan, unmodified)]
+        rate = costs.kv_retain_rate(plan, shape, length=length)
+        rows.append(
+            (
+                str(length),
+                bytes_text(caches[0]),
+                bytes_text(caches[1]),
+                f"{rate:.1%}",
+                *_with_ratio(prefill),
+                *_with_ratio(decode),
+            )
+        )
+    columns = ("length", "KV cache", "unmodified", "retained", "prefill FLOPs", "ratio", "decode FLOPs", "ratio")
+    name = str(dtype).removeprefix("torch.")
+    print_table(f"Inference, batch size {batch_size}, {name}", columns, rows)
+
+
+def _with_ratio(flops: list[int]) -> tuple[str, str]:
+    return count_text(flops[0]), f"{flops[0] / flops[1]:.3f}"
+
+
+def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dtype: torch.dtype) -> None:
+    training, length = loaded.config.training, loaded.config.data.max_length
+    mixed = training.precision.endswith("-mixed")
+    weight_bytes = 4 if mixed or training.precision == "32-true" else dtype.itemsize
+    rows = []
+    for stage in (1, 2):
+        memory = costs.training_memory(
+            plan,
+            shape,
+            stage=stage,
+            micro_batch_size=training.micro_batch_size,
+            length=length,
+            weight_bytes=weight_bytes,
+            activation_bytes=2 if mixed else weight_bytes,
+            gradient_checkpointing=training.gradient_checkpointing,
+        )
+        parts = (memory.total, memory.weights, memory.gradients, memory.optimizer, memory.activations)
+        rows.append((f"stage {stage}", *map(bytes_text, parts)))
+    own, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
+    print(f"\nParameters: {count_text(own)} ({own:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
+    columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations")
+    size = f"micro batches of {training.micro_batch_size} x {length} tokens"
+    print_table(f"Training memory of one device (estimate), {size}", columns, rows)

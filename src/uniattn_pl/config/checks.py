@@ -1,0 +1,155 @@
+"""Checks between keys, and of names and paths, that a single field's type cannot express.
+
+Each check names the keys it reads; it is skipped when one of them is already reported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from uniattn_pl.config.documents import DEFAULT, at, nearest_file
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.errors import did_you_mean
+
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+EMBEDDED = "embedded"
+
+Check = Callable[[ExperimentConfig], str | None]
+CHECKS: list[tuple[tuple[str, ...], Check]] = []
+
+
+def _check(*keys: str) -> Callable[[Check], Check]:
+    def add(check: Check) -> Check:
+        CHECKS.append((keys, check))
+        return check
+
+    return add
+
+
+def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[str], str]) -> list[str]:
+    """Return one sentence per violated rule.
+
+    Args:
+        reported: dotted keys whose value is already known to be unusable.
+        origin: maps a dotted key to where its value was set.
+    """
+    problems = []
+    for keys, check in CHECKS:
+        problem = None if reported.intersection(keys) else check(config)
+        if problem:
+            places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)
+            problems.append(f"{at(', '.join(places) or DEFAULT)}{keys[0]}: {problem}")
+    return problems
+
+
+def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a source can only be meant as a file or folder: a hub id has one slash at most and no file suffix."""
+    is_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
+    return is_path or source.lower().endswith(suffixes)
+
+
+def _missing_path(source: str, suffixes: tuple[str, ...], what: str) -> str | None:
+    path = Path(source).expanduser()
+    if path.exists() or not looks_like_path(source, suffixes):
+        return None
+    return f"there is no {what} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
+
+
+@_check("name")
+def _name(config: ExperimentConfig) -> str | None:
+    if re.fullmatch(r"\w[\w.+-]*", config.name):
+        return None
+    return f"it names a folder: letters, digits and . _ + - only, and no leading dot; got {config.name!r}."
+
+
+@_check("model.source")
+def _model_source(config: ExperimentConfig) -> str | None:
+    if not config.model.source.strip():
+        return "expected a hub id, a local folder, a .gguf file or a name from `list models`; got nothing."
+    return _missing_path(config.model.source, (".gguf",), "model folder or file") or _unknown_model(config.model.source)
+
+
+def _unknown_model(source: str) -> str | None:
+    from uniattn_pl.modeling.catalogue import MODELS
+
+    if source in MODELS or "/" in source or Path(source).exists():
+        return None
+    return (
+        f"there is no model '{source}'.{did_you_mean(source, MODELS)} Names: {', '.join(MODELS)}; "
+        "or give a local folder, a .gguf file or a hub id (organisation/model)."
+    )
+
+
+@_check("data.source")
+def _data_source(config: ExperimentConfig) -> str | None:
+    if not config.data.source.strip():
+        return f"expected '{EMBEDDED}', a {' / '.join(DATA_SUFFIXES)} file or a hub data set name; got nothing."
+    return _missing_path(config.data.source, DATA_SUFFIXES, "data file")
+
+
+@_check("data.validation_source")
+def _validation_source(config: ExperimentConfig) -> str | None:
+    source = config.data.validation_source
+    return None if source is None else _missing_path(source, DATA_SUFFIXES, "data file")
+
+
+@_check("data.num_samples", "data.validation_size", "data.validation_source")
+def _enough_rows(config: ExperimentConfig) -> str | None:
+    data = config.data
+    if data.num_samples is None:
+        return None
+    if data.num_samples < 1:
+        return f"must be at least 1, got {data.num_samples}."
+    if data.validation_source is None and data.num_samples <= data.validation_size:
+        return f"{data.num_samples} rows leave none to train on after data.validation_size={data.validation_size}."
+    return None
+
+
+@_check("training.micro_batch_size", "training.batch_size", "trainer.devices", "trainer.num_nodes")
+def _micro_batches(config: ExperimentConfig) -> str | None:
+    training, trainer = config.training, config.trainer
+    ranks = trainer.num_nodes * (trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1)
+    if training.batch_size % (training.micro_batch_size * ranks) == 0:
+        return None
+    sizes = [size for size in range(1, training.batch_size + 1) if training.batch_size % (size * ranks) == 0]
+    allowed = f" It may be {', '.join(map(str, sizes))}." if sizes else ""
+    on = f" on {ranks} devices" if ranks > 1 else ""
+    return f"{training.micro_batch_size}{on} does not divide training.batch_size={training.batch_size}.{allowed}"
+
+
+@_check("trainer.devices")
+def _devices(config: ExperimentConfig) -> str | None:
+    if config.trainer.devices != 0 and re.fullmatch(r"auto|-1|\d+(,\d+)*,?", str(config.trainer.devices)):
+        return None
+    return f"expected auto, a number of devices, -1 for all, or a list as in '0,1'; got {config.trainer.devices!r}."
+
+
+@_check("trainer.default_root_dir")
+def _root(config: ExperimentConfig) -> str | None:
+    root = config.trainer.default_root_dir
+    if not root.strip():
+        return "expected a folder, got nothing."
+    return f"'{root}' is a file, not a folder." if Path(root).expanduser().is_file() else None
+
+
+@_check("training.early_stop.decay")
+def _decay(config: ExperimentConfig) -> str | None:
+    decay = config.training.early_stop.decay
+    return None if decay < 1 else f"must be below 1, got {decay:g}."
+
+
+@_check("training.stage1.warmup_ratio")
+def _warmup_1(config: ExperimentConfig) -> str | None:
+    return _share(config.training.stage1.warmup_ratio)
+
+
+@_check("training.stage2.warmup_ratio")
+def _warmup_2(config: ExperimentConfig) -> str | None:
+    return _share(config.training.stage2.warmup_ratio)
+
+
+def _share(value: float) -> str | None:
+    return None if value <= 1 and math.isfinite(value) else f"is a share of the steps, at most 1; got {value:g}."

@@ -1,0 +1,229 @@
+"""YAML files, their includes and command-line overrides, read into flat entries that know where they stand.
+
+Nothing is evaluated here: files go through a safe YAML loader, and interpolations stay text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uniattn_pl.errors import did_you_mean
+
+KeyPath = tuple[str, ...]
+INCLUDE = "include"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value a user wrote, its place (`origins[i]` is where the i-th key of `path` stands) and its raw text."""
+
+    path: KeyPath
+    origins: tuple[str, ...]
+    value: Any
+    text: str | None
+
+    @property
+    def key(self) -> str:
+        """The dotted key."""
+        return ".".join(self.path)
+
+    @property
+    def origin(self) -> str:
+        """Where the value itself was written: `file:line`, or the override."""
+        return self.origins[-1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The entries of one file, or of all overrides together; later layers win."""
+
+    entries: tuple[Entry, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 2e-5 (without a dot) as a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """The counterpart of `_Loader`: quotes text that it would read as a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def dump_value(value: Any) -> str:
+    """Write a value as YAML on one line, so that `parse_value` reads the same value back."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=False)
+    return str(text).removesuffix("\n").removesuffix("\n...").strip()
+
+
+def parse_value(text: str) -> Any:
+    """Read one YAML value, as after `key=`; text that is not YAML stays text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def read_files(files: Sequence[Path], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> list[Layer]:
+    """Return the layers of `files` in order, each preceded by what it includes; problems are appended."""
+    return [layer for file in files for layer in _Reader(is_leaf, problems).read(file, (), None)]
+
+
+def read_overrides(overrides: Sequence[str], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> Layer:
+    """Return `key.path=value` words as one layer, so that their order matters only for the same key."""
+    reader = _Reader(is_leaf, problems)
+    entries: list[Entry] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        origin = f"override '{override}'"
+        if not equals or not key.strip():
+            hint = " A further file needs its own --config." if override.endswith((".yaml", ".yml")) else ""
+            problems.append(f"{origin}: expected key.path=value, for example seed=1.{hint}")
+            continue
+        path = tuple(part.strip() for part in key.split("."))
+        if path == (INCLUDE,):
+            problems.append(f"{origin}: include works inside a file only; use --config {text}.")
+            continue
+        try:
+            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+            entries += reader.flatten(node, path, (origin,) * len(path), partial(_same, origin))
+        except yaml.YAMLError as error:
+            problems.append(f"{origin}: not a YAML value ({_reason(error)}); quote the value.")
+    return Layer(tuple(entries))
+
+
+class _Reader:
+    """Reads one `--config` file and what it includes."""
+
+    def __init__(self, is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> None:
+        self.is_leaf = is_leaf
+        self.problems = problems
+
+    def read(self, file: Path, including: tuple[Path, ...], included_at: str | None) -> list[Layer]:
+        """Return the layers of one file; `including` is the chain of files that led to it."""
+        where = f"{included_at}: include" if included_at else "--config"
+        if file.resolve() in [parent.resolve() for parent in including]:
+            chain = " -> ".join(str(f) for f in (*including, file))
+            self.problems.append(f"{where} '{file}': the file includes itself ({chain}).")
+            return []
+        root = self._compose(file, where)
+        if root is None:
+            return []
+        if not isinstance(root, yaml.MappingNode):
+            line = root.start_mark.line + 1
+            self.problems.append(f"{file}:{line}: a config file holds `key: value` lines, not {_kind(root)}.")
+            return []
+        try:
+            return self._layers(file, root, including)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            self.problems.append(f"{_place(file, error)}: {_reason(error)}.")
+            return []
+
+    def _compose(self, file: Path, where: str) -> yaml.Node | None:
+        if not file.is_file():
+            what = "is a folder, not a file." if file.is_dir() else f"does not exist.{nearest_file(file)}"
+            self.problems.append(f"{where} '{file}' {what}")
+            return None
+        try:
+            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
+        except yaml.YAMLError as error:
+            self.problems.append(f"{_place(file, error)}: not valid YAML: {_reason(error)}.")
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
+            self.problems.append(f"{where} '{file}' cannot be read: {error}.")
+        else:
+            if root is None:
+                self.problems.append(f"{file}: the file is empty; it needs at least one `key: value` line.")
+            return root
+        return None
+
+    def _layers(self, file: Path, root: yaml.MappingNode, including: tuple[Path, ...]) -> list[Layer]:
+        def place(node: yaml.Node) -> str:
+            return f"{file}:{node.start_mark.line + 1}"
+
+        entries = self.flatten(root, (), (), place)
+        layers: list[Layer] = []
+        for entry in (e for e in entries if e.path == (INCLUDE,)):
+            names = entry.value if isinstance(entry.value, list) else [entry.value]
+            if not all(isinstance(name, str) for name in names):
+                self.problems.append(f"{entry.origin}: include: expected a file name or a list of file names.")
+                continue
+            for name in names:
+                target = Path(os.path.normpath(file.parent / Path(name).expanduser()))
+                layers += self.read(target, (*including, file), entry.origin)
+        return [*layers, Layer(tuple(e for e in entries if e.path != (INCLUDE,)))]
+
+    def flatten(
+        self, node: yaml.Node, path: KeyPath, origins: tuple[str, ...], place: Callable[[yaml.Node], str]
+    ) -> list[Entry]:
+        """Turn a YAML node into entries; mappings are opened until `is_leaf(path)`."""
+        if path == (INCLUDE,) or self.is_leaf(path) or not isinstance(node, yaml.MappingNode):
+            if path and node.value == "" and node.tag.endswith(":null") and not self.is_leaf(path):
+                return []  # a section whose keys are all commented out
+            return [Entry(path, origins, _construct(node), node.value if isinstance(node, yaml.ScalarNode) else None)]
+        _Loader("").flatten_mapping(node)  # resolves `<<: *anchor`
+        entries: list[Entry] = []
+        seen: dict[str, str] = {}
+        for key_node, value_node in node.value:
+            origin = place(key_node)
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or not key:
+                self.problems.append(f"{origin}: a key must be a word.")
+                continue
+            inner = (*path, key)
+            if key in seen:
+                self.problems.append(f"{origin}: '{'.'.join(inner)}' is set twice, first at {seen[key]}.")
+                continue
+            seen[key] = origin
+            entries += self.flatten(value_node, inner, (*origins, origin), place)
+        return entries
+
+
+def _same(origin: str, _node: yaml.Node) -> str:
+    return origin
+
+
+def at(origin: str) -> str:
+    """Return the beginning of a message about a value that was set at `origin`."""
+    return "" if origin == DEFAULT else f"{origin}: "
+
+
+def _construct(node: yaml.Node) -> Any:
+    return _Loader("").construct_document(node)
+
+
+def nearest_file(path: Path) -> str:
+    """Return `did_you_mean` over the names beside `path`, or say that its folder does not exist."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" There is no folder '{folder}' either."
+    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir()))
+
+
+def _kind(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"only the text {node.value!r}"
+
+
+def _place(file: Path, error: BaseException) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f"{file}:{mark.line + 1}" if mark else str(file)
+
+
+def _reason(error: BaseException) -> str:
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return ", ".join(part for part in parts if part) or str(error) or type(error).__name__

@@ -1,0 +1,164 @@
+"""The typed schema of an experiment file; every key a user may write is a field here.
+
+Field metadata: `help` is shown by the documentation and the command line, `allowed` lists the
+admissible values, `minimum` (inclusive) bounds numbers. `config/checks.py` enforces them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, *, allowed: tuple[Any, ...] = (), minimum: float | None = None) -> Any:
+    """A dataclass field that carries its help text and its admissible values."""
+    metadata = {"help": help, "allowed": allowed, "minimum": minimum}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION_BACKENDS = ("sdpa", "eager")
+REUSE_MODES = ("auto", "materialise", "replay")
+INITIALISERS = {
+    "zero": "W_c = 0: unification without compensation",
+    "theorem37": "closed form of the paper's Theorem 3.7, on the mean over samples per position",
+    "least_squares": "ridge regression of W_c on the attention error, over all tokens",
+    "joint_least_squares": "ridge regression of W_o and W_c together, over all tokens",
+}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+@dataclass
+class ModelConfig:
+    """Which pre-trained model, and how it is held in memory."""
+
+    source: str = option("smollm2-135m", "hub id, local folder, .gguf file, or a name from `list models`")
+    dtype: str = option("auto", "auto: bfloat16 where the hardware has it, else float32", allowed=DTYPES)
+    attn_implementation: str = option(
+        "sdpa", "attention kernel of layers that compute their map", allowed=ATTENTION_BACKENDS
+    )
+    reuse: str = option(
+        "auto",
+        "how reuse layers get the map: keep it (materialise), recompute it from the source's Q and K (replay)",
+        allowed=REUSE_MODES,
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub model")
+    trust_remote_code: bool = option(False, "run Python code that comes with a hub model")
+
+
+@dataclass
+class DataConfig:
+    """Where instruction / input / output rows come from and how they become token sequences."""
+
+    source: str = option("embedded", "'embedded', a .json / .jsonl / .parquet file, or a hub data set name")
+    split: str = option("train", "split of a hub data set")
+    format: str = option(
+        "auto", "row format; auto looks at the keys", allowed=("auto", "alpaca", "pmc", "tulu3", "infinity_instruct")
+    )
+    validation_source: str | None = option(None, "a second source for validation; default: split off the first")
+    validation_size: int = option(200, "rows held out for validation", minimum=1)
+    num_samples: int | None = option(None, "rows used at all, after shuffling (train + validation); default: all")
+    shuffle_seed: int = option(0, "seed of the train / validation split", minimum=0)
+    max_length: int = option(
+        512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8
+    )
+    on_bad_row: str = option("error", "error: stop at the first bad row; skip: count them", allowed=("error", "skip"))
+    num_workers: int = option(0, "processes of the data loader", minimum=0)
+
+
+@dataclass
+class CalibrationConfig:
+    """How the compensation W_c starts (paper section 3.3, Theorem 3.7)."""
+
+    initialiser: str = option("joint_least_squares", "how W_c (and W_o) are fitted", allowed=tuple(INITIALISERS))
+    num_samples: int = option(1000, "training sequences of the pass (paper: 1,000)", minimum=1)
+    held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
+    batch_size: int = option(8, "sequences advanced together", minimum=1)
+    ridge: float = option(1e-2, "ridge, relative to the mean diagonal of the Gram matrix", minimum=0.0)
+    memory_limit_gib: float = option(1.0, "hidden streams larger than this spill to disk", minimum=0.0)
+
+
+@dataclass
+class StageConfig:
+    """One stage of training (stage 1: only W_c; stage 2: everything)."""
+
+    enabled: bool = option(True, "run this stage")
+    learning_rate: float = option(2e-5, "peak learning rate of AdamW", minimum=0.0)
+    weight_decay: float = option(0.0, "AdamW weight decay", minimum=0.0)
+    max_epochs: int = option(1, "epochs over the training rows", minimum=1)
+    max_steps: int | None = option(None, "optimizer steps at most; default: all of max_epochs", minimum=1)
+    warmup_ratio: float = option(0.03, "share of the stage's steps with a linear warm-up", minimum=0.0)
+    schedule: str = option("cosine", "decay after warm-up", allowed=("cosine", "linear", "constant"))
+
+
+@dataclass
+class EarlyStopConfig:
+    """When stage 1 ends: the exponential moving average of its loss stops falling (paper Algorithm 1)."""
+
+    enabled: bool = option(True, "stop stage 1 early")
+    decay: float = option(0.9, "decay of the moving average", minimum=0.0)
+    patience: int = option(20, "steps without improvement", minimum=1)
+    min_delta: float = option(1e-3, "smallest improvement that counts", minimum=0.0)
+
+
+@dataclass
+class TrainingConfig:
+    """The two-stage post-training."""
+
+    batch_size: int = option(48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1)
+    micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1)
+    precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    max_grad_norm: float | None = option(1.0, "clip the global gradient norm; null: never", minimum=0.0)
+    checkpoint_every_steps: int = option(50, "steps between resumable checkpoints", minimum=1)
+    stage1: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
+    stage2: StageConfig = field(default_factory=StageConfig)
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of the Lightning Trainer."""
+
+    accelerator: str = option("auto", "Lightning accelerator")
+    devices: int | str = option("auto", "number of devices on a node, or auto")
+    num_nodes: int = option(1, "number of machines", minimum=1)
+    strategy: str = option("auto", "how ranks work together", allowed=("auto", "ddp"))
+    deterministic: bool = option(False, "deterministic kernels only")
+    log_every_n_steps: int = option(1, "steps between logged metrics", minimum=1)
+    default_root_dir: str = option("runs/${name}", "folder of checkpoints and of the run's manifest")
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on held-out rows before, between and after the stages."""
+
+    num_samples: int = option(200, "validation sequences at most", minimum=1)
+    batch_size: int = option(8, "sequences per forward", minimum=1)
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow keeps runs."""
+
+    uri: str = option("sqlite:///mlruns/mlflow.db", "MLflow tracking URI")
+    experiment: str = option("uniattn_pl", "MLflow experiment name")
+    artifact_location: str | None = option("mlruns/artifacts", "artifact folder of a new experiment on a local store")
+
+
+@dataclass
+class ExperimentConfig:
+    """One experiment, as written in a file and on the command line."""
+
+    name: str = option("experiment", "name of the run and of its folder")
+    seed: int = option(0, "seed of weights, data order and everything random", minimum=0)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    architecture: dict[str, Any] = option({"name": "uniattn"}, "name from `list architectures`, and its options")
+    data: DataConfig = field(default_factory=DataConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,0 +1,216 @@
+"""Wrong config files, data files and command lines: each ends with exit code 2 and says what, where, what instead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from uniattn_pl.cli import main
+
+TINY = ("--config", "tiny.yaml")
+GOOD_ROW = '{"instruction": "i", "input": "", "output": "o"}'
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A command line in a folder with `tiny.yaml` and `files`, and what the message must contain."""
+
+    argv: tuple[str, ...]
+    expected: tuple[str, ...]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def config(text: str, *expected: str, **files: str) -> Wrong:
+    """`fit` with a second config file `a.yaml`."""
+    named = {name.replace("__", "."): content for name, content in files.items()}
+    return Wrong(("fit", *TINY, "--config", "a.yaml", "--dry-run"), expected, {"a.yaml": text, **named})
+
+
+def override(word: str, *expected: str) -> Wrong:
+    return Wrong(("fit", *TINY, word, "--dry-run"), expected)
+
+
+def data(name: str, content: str, *expected: str, words: tuple[str, ...] = ()) -> Wrong:
+    """`fit --dry-run` on a data file."""
+    return Wrong(("fit", *TINY, f"data.source={name}", "--dry-run", *words), expected, {name: content})
+
+
+WRONG = {
+    # config files
+    "unknown key": config("model:\n  sorce: x", "a.yaml:2: unknown key 'model.sorce'", "Did you mean 'model.source'?"),
+    "unknown section": config("trainig: {seed: 1}", "a.yaml:1: unknown key 'trainig'", "Did you mean 'training'?"),
+    "key in the wrong section": config("max_length: 9", "unknown key 'max_length'", "Did you mean 'data.max_length'?"),
+    "dotted key": config("model.source: x", "a.yaml:1: unknown key 'model.source'", "nested, not dotted"),
+    "wrong type": config(
+        "training:\n  batch_size: big", "a.yaml:2: training.batch_size: expected a whole number", "'big'"
+    ),
+    "not a boolean": config("trainer: {deterministic: 1}", "trainer.deterministic: expected true or false, got 1"),
+    "list instead of text": config("name: [a]", "a.yaml:1: name: expected text"),
+    "section with a value": config("model: tiny-llama", "a.yaml:1: model: expected keys below it"),
+    "below minimum": config("data: {max_length: 2}", "a.yaml:1: data.max_length: must be at least 8, got 2"),
+    "not allowed": config("model: {dtype: bf16}", "model.dtype: must be one of auto, float32", "'bfloat16'?"),
+    "infinite": config("calibration: {ridge: .inf}", "calibration.ridge: expected a number"),
+    "key set twice": config("seed: 1\nseed: 2", "a.yaml:2: 'seed' is set twice, first at a.yaml:1"),
+    "no value given": config("name: ???", "name: a value must be given"),
+    "architecture name": config(
+        "architecture: {name: unatn}", "a.yaml:1: architecture.name", "Did you mean 'uniattn'?"
+    ),
+    "architecture option": config(
+        "architecture:\n  name: cla\n  superblok_size: 2",
+        "a.yaml:3: unknown key 'architecture.superblok_size'",
+        "'cla'",
+        "Did you mean 'architecture.superblock_size'?",
+    ),
+    "architecture option type": config(
+        "architecture: {name: llmdrop, layers: [a]}", "architecture.layers: expected a list, each item a whole number"
+    ),
+    "architecture option range": config(
+        "architecture: {superblock_size: 1}", "architecture.superblock_size: must be at least 2, got 1"
+    ),
+    "plan does not fit": config(
+        "architecture: {name: uniattn, superblock_size: 4, num_superblocks: 4}", "a.yaml:1: architecture: ", "8"
+    ),
+    "layer not in the model": config(
+        "architecture: {name: llmdrop, layers: [3, 12]}", "a.yaml:1: architecture: ", "layers 0 to 7", "12"
+    ),
+    "YAML syntax": config("a: [1\nb: 2", "a.yaml:2: not valid YAML"),
+    "tab": config("model:\n\tsource: x", "a.yaml:2: not valid YAML"),
+    "empty file": config("# nothing\n", "a.yaml: the file is empty"),
+    "not a mapping": config("- seed\n", "a.yaml:1: a config file holds `key: value` lines, not a list"),
+    "missing include": config(
+        "include: blok.yaml", "a.yaml:1: include 'blok.yaml' does not exist", "'block.yaml'?", block__yaml="seed: 1"
+    ),
+    "include cycle": config(
+        "include: b.yaml", "b.yaml:1: include 'a.yaml'", "includes itself", b__yaml="include: a.yaml"
+    ),
+    "include of a number": config("include: 3", "a.yaml:1: include: expected a file name"),
+    "problem in an included file": config(
+        "include: b.yaml", "b.yaml:1: unknown key 'sed'", "'seed'?", b__yaml="sed: 1"
+    ),
+    "interpolation of a missing key": config(
+        "name: run-${sede}", "a.yaml:1: name: ${sede} is not a key", "Did you mean 'seed'?"
+    ),
+    "interpolation of itself": config("name: ${name}", "a.yaml:1: name:", "ecursive"),
+    "interpolation of the wrong type": config(
+        "seed: ${model.source}", "a.yaml:1: seed: expected a whole number, got 'tiny-llama'"
+    ),
+    "unfinished interpolation": config("name: 'a${seed'", "a.yaml:1: name:", "not a complete interpolation"),
+    "forbidden resolver": config("name: ${oc.decode:x}", "a.yaml:1: name:", "calls 'oc.decode'"),
+    "unset variable": config("name: ${oc.env:UNIATTN_NOPE}", "variable UNIATTN_NOPE is not set"),
+    "micro batches": config(
+        "training:\n  batch_size: 6\n  micro_batch_size: 4",
+        "a.yaml:3, a.yaml:2: training.micro_batch_size: 4 does not divide training.batch_size=6. It may be 1, 2, 3, 6.",
+    ),
+    "name with a slash": config("name: a/b", "a.yaml:1: name: it names a folder"),
+    "share above one": config("training: {stage1: {warmup_ratio: 3}}", "training.stage1.warmup_ratio: is a share"),
+    "no training rows": config("data: {num_samples: 5, validation_size: 5}", "data.num_samples: 5 rows leave none"),
+    # overrides and command lines
+    "override without =": override("seed", "override 'seed': expected key.path=value"),
+    "second file without --config": override("b.yaml", "override 'b.yaml'", "needs its own --config"),
+    "override of an unknown key": override(
+        "training.stage3.enabled=no", "unknown key 'training.stage3'", "Did you mean 'training.stage"
+    ),
+    "override of a wrong type": override("seed=x", "override 'seed=x': seed: expected a whole number, got 'x'"),
+    "override below a value": override("seed.x=1", "unknown key 'seed.x': 'seed' has no keys below it"),
+    "override that is not YAML": override("name=[a", "override 'name=[a': not a YAML value"),
+    "model folder": override(
+        "model.source=./tiny_lama", "model.source: there is no model folder", "Did you mean 'tiny_llama'?"
+    ),
+    "model name": override("model.source=tiny-lama", "tiny-lama", "Did you mean 'tiny-llama'?"),
+    "missing config": Wrong(("fit", "--config", "tny.yaml"), ("--config 'tny.yaml' does not exist", "'tiny.yaml'?")),
+    "config is a folder": Wrong(("plan", "--config", "tiny_llama"), ("'tiny_llama' is a folder, not a file",)),
+    "no config": Wrong(("fit", "seed=1"), ("fit needs --config FILE",)),
+    "unknown command": Wrong(("fitt",), ("unknown command 'fitt'. Did you mean 'fit'?",)),
+    "unknown option": Wrong(("fit", *TINY, "--dryrun"), ("unknown option '--dryrun'. Did you mean '--dry-run'?",)),
+    "option without a value": Wrong(("fit", "--config"), ("--config: expected one argument",)),
+    "not a number": Wrong(("plan", *TINY, "--length", "long"), ("--length: invalid int value: 'long'",)),
+    "length of zero": Wrong(("plan", *TINY, "--length", "0"), ("at least 1",)),
+    "list topic": Wrong(("list", "model"), ("cannot list 'model'. Did you mean 'models'?",)),
+    "generate from a wrong folder": Wrong(
+        ("generate", "--from", "runs/quickstrat", "--prompt", "x"),
+        ("there is no folder 'runs/quickstrat'", "Did you mean 'quickstart'?"),
+        {"runs/quickstart/final/config.json": "{}"},
+    ),
+    "generate from a run without a model": Wrong(
+        ("generate", "--from", "runs/new", "--prompt", "x"),
+        ("'runs/new' holds no model",),
+        {"runs/new/x": ""},
+    ),
+    "generate without a prompt": Wrong(("generate", "--from", "."), ("at least one --prompt",)),
+    "export without a target": Wrong(("export", "--from", "."), ("export needs --to",)),
+    "export over something": Wrong(
+        ("export", "--from", "m", "--to", "out"), ("'out' is not empty",), {"m/config.json": "{}", "out/x": ""}
+    ),
+    # data files
+    "missing data file": Wrong(
+        ("fit", *TINY, "data.source=rows.jsnl.json"),
+        ("data.source: there is no data file 'rows.jsnl.json'", "Did you mean 'rows.jsonl'?"),
+        {"rows.jsonl": GOOD_ROW},
+    ),
+    "broken JSON line": data("rows.jsonl", f"{GOOD_ROW}\n{{oops\n", "rows.jsonl, line 2", "invalid JSON"),
+    "row without a key": data("rows.jsonl", f'{GOOD_ROW}\n{{"instruction": "i"}}\n', "rows.jsonl, line 2", "output"),
+    "row that is not an object": data("rows.jsonl", f"{GOOD_ROW}\n3\n", "rows.jsonl, line 2"),
+    "truncated JSON array": data("rows.json", f"[{GOOD_ROW},", "rows.json", "invalid JSON"),
+    "empty data file": data("rows.jsonl", "", "rows.jsonl", "no usable row"),
+    "wrong format": data("rows.jsonl", f"{GOOD_ROW}\n", "rows.jsonl", "no usable row", words=("data.format=tulu3",)),
+    "too few rows": data("rows.jsonl", f"{GOOD_ROW}\n" * 3, "'rows.jsonl' has 3 usable rows", "data.validation_size=8"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a valid tiny experiment."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_llama").mkdir()
+    (tmp_path / "tiny.yaml").write_text(
+        "name: tiny\nmodel: {source: tiny-llama}\ndata: {validation_size: 8}\n"
+        "architecture: {name: uniattn, superblock_size: 4, num_superblocks: 1}\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG.keys())
+def test_wrong_input_is_named(case: Wrong, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in case.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    code = main(case.argv)
+    printed = capsys.readouterr().err
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    for part in case.expected:
+        assert part in printed
+    messages = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(messages) == len(set(messages)) == 1, "one problem, one message"
+
+
+def test_all_problems_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.yaml").write_text(
+        "sed: 1\nmodel: {dtype: int8}\narchitecture: {name: cla, x: 1}\ninclude: gone.yaml\n"
+    )
+    code = main(["fit", "--config", "a.yaml", "training.batch_size=big", "oops", "data.source=gone.json"])
+    printed = capsys.readouterr().err
+    assert code == 2
+    for part in ("'sed'", "model.dtype", "architecture.x", "gone.yaml", "batch_size", "'oops'", "gone.json"):
+        assert part in printed
+    assert printed.count("error: ") == 7
+
+
+def test_a_correct_experiment_passes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *TINY, "--dry-run"]) == 0
+    assert "all checks passed" in capsys.readouterr().out
+    assert not (folder / "runs").exists()
+
+
+def test_the_process_exits_with_2_and_no_traceback(folder: Path) -> None:
+    command = [sys.executable, "-m", "uniattn_pl", "fit", *TINY, "seed=x", "trainig.batch_size=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,18 @@
+"""Every test runs offline and keeps its model cache to itself."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before any test imports transformers or datasets: both read these once.
+for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    os.environ[_name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "agg"
+
+if "UNIATTN_PL_CACHE" not in os.environ:
+    os.environ["UNIATTN_PL_CACHE"] = tempfile.mkdtemp(prefix="uniattn_pl-tests-")
+    atexit.register(shutil.rmtree, os.environ["UNIATTN_PL_CACHE"], ignore_errors=True)
