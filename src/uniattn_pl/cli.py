@@ -1,7 +1,7 @@
 """The command line: finds the command, prints its help or runs it, and turns errors into exit codes.
 
-0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted, 1 anything else:
-that is a bug or a broken environment, so its traceback is shown.
+0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted, 1 anything else: a run
+that failed for a known reason (its message), or a bug or broken environment (its traceback).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from importlib import import_module
 
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, parse
-from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.errors import RunFailure, UserError, did_you_mean
 
-SUCCESS, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return USER_ERROR
+    except RunFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILURE
     except KeyboardInterrupt:
         print("interrupted; an interrupted fit resumes with the same command.", file=sys.stderr)
         return INTERRUPTED
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         print("error: this is not about your input; please report it with the traceback above.", file=sys.stderr)
-        return BUG
+        return FAILURE
 
 
 def _dispatch(arguments: list[str]) -> int:

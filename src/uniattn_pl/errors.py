@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
+class RunFailure(Exception):
+    """A run cannot go on for a reason the message explains in full; shown without traceback, exit code 1."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -1,0 +1,33 @@
+"""Instruction data: sources, the paper's prompt, tokenisation, and the LightningDataModule.
+
+Importing any part of it imports torch and Lightning, so the command line does so inside functions only.
+"""
+
+from uniattn_pl.data.collation import Collator
+from uniattn_pl.data.embedded import embedded_rows
+from uniattn_pl.data.encoding import EncodedRows, Example, encode_rows
+from uniattn_pl.data.loader import ResumableLoader, epoch_order
+from uniattn_pl.data.module import InstructionDataModule
+from uniattn_pl.data.prompts import format_prompt
+from uniattn_pl.data.report import DataReport
+from uniattn_pl.data.rows import Row
+from uniattn_pl.data.sources import SourceRows, read_source
+from uniattn_pl.data.split import Split, load_split
+
+__all__ = [
+    "Collator",
+    "DataReport",
+    "EncodedRows",
+    "Example",
+    "InstructionDataModule",
+    "ResumableLoader",
+    "Row",
+    "SourceRows",
+    "Split",
+    "embedded_rows",
+    "encode_rows",
+    "epoch_order",
+    "format_prompt",
+    "load_split",
+    "read_source",
+]

@@ -1,0 +1,187 @@
+"""Rows to token sequences: prompt and response tokenised apart, joined, closed with EOS, cut to a length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from uniattn_pl.data.prompts import format_prompt
+from uniattn_pl.data.rows import Row
+from uniattn_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_PER_CALL = 1_000  # the fast tokenizers work on the rows of one call in parallel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded row.
+
+    Args:
+        tokens: int32 [L], prompt then response (with BOS and EOS).
+        prompt_length: how many of them belong to the prompt.
+        choice_ids: first token of every choice when the row is checkable, else empty.
+        answer_index: which choice is right, -1 when the row is not checkable.
+    """
+
+    tokens: torch.Tensor
+    prompt_length: int
+    choice_ids: tuple[int, ...] = ()
+    answer_index: int = -1
+
+
+class EncodedRows:
+    """Encoded rows in one flat buffer: 4 bytes a token, so that half a million rows fit in memory.
+
+    Args:
+        tokens: int32 [total tokens], the sequences one after another.
+        lengths: int64 [N], tokens of each sequence.
+        prompt_lengths: int64 [N], prompt tokens of each sequence.
+        choices: (choice_ids, answer_index) of each row, empty where rows are not checkable.
+        truncated: sequences cut at the end.
+        dropped: rows without room for a response token.
+        ambiguous: rows with two choices that begin with the same token; their answers are not checked.
+    """
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+        choices: Sequence[tuple[tuple[int, ...], int]] = (),
+        *,
+        truncated: int = 0,
+        dropped: int = 0,
+        ambiguous: int = 0,
+    ) -> None:
+        self.tokens, self.lengths, self.prompt_lengths = tokens, lengths, prompt_lengths
+        self.choices = list(choices)
+        self.truncated, self.dropped, self.ambiguous = truncated, dropped, ambiguous
+        self._ends = lengths.cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        end = int(self._ends[index])
+        tokens = self.tokens[end - int(self.lengths[index]) : end]
+        choice_ids, answer_index = self.choices[index] if self.choices else ((), -1)
+        return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index)
+
+    @property
+    def checkable(self) -> bool:
+        """Whether any row has an answer among choices."""
+        return any(answer_index >= 0 for _, answer_index in self.choices)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens that carry the loss."""
+        return int((self.lengths - self.prompt_lengths).sum())
+
+
+def encode_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, with_choices: bool = False
+) -> EncodedRows:
+    """Tokenise rows with the paper's prompt.
+
+    A sequence is BOS (if the tokenizer adds one), prompt, response, EOS. Prompt and response are tokenised apart,
+    so that the prompt has the same tokens at generation. A sequence longer than `max_length` is cut at its end, as
+    in the authors' code: it keeps its whole prompt, loses the end of its response and its EOS. When that would
+    leave no response token, the row has nothing to learn and is dropped.
+
+    Args:
+        rows: what to encode, in this order.
+        tokenizer: fast ones tokenise the rows of a call in parallel.
+        max_length: tokens of a sequence at most.
+        with_choices: also encode the first token of each choice, for rows that have choices.
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; set `eos_token` in its tokenizer_config.json.")
+    encoder = _Encoder(tokenizer, max_length)
+    for start in range(0, len(rows), _ROWS_PER_CALL):
+        encoder.add(rows[start : start + _ROWS_PER_CALL], with_choices)
+    return encoder.finish()
+
+
+class _Encoder:
+    """Collects sequences chunk by chunk, so that no more than one chunk is held as Python integers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.bos, self.eos = _bos(tokenizer), [int(tokenizer.eos_token_id)]
+        self.pieces: list[torch.Tensor] = []
+        self.lengths: list[int] = []
+        self.prompt_lengths: list[int] = []
+        self.choices: list[tuple[tuple[int, ...], int]] = []
+        self.truncated = self.dropped = self.ambiguous = 0
+
+    def add(self, rows: Sequence[Row], with_choices: bool) -> None:
+        prompts = _tokenize(self.tokenizer, [format_prompt(row.instruction, row.input) for row in rows])
+        responses = _tokenize(self.tokenizer, [row.output for row in rows])
+        tokens: list[int] = []
+        for row, prompt, response in zip(rows, prompts, responses, strict=True):
+            sequence = self.bos + prompt + response + self.eos
+            prompt_length = len(self.bos) + len(prompt)
+            if prompt_length >= self.max_length:
+                self.dropped += 1
+                continue
+            self.truncated += len(sequence) > self.max_length
+            tokens += sequence[: self.max_length]
+            self.lengths.append(min(len(sequence), self.max_length))
+            self.prompt_lengths.append(prompt_length)
+            if with_choices:
+                self.choices.append(self._choices(row))
+        self.pieces.append(torch.tensor(tokens, dtype=torch.int32))
+
+    def _choices(self, row: Row) -> tuple[tuple[int, ...], int]:
+        """Return the first token of each choice and the index of the answer, or ((), -1) when not checkable."""
+        if row.answer is None or not row.choices:
+            return (), -1
+        first_tokens = _first_tokens(self.tokenizer, row.answer, row.choices, row.output)
+        if len(set(first_tokens)) < len(first_tokens):
+            self.ambiguous += 1
+            return (), -1
+        return first_tokens, row.choices.index(row.answer)
+
+    def finish(self) -> EncodedRows:
+        return EncodedRows(
+            torch.cat([torch.empty(0, dtype=torch.int32), *self.pieces]),
+            torch.tensor(self.lengths, dtype=torch.int64),
+            torch.tensor(self.prompt_lengths, dtype=torch.int64),
+            self.choices,
+            truncated=self.truncated,
+            dropped=self.dropped,
+            ambiguous=self.ambiguous,
+        )
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # verbose=False: no warning about sequences longer than the model's limit, which are cut right after.
+    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return cast(list[list[int]], encoded["input_ids"])
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return [BOS] when the tokenizer itself begins every text with it, else []."""
+    bos = tokenizer.bos_token_id
+    with_special = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
+    return [cast(int, bos)] if bos is not None and with_special[:1] == [bos] else []
+
+
+def _first_tokens(
+    tokenizer: PreTrainedTokenizerBase, answer: str, choices: Sequence[str], output: str
+) -> tuple[int, ...]:
+    """Return the token the response would begin with for each choice, followed by what follows the answer.
+
+    The rest of the response stays, because a tokenizer may merge a short answer with the character after it.
+    """
+    rest = output.removeprefix(answer)
+    return tuple(ids[0] for ids in _tokenize(tokenizer, [choice + rest for choice in choices]))

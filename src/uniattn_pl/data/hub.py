@@ -1,0 +1,89 @@
+"""Hub data sets through `datasets`, with one quick look at the hub instead of minutes of retries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from uniattn_pl.data.files import Record, row_place
+from uniattn_pl.errors import UserError, did_you_mean
+
+_TIMEOUT_S = 5.0
+
+
+def read_hub(name: str, split: str, *, hint: str = "") -> Iterator[Record]:
+    """Return the records of one split of a hub data set, from the hub or from the local cache.
+
+    Args:
+        name: `owner/name` or `name`.
+        split: a split, or a slice such as "train[:1000]".
+        hint: appended to the message when there is no such data set.
+
+    Raises:
+        UserError: not on the hub, not in the cache while the hub cannot be reached, or no such split.
+    """
+    for index, value in enumerate(_load(name, split, hint)):
+        yield Record(value, partial(row_place, f"{name} ({split})", index))
+
+
+def _load(name: str, split: str, hint: str) -> Any:
+    import datasets
+
+    state = _hub_state(name)
+    try:
+        with _offline(state != "there"):
+            return datasets.load_dataset(name, split=split)
+    except Exception as error:  # `datasets` raises many types; each becomes one sentence with its own words
+        if state == "there":
+            raise UserError(_cannot_load(name, split, error)) from None
+        if state == "unknown":
+            raise UserError(
+                f"data source '{name}' is neither 'embedded', nor a local file, nor a data set on the hub "
+                f"(or it is private: run `hf auth login`).{hint}"
+            ) from None
+        raise UserError(
+            f"data source '{name}' is not a local file, and as a hub data set it is not in the local cache and the "
+            f'hub cannot be reached; fetch it where there is a network (python -c "import datasets; '
+            f"datasets.load_dataset('{name}')\") and copy ~/.cache/huggingface, or give a .json, .jsonl or .parquet "
+            f"file as data.source.{hint}"
+        ) from None
+
+
+def _hub_state(name: str) -> str:
+    """Ask the hub once: "there", "unknown" (no such data set) or "unreachable"."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(name, timeout=_TIMEOUT_S)
+    except GatedRepoError:
+        return "there"  # loading it explains how to get access
+    except (RepositoryNotFoundError, HFValidationError):
+        return "unknown"
+    except Exception:  # offline mode, no name service, a proxy's refusal, a timeout: the cache may still have it
+        return "unreachable"
+    return "there"
+
+
+def _cannot_load(name: str, split: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    near = did_you_mean(split, re.findall(r"\w+", reason.partition("Should be one of")[2]))
+    return f"hub data set '{name}', split '{split}', cannot be loaded: {reason}{near}"
+
+
+@contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    """Keep `datasets` from retrying a hub that was just found unreachable; it then reads its cache only."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before

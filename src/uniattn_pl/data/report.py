@@ -1,0 +1,82 @@
+"""What became of the rows: the counts printed before training and logged with the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of one data set after reading, splitting and tokenising.
+
+    Args:
+        source: the data source.
+        format: its row format.
+        rows_read: records found, in all sources.
+        skipped: bad rows left out (`on_bad_row: skip`).
+        filtered: conversations left out because they are not one round, or have an empty turn.
+        train_rows, validation_rows: rows of the split.
+        train, validation: sequences left of them after `dropped`.
+        max_length: limit in tokens.
+        truncated: sequences cut to `max_length`.
+        dropped: rows left out because their prompt alone fills `max_length`.
+        ambiguous: validation rows whose answer is not checked because two choices share their first token.
+        overlap: validation rows whose prompt is also a training row's.
+        tokens: training tokens, prompt and response.
+        response_tokens: training tokens that carry the loss.
+        validation_response_tokens: the same of the validation rows.
+        longest: tokens of the longest sequence.
+    """
+
+    source: str
+    format: str
+    rows_read: int
+    skipped: int
+    filtered: int
+    train_rows: int
+    validation_rows: int
+    train: int
+    validation: int
+    max_length: int
+    truncated: int
+    dropped: int
+    ambiguous: int
+    overlap: int
+    tokens: int
+    response_tokens: int
+    validation_response_tokens: int
+    longest: int
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a training sequence on average."""
+        return self.tokens / max(1, self.train)
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Return the counts by name, as they are logged."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the lines for the console: what was used, then whatever was lost."""
+        lines = [
+            f"data: {self.source} ({self.format}), {self.rows_read:,} rows read, {self.train_rows:,} train, "
+            f"{self.validation_rows:,} validation",
+            f"tokens: {self.tokens:,} train ({self.response_tokens:,} in responses), {self.mean_length:.0f} a sequence "
+            f"on average, {self.longest} at most",
+        ]
+        losses = (
+            (self.skipped, "bad rows skipped"),
+            (self.filtered, "conversations left out (not one round, or an empty turn)"),
+            (self.truncated, f"sequences cut at {self.max_length} tokens"),
+            (self.dropped, self._dropped_because()),
+            (self.ambiguous, "validation answers not checked: two choices begin with the same token"),
+            (self.overlap, "validation rows have the prompt of a training row"),
+        )
+        return lines + [f"{count:,} {what}" for count, what in losses if count]
+
+    def _dropped_because(self) -> str:
+        train, validation = self.train_rows - self.train, self.validation_rows - self.validation
+        return (
+            f"rows dropped ({train:,} train, {validation:,} validation): the prompt alone has {self.max_length} tokens "
+            "or more (data.max_length)"
+        )

@@ -1,0 +1,135 @@
+"""Reading rows: the embedded data set, a local .json / .jsonl / .parquet file, or a hub data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uniattn_pl.data.embedded import embedded_rows
+from uniattn_pl.data.files import SUFFIXES, Record, read_file
+from uniattn_pl.data.hub import read_hub
+from uniattn_pl.data.rows import BadRow, Row, detect_format, map_row
+from uniattn_pl.errors import UserError, did_you_mean
+
+EMBEDDED = "embedded"
+
+
+@dataclass
+class SourceRows:
+    """The usable rows of one source, and what was left out.
+
+    Args:
+        source: as the user wrote it.
+        format: the row format, after detection.
+        rows: usable rows, in the order of the source.
+        read: records the source holds.
+        skipped: bad rows (`on_bad_row: skip`).
+        filtered: conversations of more than one round, or with an empty turn.
+        first_problem: what was wrong with the first bad row.
+    """
+
+    source: str
+    format: str
+    rows: list[Row] = field(default_factory=list)
+    read: int = 0
+    skipped: int = 0
+    filtered: int = 0
+    first_problem: str = ""
+
+
+def read_source(source: str, *, split: str = "train", format: str = "auto", on_bad_row: str = "error") -> SourceRows:
+    """Read every row of a source (`data.source`).
+
+    Args:
+        source: "embedded", a path, or a hub data set name.
+        split: split of a hub data set.
+        format: a key of `rows.FORMATS`, or "auto" to look at the keys of the first row.
+        on_bad_row: "error" stops at the first bad row and names its place, "skip" counts bad rows.
+
+    Raises:
+        UserError: no such file or data set, a bad row, or no usable row at all.
+    """
+    if source == EMBEDDED:
+        rows = embedded_rows()
+        return SourceRows(source, "alpaca", rows, read=len(rows))
+    result = _collect(source, _records(source, split), format, skip_bad=on_bad_row == "skip")
+    if not result.rows:
+        first = f" The first bad row: {result.first_problem}." if result.first_problem else ""
+        raise UserError(
+            f"data source '{source}' has no usable row ({result.read} read, {result.skipped} bad, {result.filtered} "
+            f"left out as not one-round conversations).{first}"
+        )
+    return result
+
+
+def _collect(source: str, records: Iterable[Record], format_name: str, *, skip_bad: bool) -> SourceRows:
+    result = SourceRows(source, format_name)
+    for record in records:
+        result.read += 1
+        try:
+            if record.problem:
+                raise BadRow(record.problem)
+            if result.format == "auto":
+                result.format = detect_format(record.value)
+            row = map_row(record.value, result.format)
+        except BadRow as problem:
+            if not skip_bad:
+                way_out = "data.on_bad_row=skip leaves bad rows out and counts them."
+                raise UserError(f"{record.place()}: {problem}; {way_out}") from None
+            result.skipped += 1
+            result.first_problem = result.first_problem or f"{record.place()}: {problem}"
+            continue
+        if row is None:
+            result.filtered += 1
+        else:
+            result.rows.append(row)
+    return result
+
+
+def _records(source: str, split: str) -> Iterator[Record]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_file(path)
+    if path.is_dir():
+        raise UserError(f"data source '{source}' is a folder; give one {_listed(SUFFIXES)} file.{_files_in(path)}")
+    if _looks_like_a_file(source):
+        raise UserError(_no_such_file(source, path))
+    return read_hub(source, split, hint=did_you_mean(source, (EMBEDDED,)))
+
+
+def _looks_like_a_file(source: str) -> bool:
+    """A hub name is `name` or `owner/name` without a data file's suffix; everything else is a path."""
+    known = {*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".arrow"}
+    return (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or "\\" in source
+        or Path(source).suffix.lower() in known
+        or ("/" in source and Path(source).parent.is_dir())
+    )
+
+
+def _no_such_file(source: str, path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"data source '{source}' does not exist, nor does the folder '{folder}'."
+    near = did_you_mean(path.name, _data_files(folder))
+    return f"data source '{source}' does not exist.{near or _files_in(folder)}"
+
+
+def _files_in(folder: Path) -> str:
+    names = _data_files(folder)
+    if not names:
+        return f" The folder '{folder}' has no {_listed(SUFFIXES)} file."
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f" The folder '{folder}' holds {', '.join(names[:5])}{more}."
+
+
+def _data_files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *head, last = names
+    return f"{', '.join(head)} or {last}"

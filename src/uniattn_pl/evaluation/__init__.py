@@ -1,0 +1,1 @@
+"""What a model is worth: held-out response loss and answer accuracy."""

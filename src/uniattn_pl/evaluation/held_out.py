@@ -1,0 +1,106 @@
+"""Held-out response loss and answer accuracy, from one forward per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uniattn_pl.training.response_loss import IGNORED, logits_at
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model scores on held-out rows.
+
+    Attributes:
+        response_loss: mean cross-entropy per response token, nats.
+        answer_accuracy: share of rows with choices whose right choice scores highest; None without such rows.
+        tokens: response tokens scored.
+        sequences: rows scored.
+    """
+
+    response_loss: float
+    answer_accuracy: float | None
+    tokens: int
+    sequences: int
+
+    def named(self, prefix: str) -> dict[str, float]:
+        """The metrics for a logger, each with `prefix`; accuracy only where there is one."""
+        metrics = {f"{prefix}response_loss": self.response_loss}
+        if self.answer_accuracy is not None:
+            metrics[f"{prefix}answer_accuracy"] = self.answer_accuracy
+        return metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def held_out_metrics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> HeldOut:
+    """Score `model` on validation batches; its training mode is put back afterwards.
+
+    Only the logits that are scored are computed, never [B, L, vocabulary].
+
+    Args:
+        model: a causal language model, on any device.
+        batches: dicts of input_ids, attention_mask, labels [B, L] (labels -100 where not scored) and, for rows
+            with choices, choice_ids [B, C] (-1 pads), answer_index [B] (-1: none), answer_position [B].
+
+    Raises:
+        ValueError: no batch has a response token.
+    """
+    was_training = model.training
+    model.eval()
+    loss, tokens, sequences, right, asked = 0.0, 0, 0, 0, 0
+    try:
+        for batch in batches:
+            part = _score(model, batch)
+            loss += part[0]
+            tokens, right, asked = tokens + part[1], right + part[2], asked + part[3]
+            sequences += len(batch["input_ids"])
+    finally:
+        model.train(was_training)
+    if tokens == 0:
+        raise ValueError("the held-out batches contain no response token to score.")
+    return HeldOut(loss / tokens, right / asked if asked else None, tokens, sequences)
+
+
+def _score(model: nn.Module, batch: dict[str, Any]) -> tuple[float, int, int, int]:
+    """Summed loss, response tokens, right answers and questions of one batch."""
+    labels: Tensor = batch["labels"]
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    wanted = targets != IGNORED
+    questions = _questions(batch)
+    if questions is not None:
+        wanted[questions, batch["answer_position"][questions]] = True
+    positions = wanted.flatten().nonzero().squeeze(-1)
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    logits = logits_at(model, inputs, positions.to(device)).float()
+    scored = targets.flatten()[positions]
+    loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
+    right = 0 if questions is None else _right_answers(logits, positions, batch, questions)
+    return float(loss), int((scored != IGNORED).sum()), right, 0 if questions is None else len(questions)
+
+
+def _questions(batch: dict[str, Any]) -> Tensor | None:
+    """Rows [Q] of the batch that have choices and a right one, or None."""
+    if "answer_index" not in batch:
+        return None
+    rows: Tensor = (batch["answer_index"] >= 0).nonzero().squeeze(-1)
+    return rows if len(rows) else None
+
+
+def _right_answers(logits: Tensor, positions: Tensor, batch: dict[str, Any], questions: Tensor) -> int:
+    """How many of the `questions` have their right choice's first token scored highest among the choices."""
+    length = batch["labels"].shape[1]
+    flat = questions * length + batch["answer_position"][questions]
+    at_answer = logits[torch.searchsorted(positions, flat).to(logits.device)]
+    choices = batch["choice_ids"][questions].to(logits.device)
+    scores = at_answer.gather(1, choices.clamp_min(0)).masked_fill(choices < 0, float("-inf"))
+    return int((scores.argmax(1) == batch["answer_index"][questions].to(logits.device)).sum())

@@ -1,0 +1,1 @@
+"""MLflow runs, plots, tables and the record of the environment."""

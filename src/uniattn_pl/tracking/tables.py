@@ -1,0 +1,82 @@
+"""The table a fit ends with: what was lost, what was saved, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from io import StringIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from uniattn_pl.training.results import LABELS, FitResult
+
+PLAIN_WIDTH = 110
+
+
+def final_report(result: FitResult) -> RenderableType:
+    """Quality by milestone, cache bytes, speed, and the commands that use the result."""
+    parts: list[RenderableType] = [_quality(result)]
+    if result.gap_closed is not None:
+        parts.append(Text(f"The initialisation closed {result.gap_closed:.0%} of the loss that unification opened."))
+    parts += [_cache(result)]
+    if result.stages:
+        parts.append(_speed(result))
+    parts.append(Text("\n" + commands(result)))
+    return Group(*parts)
+
+
+def as_text(report: RenderableType) -> str:
+    """The report as plain text, for an artifact."""
+    buffer = StringIO()
+    Console(file=buffer, width=PLAIN_WIDTH, no_color=True).print(report, soft_wrap=True)
+    return buffer.getvalue()
+
+
+def commands(result: FitResult) -> str:
+    """The exact commands to look at the run, to generate with the model and to export it."""
+    run = shlex.quote(str(result.run_folder))
+    lines = [
+        f"MLflow    mlflow ui --backend-store-uri {shlex.quote(result.tracking_uri)}   (default store: make ui)",
+        f"generate  python -m uniattn_pl generate --from {run} --instruction --prompt 'Name two causes of chest pain.'",
+        f"export    python -m uniattn_pl export --from {run} --to {shlex.quote('exported/' + result.run_folder.name)}",
+    ]
+    return "\n".join(lines)
+
+
+def _quality(result: FitResult) -> Table:
+    table = Table(title="Held-out quality", title_justify="left")
+    table.add_column("model")
+    table.add_column("response loss", justify="right")
+    with_answers = any(m.answer_accuracy is not None for m in result.milestones)
+    if with_answers:
+        table.add_column("answer accuracy", justify="right")
+    for milestone in result.milestones:
+        row = [LABELS[milestone.name], f"{milestone.response_loss:.4f}"]
+        if with_answers:
+            row.append("-" if milestone.answer_accuracy is None else f"{milestone.answer_accuracy:.1%}")
+        table.add_row(*row)
+    return table
+
+
+def _cache(result: FitResult) -> Table:
+    cache = result.cache
+    table = Table(title=f"KV cache of one sequence of {cache.length} tokens", title_justify="left")
+    for name in ("unmodified", "predicted by the plan", "measured", "retain rate"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        *(f"{size:,} B" for size in (cache.unmodified, cache.predicted, cache.measured)), f"{cache.retain_rate:.1%}"
+    )
+    return table
+
+
+def _speed(result: FitResult) -> Table:
+    table = Table(title="Training", title_justify="left")
+    for name in ("stage", "steps", "tokens/s", "s/step"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in result.stages:
+        steps = f"{stage.steps} (stopped early)" if stage.stopped_early else str(stage.steps)
+        rate = "-" if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}"
+        seconds = "-" if stage.step_seconds is None else f"{stage.step_seconds:.2f}"
+        table.add_row(stage.name, steps, rate, seconds)
+    return table

@@ -1,0 +1,1 @@
+"""Two-stage post-training with Lightning: the module, the callbacks and the resumable runner."""

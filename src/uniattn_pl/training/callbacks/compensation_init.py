@@ -1,0 +1,92 @@
+"""Where the compensations start: fitted on a sample of the training data (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from uniattn_pl.calibration import CalibrationReport, calibrate
+from uniattn_pl.errors import UserError
+
+Batches = Sequence[dict[str, Tensor]]
+Progress = Callable[[int, int, str], None]
+
+
+class CompensationInit(pl.Callback):
+    """Fits W_c (and, jointly, W_o) of a converted model against the original one when a fit starts.
+
+    Skipped when the fit is resumed from a checkpoint or the fit was done before: trained weights are never
+    overwritten. Every rank fits on the same batches and gets the same weights.
+
+    Args:
+        original: the unmodified model, or a function that loads it (called only when needed).
+        batches: calibration batches of input_ids and attention_mask [B, L], right padded.
+        held_out: batches on which the error before and after is reported.
+        initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
+        ridge: relative to the mean diagonal of the Gram matrix.
+        memory_limit_bytes: hidden streams larger than this spill to disk.
+        progress: called with (done, total, what).
+
+    Attributes:
+        report: the report of the pass this process ran, else None.
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel | Callable[[], PreTrainedModel],
+        batches: Batches,
+        held_out: Batches,
+        *,
+        initialiser: str = "joint_least_squares",
+        ridge: float = 1e-2,
+        memory_limit_bytes: int = 1 << 28,
+        progress: Progress | None = None,
+    ) -> None:
+        self.original, self.batches, self.held_out = original, batches, held_out
+        self.initialiser, self.ridge = initialiser, ridge
+        self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
+        self.done = False
+        self.report: CalibrationReport | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.done = state_dict["done"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.done or trainer.ckpt_path is not None:
+            self.done = True
+            return
+        self.initialise(_converted_model(pl_module))
+
+    def initialise(self, converted: PreTrainedModel) -> CalibrationReport:
+        """Set the compensations of `converted` in place and return the report; usable without a Trainer."""
+        original = self.original if isinstance(self.original, PreTrainedModel) else self.original()
+        self.report = calibrate(
+            original.to(converted.device),  # type: ignore[arg-type]
+            converted,
+            list(self.batches),
+            list(self.held_out),
+            initialiser=self.initialiser,
+            ridge=self.ridge,
+            memory_limit_bytes=self.memory_limit_bytes,
+            progress=self.progress,
+        )
+        self.done = True
+        return self.report
+
+
+def _converted_model(module: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model with a layer plan inside a LightningModule."""
+    for child in module.modules():
+        if isinstance(child, PreTrainedModel) and getattr(child, "layer_plan", None) is not None:
+            return child
+    raise UserError(
+        "CompensationInit found no model with a layer plan in this LightningModule: "
+        "convert it first with uniattn_pl.apply_architecture."
+    )

@@ -1,0 +1,47 @@
+"""Which parameters train in which stage (paper Algorithm 1)."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from torch import nn
+
+from uniattn_pl.errors import UserError
+
+COMPENSATION_SUFFIX = "self_attn.w_c.weight"
+
+
+def freeze_for_stage(module: nn.Module, stage: int) -> int:
+    """Let only the compensations train in stage 1 and everything in stage 2; return the trainable parameters.
+
+    Raises:
+        UserError: stage 1 of a module without a W_c, or a stage other than 1 and 2.
+    """
+    if stage not in (1, 2):
+        raise UserError(f"there is no training stage {stage}; choose 1 (only W_c) or 2 (all parameters).")
+    parameters = dict(module.named_parameters())
+    if stage == 1 and not any(name.endswith(COMPENSATION_SUFFIX) for name in parameters):
+        raise UserError(
+            "stage 1 trains the compensations W_c, but this model has none: "
+            "choose an architecture with compensation=true, or disable training.stage1."
+        )
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(stage == 2 or name.endswith(COMPENSATION_SUFFIX))
+    return sum(p.numel() for p in parameters.values() if p.requires_grad)
+
+
+class StageFreezing(pl.Callback):
+    """Freezes a module's parameters for one stage, before its optimizer is built.
+
+    Use one Trainer per stage: flipping `requires_grad` in the middle of a fit breaks DDP and resuming.
+    A module that builds its model in `configure_model` calls `freeze_for_stage` there instead.
+
+    Args:
+        stage: 1 (only `*.self_attn.w_c.weight`) or 2 (everything).
+    """
+
+    def __init__(self, stage: int) -> None:
+        self.stage = stage
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            freeze_for_stage(pl_module, self.stage)

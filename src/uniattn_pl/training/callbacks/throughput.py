@@ -1,0 +1,117 @@
+"""Tokens per second, step time and model FLOPs utilisation (MFU) of a training run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; the first name contained in the device's.
+PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+    "A10G": 7.0e13,
+    "A10": 1.25e14,
+    "RTX 4090": 1.65e14,
+    "RTX 3090": 7.1e13,
+    "V100": 1.25e14,
+    "T4": 6.5e13,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the device's dense half-precision peak in FLOP/s, or None where it is not known (all CPUs)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+class Throughput(pl.Callback):
+    """Measures what a fit really processes and logs it through the Trainer's logger.
+
+    A step lasts from the end of the previous optimizer step to its own end, so waiting for data counts;
+    medians keep out the slow first step, validation and checkpoints. Tokens are those the attention mask lets through.
+    FLOPs per token are 2 per parameter forward, 2 backward, and 2 for each parameter that trains.
+
+    Args:
+        prefix: put before the metric names, for instance "stage1/".
+        window: optimizer steps over which the logged medians run.
+
+    Attributes:
+        tokens_per_second: median over the whole fit so far, all devices together; None before the first step.
+        step_seconds: median duration of an optimizer step; None before the first step.
+    """
+
+    def __init__(self, prefix: str = "", window: int = 20) -> None:
+        self.prefix, self.window = prefix, window
+        self._seconds: list[float] = []
+        self._rates: list[float] = []
+        self._tokens: int | Tensor = 0
+        self._last_end = 0.0
+        self._seen = 0
+        self._flops_per_token = 0.0
+        self._peak: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return statistics.median(self._rates) if self._rates else None
+
+    @property
+    def step_seconds(self) -> float | None:
+        return statistics.median(self._seconds) if self._seconds else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": list(self._seconds), "rates": list(self._rates)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds, self._rates = list(state_dict["seconds"]), list(state_dict["rates"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_end, self._tokens, self._seen = time.perf_counter(), 0, trainer.global_step
+        parameters = list(pl_module.parameters())
+        total = sum(p.numel() for p in parameters)
+        self._flops_per_token = 4.0 * total + 2.0 * sum(p.numel() for p in parameters if p.requires_grad)
+        self._peak = peak_flops(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._tokens = self._tokens + _tokens_of(batch)
+        if trainer.global_step == self._seen:
+            return
+        self._seen = trainer.global_step
+        now = time.perf_counter()
+        seconds, tokens = now - self._last_end, self._tokens
+        self._tokens, self._last_end = 0, now
+        self._seconds.append(seconds)
+        self._rates.append(float(tokens) * trainer.world_size / seconds)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log(trainer)
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        rate = statistics.median(self._rates[-self.window :])
+        metrics = {"tokens_per_second": rate, "step_seconds": statistics.median(self._seconds[-self.window :])}
+        if self._peak is not None:
+            metrics["mfu"] = rate * self._flops_per_token / (self._peak * trainer.world_size)
+        for logger in trainer.loggers:
+            logger.log_metrics({self.prefix + name: value for name, value in metrics.items()}, trainer.global_step)
+
+
+def _tokens_of(batch: Any) -> int | Tensor:
+    """Tokens of a batch that are not padding; left a tensor when reading it would wait for the device."""
+    if "num_tokens" in batch:
+        return int(batch["num_tokens"])
+    if "attention_mask" in batch:
+        mask: Tensor = batch["attention_mask"].sum()
+        return mask
+    return int(batch["input_ids"].numel())

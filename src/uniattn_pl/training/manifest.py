@@ -1,0 +1,129 @@
+"""The run folder's manifest: how far a fit has come, written atomically, and the lock that guards it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_file
+from uniattn_pl.training.results import FitResult
+
+PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
+FILE_NAME = "manifest.json"
+LOCK_NAME = ".lock"
+
+
+@dataclass
+class Manifest:
+    """What must survive a kill: everything else can be computed again from it and the folders it vouches for.
+
+    Attributes:
+        config: the experiment as plain data, credentials removed; a resumed fit must have the same.
+        fit_id: identifies the fit in the tracking store even before a run id is known.
+        phase: the phase to run next, one of `PHASES`; "done" when the fit is finished.
+        results: per finished phase, its measured results.
+        mlflow_run_id: the run of this fit.
+        step_offset: optimizer steps of the stages before the current one.
+    """
+
+    config: dict[str, Any]
+    fit_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    phase: str = PHASES[0]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+    step_offset: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Return the folder's manifest, or None when there is none.
+
+        Raises:
+            UserError: the file is not a manifest of this version.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return None
+        try:
+            manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is not a manifest this version understands ({error}); "
+                f"delete the folder {folder} or choose another trainer.default_root_dir."
+            ) from error
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's manifest in one step: a reader sees the old or the new one, also after a power cut."""
+        with atomic_file(folder / FILE_NAME) as file:
+            file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    def commit(self, folder: Path, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
+        """Record that the current phase is finished, with its results, and move to the next one."""
+        self.results[self.phase] = dict(results)
+        self.phase = PHASES[PHASES.index(self.phase) + 1]
+        if step_offset is not None:
+            self.step_offset = step_offset
+        self.write(folder)
+
+    def result(self, folder: Path, tracking_uri: str) -> FitResult:
+        """The finished fit's result, from what its phases left here."""
+        return FitResult.from_results(
+            self.results,
+            run_folder=folder,
+            model_folder=folder / "final",
+            mlflow_run_id=self.mlflow_run_id,
+            tracking_uri=tracking_uri,
+        )
+
+    def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
+        before, now = flatten(self.config), flatten(config)
+        missing = "(not set)"
+        problems = [
+            f"{key} was {before.get(key, missing)!r} when {folder} was started and is now {now.get(key, missing)!r}."
+            for key in sorted({*before, *now})
+            if before.get(key, missing) != now.get(key, missing)
+        ]
+        if problems:
+            ways_out = (
+                f"to continue that run give the former values; to start a new one give another name= "
+                f"or trainer.default_root_dir=, or delete {folder}."
+            )
+            raise UserError(*problems, ways_out)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the kernel releases it even when the process is killed.
+
+    Raises:
+        UserError: another process is working in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_NAME).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another fit is running in {folder}; wait for it, or give this one another name= "
+                "or trainer.default_root_dir=."
+            ) from error
+        yield

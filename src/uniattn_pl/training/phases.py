@@ -1,0 +1,133 @@
+"""The phases of a fit that do not train: measure, convert, initialise, finish."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl import costs
+from uniattn_pl.modeling import kv_cache_bytes
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.tracking import plots
+from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.tracking.tables import as_text, final_report
+from uniattn_pl.training.callbacks.compensation_init import CompensationInit
+from uniattn_pl.training.callbacks.provenance import Provenance
+from uniattn_pl.training.errors import CacheMismatchError
+from uniattn_pl.training.progress import ProgressReporter
+from uniattn_pl.training.results import CONVERTED, INITIAL, LABELS, ORIGINAL, CacheCost
+from uniattn_pl.training.session import FitSession, plain_config
+from uniattn_pl.training.storage import save_model
+
+CACHE_LENGTH = 512
+PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt"
+
+
+def prepare(session: FitSession) -> None:
+    """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
+    session.console.print(session.plan.draw(), highlight=False)
+    milestones = session.milestone(ORIGINAL, session.original)
+    converted = session.converted()
+    if session.plan.operated:
+        milestones |= session.milestone(CONVERTED, converted)
+    cache = measure_cache(session, converted)
+    if session.run is not None:
+        values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
+        values["parameters"] = sum(p.numel() for p in converted.parameters())
+        metrics = {f"cost/{name}": float(value) for name, value in values.items()}
+        session.run.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
+        session.run.flush()
+    session.manifest.commit(session.folder, {"milestones": milestones, "cache": asdict(cache)})
+
+
+def measure_cache(session: FitSession, model: PreTrainedModel) -> CacheCost:
+    """Run one sequence, count the bytes its cache really holds, and compare them with the plan's.
+
+    Raises:
+        CacheMismatchError: they differ, so that either the model or the cost functions are wrong.
+    """
+    length = min(CACHE_LENGTH, getattr(model.config, "max_position_embeddings", None) or CACHE_LENGTH)
+    tokens = torch.arange(length, device=model.device).unsqueeze(0) % session.shape.vocab_size
+    with torch.no_grad():
+        output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
+    size: dict[str, Any] = {"batch_size": 1, "length": length, "bytes_per_element": model.dtype.itemsize}
+    cost = CacheCost(
+        length=length,
+        measured=kv_cache_bytes(output.past_key_values),
+        predicted=costs.kv_cache_bytes(session.plan, session.shape, **size),
+        unmodified=costs.kv_cache_bytes(LayerPlan.unmodified(session.shape.num_layers), session.shape, **size),
+    )
+    if cost.measured != cost.predicted:
+        raise CacheMismatchError(
+            f"the KV cache of {length} tokens holds {cost.measured} bytes, the plan predicts {cost.predicted}."
+        )
+    return cost
+
+
+def initialise(session: FitSession) -> None:
+    """Fit the compensations on a sample of the training data and save the starting point of stage 1."""
+    converted, results = session.converted(), {}
+    if session.plan.compensated:
+        report = _calibrate(session, converted)
+        results = {"calibration": report, "milestones": session.milestone(INITIAL, converted, step=0)}
+    save_model(session.folder / "initial", converted, session.tokenizer)
+    if session.run is not None:
+        session.run.flush()
+    session.forget_original()
+    session.manifest.commit(session.folder, results)
+
+
+def _calibrate(session: FitSession, converted: PreTrainedModel) -> dict[str, Any]:
+    options, data = session.config.calibration, session.data
+    with ProgressReporter("calibration", session.console) as progress:
+        callback = CompensationInit(
+            session.original,
+            data.train_batches(options.num_samples, options.batch_size),
+            data.validation_batches(options.held_out_samples, options.batch_size),
+            initialiser=options.initialiser,
+            ridge=options.ridge,
+            memory_limit_bytes=int(options.memory_limit_gib * 2**30),
+            progress=progress.update,
+        )
+        report = callback.initialise(converted)
+    session.console.print("\n".join(report.lines()), highlight=False)
+    if session.run is not None:
+        errors = {"calibration/error_before": report.error_before, "calibration/error_after": report.error_after}
+        session.run.log_metrics(errors, 0)
+        session.run.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
+        session.run.log_text("\n".join(report.lines()) + "\n", "calibration.txt")
+    return report.to_dict()
+
+
+def log_start(session: FitSession) -> None:
+    """Record what is run, from which code, on what: in the run folder and in MLflow."""
+    provenance = Provenance(plain_config(session.loaded)).write(session.folder, step=session.manifest.step_offset)
+    if session.run is None:
+        return
+    session.run.log_params(session.loaded.flatten())
+    session.run.log_text(redact(session.loaded.to_yaml()), CONFIG_FILE)
+    session.run.log_text(session.plan.draw() + "\n", PLAN_FILE)
+    session.run.log_file(provenance)
+
+
+def finish(session: FitSession) -> None:
+    """Write the table and the plots, end the MLflow run, and mark the fit done."""
+    result = session.manifest.result(session.folder, redact(session.config.tracking.uri))
+    report = as_text(final_report(result))
+    (session.folder / TABLE_FILE).write_text(report, encoding="utf-8")
+    if session.run is not None:
+        run = session.run
+        if result.gap_closed is not None:
+            run.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
+        curves = {name: run.history(f"{name}/loss") for name in ("stage1", "stage2")}
+        run.log_figure(plots.loss_curve(curves, run.history("val/response_loss")), "plots/loss.png")
+        losses = {LABELS[m.name]: m.response_loss for m in result.milestones}
+        run.log_figure(plots.milestones(losses), "plots/milestones.png")
+        run.log_text(report, TABLE_FILE)
+        run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
+        run.end("FINISHED")
+    session.manifest.commit(session.folder, {})

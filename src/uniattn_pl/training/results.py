@@ -1,0 +1,95 @@
+"""What a fit measured, as plain data that the manifest keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ORIGINAL, CONVERTED, INITIAL, STAGE1, STAGE2 = "original", "no_compensation", "initial", "stage1", "stage2"
+LABELS = {
+    ORIGINAL: "original",
+    CONVERTED: "unified, no W_c",
+    INITIAL: "after initialisation",
+    STAGE1: "after stage 1",
+    STAGE2: "after stage 2",
+}
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """KV-cache bytes of one sequence of `length` tokens: measured on a real cache, predicted, unmodified model."""
+
+    length: int
+    measured: int
+    predicted: int
+    unmodified: int
+
+    @property
+    def retain_rate(self) -> float:
+        return self.measured / self.unmodified
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """Held-out quality of the model at one point of the fit."""
+
+    name: str
+    response_loss: float
+    answer_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What one training stage did."""
+
+    name: str
+    steps: int
+    stopped_early: bool
+    tokens_per_second: float | None
+    step_seconds: float | None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit.
+
+    Attributes:
+        run_folder: holds the manifest and the model folders.
+        model_folder: the final model, an ordinary Hugging Face folder.
+        milestones: held-out quality, in order.
+        cache: KV-cache bytes.
+        stages: the stages that ran.
+        mlflow_run_id: the run that has all of it.
+        tracking_uri: where that run is, without credentials.
+    """
+
+    run_folder: Path
+    model_folder: Path
+    milestones: tuple[Milestone, ...]
+    cache: CacheCost
+    stages: tuple[StageSummary, ...] = field(default=())
+    mlflow_run_id: str | None = None
+    tracking_uri: str = ""
+
+    @property
+    def gap_closed(self) -> float | None:
+        """Share of the loss that unification costs which the initialisation wins back; None without both ends."""
+        loss = {milestone.name: milestone.response_loss for milestone in self.milestones}
+        if not {ORIGINAL, CONVERTED, INITIAL} <= loss.keys() or loss[CONVERTED] <= loss[ORIGINAL]:
+            return None
+        return (loss[CONVERTED] - loss[INITIAL]) / (loss[CONVERTED] - loss[ORIGINAL])
+
+    @classmethod
+    def from_results(cls, results: dict[str, dict[str, Any]], **where: Any) -> FitResult:
+        """Read the results of a manifest's phases, whatever of them there is."""
+        quality: dict[str, dict[str, Any]] = {}
+        for phase in results.values():
+            quality.update(phase.get("milestones", {}))
+        milestones = tuple(
+            Milestone(name, quality[name]["response_loss"], quality[name]["answer_accuracy"])
+            for name in LABELS
+            if name in quality
+        )
+        stages = tuple(StageSummary(**results[n]["stage"]) for n in (STAGE1, STAGE2) if "stage" in results.get(n, {}))
+        return cls(milestones=milestones, cache=CacheCost(**results["prepare"]["cache"]), stages=stages, **where)

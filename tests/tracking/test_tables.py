@@ -1,0 +1,62 @@
+"""The final table says what was lost, what was saved and how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uniattn_pl.tracking.tables import as_text, final_report
+from uniattn_pl.training.results import FitResult
+
+RESULTS = {
+    "prepare": {
+        "milestones": {
+            "original": {"response_loss": 3.0, "answer_accuracy": 0.5},
+            "no_compensation": {"response_loss": 5.0, "answer_accuracy": 0.25},
+        },
+        "cache": {"length": 512, "measured": 800, "predicted": 800, "unmodified": 1000},
+    },
+    "initialise": {"milestones": {"initial": {"response_loss": 3.5, "answer_accuracy": 0.4}}},
+    "stage1": {},
+    "stage2": {
+        "stage": {
+            "name": "stage2",
+            "steps": 12,
+            "stopped_early": False,
+            "tokens_per_second": 1234.5,
+            "step_seconds": 2.0,
+        },
+        "milestones": {"stage2": {"response_loss": 2.5, "answer_accuracy": None}},
+    },
+}
+
+
+def result() -> FitResult:
+    folder = Path("runs/my run")
+    return FitResult.from_results(
+        RESULTS, run_folder=folder, model_folder=folder / "final", tracking_uri="sqlite:///mlruns/mlflow.db"
+    )
+
+
+def test_the_initialisation_is_credited_with_its_share_of_the_gap() -> None:
+    assert result().gap_closed == 0.75
+    assert "closed 75%" in as_text(final_report(result()))
+
+
+def test_every_milestone_and_cost_is_in_the_table() -> None:
+    text = as_text(final_report(result()))
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows[:4]] == [
+        "original",
+        "unified, no W_c",
+        "after initialisation",
+        "after stage 2",
+    ]
+    for part in ("2.5000", "25.0%", "800 B", "80.0%", "1,234"):
+        assert part in text
+
+
+def test_the_commands_can_be_copied() -> None:
+    lines = as_text(final_report(result())).splitlines()
+    assert any("mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in line for line in lines)
+    assert any("python -m uniattn_pl generate --from 'runs/my run'" in line for line in lines)
+    assert any("python -m uniattn_pl export --from 'runs/my run' --to 'exported/my run'" in line for line in lines)

@@ -1,0 +1,291 @@
+"""Each callback in a plain Trainer on a plain module: it must work outside the runner."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.training.callbacks.compensation_init import CompensationInit
+from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
+from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
+from uniattn_pl.training.callbacks.progress import TrainingProgress
+from uniattn_pl.training.callbacks.provenance import Provenance
+from uniattn_pl.training.callbacks.rng_state import RngState
+from uniattn_pl.training.callbacks.stage_freezing import StageFreezing
+from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
+from uniattn_pl.training.callbacks.step_metrics import StepMetrics
+from uniattn_pl.training.callbacks.throughput import Throughput
+from uniattn_pl.training.errors import TrainingDivergedError
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.o_proj = nn.Linear(4, 4, bias=False)
+        self.w_c = nn.Linear(4, 4, bias=False)
+
+
+class Regression(pl.LightningModule):
+    """A module with a parameter named like a compensation, and losses that can be scripted."""
+
+    def __init__(self, losses: list[float] | None = None) -> None:
+        super().__init__()
+        self.self_attn = Attention()
+        self.losses, self.steps = losses, 0
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        x = batch["x"]
+        loss = (self.self_attn.o_proj(x) + self.self_attn.w_c(x) - x).pow(2).mean()
+        if self.losses is not None:
+            loss = 0 * loss + self.losses[self.global_step]
+        self.steps += 1
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+class Recorder(pl.loggers.logger.DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: list[tuple[int, str, float]] = []
+        self.flushed_at: list[int] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.points += [(step or 0, key, value) for key, value in metrics.items()]
+
+    def flush(self) -> None:
+        self.flushed_at.append(len(self.points))
+
+
+def batches(count: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, 4:] = 0
+    return [{"x": torch.randn(2, 4, generator=generator), "attention_mask": mask} for _ in range(count)]
+
+
+def run(
+    module: pl.LightningModule, callbacks: list[pl.Callback], folder: Path, *, steps: int = 4, **options: Any
+) -> pl.Trainer:
+    resume = options.pop("ckpt_path", None)
+    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, DataLoader(batches(20), batch_size=None), ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize(("stage", "trained"), [(1, {"w_c"}), (2, {"w_c", "o_proj"})])
+def test_stage_freezing_trains_only_what_the_stage_says(stage: int, trained: set[str], tmp_path: Path) -> None:
+    module = Regression()
+    before = weights(module)
+    run(module, [StageFreezing(stage)], tmp_path)
+    changed = {
+        name.split(".")[1] for name, value in module.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == trained
+
+
+def test_stage_freezing_refuses_stage_1_without_a_compensation(tmp_path: Path) -> None:
+    module = Regression()
+    del module.self_attn.w_c
+    with pytest.raises(UserError, match="has none"):
+        run(module, [StageFreezing(1)], tmp_path)
+
+
+def test_ema_stops_when_the_average_stops_falling(tmp_path: Path) -> None:
+    losses = [5.0, 4.0, 3.0, *[3.0] * 100]
+    stop = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
+    trainer = run(Regression(losses), [stop], tmp_path, steps=100)
+    # averages 5, 4.5, 3.75, 3.375 improve on the best by more than 0.3; 3.19 and 3.09 do not; the seventh,
+    # 3.05, does (on 3.375); the three after it, 3.02, 3.01 and 3.01, do not
+    assert trainer.global_step == stop.stopped_at == 10
+
+
+def test_ema_counts_optimizer_steps_not_micro_batches(tmp_path: Path) -> None:
+    stop = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
+    trainer = run(Regression([3.0] * 100), [stop], tmp_path, steps=100, accumulate_grad_batches=3)
+    assert trainer.global_step == 4
+    assert stop.ema == pytest.approx(3.0)
+
+
+def test_ema_honours_a_restored_stop(tmp_path: Path) -> None:
+    path = tmp_path / "resume.ckpt"
+    losses = [3.0] * 100
+    first = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
+    run(Regression(losses), [first, StepCheckpoint(path, 1)], tmp_path, steps=100, enable_checkpointing=True)
+    module = Regression(losses)
+    second = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
+    trainer = run(module, [second], tmp_path, steps=100, ckpt_path=path)
+    assert (trainer.global_step, module.steps, second.stopped_at) == (4, 0, 4)
+    assert second.state_dict() == first.state_dict()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_loss_stops_and_spares_the_checkpoint(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    module = Regression([1.0, 1.0, value, 1.0])
+    with pytest.raises(TrainingDivergedError, match=r"at step 3; the last good checkpoint is .*last\.ckpt"):
+        run(module, [NonFiniteStop(), StepCheckpoint(path, 1)], tmp_path, enable_checkpointing=True)
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+
+
+def test_step_checkpoint_never_saves_between_micro_batches(tmp_path: Path) -> None:
+    path = tmp_path / "resume.ckpt"
+    run(
+        Regression(), [StepCheckpoint(path, 1)], tmp_path, steps=2, accumulate_grad_batches=2, enable_checkpointing=True
+    )
+
+    class Saves(StepCheckpoint):
+        micro_batches: ClassVar[list[int]] = []
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            before = path.stat().st_mtime_ns
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if path.stat().st_mtime_ns != before:
+                self.micro_batches.append(batch_idx)
+
+    saves = Saves(path, 1)
+    run(Regression(), [saves], tmp_path, steps=4, accumulate_grad_batches=2, enable_checkpointing=True, ckpt_path=path)
+    assert saves.micro_batches == [5, 7]
+
+
+def test_step_metrics_are_written_before_the_checkpoint(tmp_path: Path) -> None:
+    logger = Recorder()
+    losses = [4.0, 3.0, 2.0, 1.0]
+    run(
+        Regression(losses),
+        [StepMetrics("train/"), StepCheckpoint(tmp_path / "a.ckpt", 2)],
+        tmp_path,
+        logger=logger,
+        enable_checkpointing=True,
+        accumulate_grad_batches=2,
+    )
+    assert [(step, value) for step, key, value in logger.points if key == "train/loss"] == list(enumerate(losses, 1))
+    # at the checkpoints of steps 2 and 4, that many losses had been written
+    assert logger.flushed_at == [2, 4]
+
+
+def test_throughput_counts_tokens_that_are_not_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 12 of 16 positions are tokens, two micro batches a step; steps take 1, 2, 3, ... seconds
+    ticks = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("uniattn_pl.training.callbacks.throughput.time", clock)
+    logger, throughput = Recorder(), Throughput("train/")
+    run(Regression(), [throughput], tmp_path, logger=logger, accumulate_grad_batches=2)
+    assert throughput.step_seconds == 2.5
+    assert throughput.tokens_per_second == pytest.approx((24 / 2 + 24 / 3) / 2)
+    assert next(value for _, key, value in logger.points if key == "train/tokens_per_second") == 24.0
+    assert not [key for _, key, _ in logger.points if "mfu" in key]  # the peak of a CPU is not known
+
+
+def test_rng_states_survive_a_resume(tmp_path: Path) -> None:
+    class Draws(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[tuple[float, float, float]] = []
+
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+            self.drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+            return super().training_step(batch, batch_idx)
+
+    path = tmp_path / "resume.ckpt"
+    pl.seed_everything(7, verbose=False)
+    whole = Draws()
+    run(whole, [RngState(), StepCheckpoint(path, 2)], tmp_path, steps=3, enable_checkpointing=True)
+    pl.seed_everything(8, verbose=False)
+    resumed = Draws()
+    run(resumed, [RngState()], tmp_path, steps=3, ckpt_path=path)
+    assert resumed.drawn == whole.drawn[2:]
+
+
+def test_provenance_records_code_and_config_without_credentials(tmp_path: Path) -> None:
+    config = {"tracking": {"uri": "mysql://me:hunter2@host/db"}, "name": "x"}
+    for _ in range(2):
+        run(Regression(), [Provenance(config)], tmp_path, steps=1)
+    records = json.loads((tmp_path / Provenance.FILE_NAME).read_text())
+    assert len(records) == 2
+    assert records[0]["config"] == {"tracking": {"uri": "mysql://***@host/db"}, "name": "x"}
+    assert records[0]["packages"]["torch"] == torch.__version__
+    assert {"platform", "git", "python"} <= records[0].keys()
+
+
+def test_progress_prints_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Regression([2.5] * 4), [Throughput(), TrainingProgress("stage 9")], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith("stage 9  4/4  loss 2.5000")
+    assert "tokens/s" in lines[-1]
+
+
+def tiny_model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=3, max_position_embeddings=32, **sizes))
+
+
+class Hosting(Regression):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.self_attn.parameters(), lr=0.1)
+
+
+def test_compensation_init_fits_once_and_never_after_a_resume(tmp_path: Path) -> None:
+    from uniattn_pl.modeling import apply_architecture
+
+    tokens = torch.randint(0, 32, (4, 12), generator=torch.Generator().manual_seed(1))
+    samples = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]
+
+    def hosted() -> tuple[Hosting, torch.Tensor]:
+        model = apply_architecture(tiny_model(), "uniattn", superblock_size=2, num_superblocks=1)
+        return Hosting(model), model.model.layers[2].self_attn.w_c.weight
+
+    path = tmp_path / "resume.ckpt"
+    first, fitted = hosted()
+    callback = CompensationInit(tiny_model, samples, samples, initialiser="least_squares")
+    run(first, [callback, StepCheckpoint(path, 1)], tmp_path, steps=1, enable_checkpointing=True)
+    assert fitted.abs().max() > 0
+    assert callback.report is not None
+    assert callback.report.error_after < callback.report.error_before
+
+    second, resumed = hosted()
+    callback = CompensationInit(tiny_model, samples, samples, initialiser="zero")
+    run(second, [callback], tmp_path, steps=2, ckpt_path=path)
+    assert torch.equal(resumed, fitted)
+    assert callback.report is None
+
+
+def test_compensation_init_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="apply_architecture"):
+        run(Regression(), [CompensationInit(tiny_model, [], [])], tmp_path)

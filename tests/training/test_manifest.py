@@ -1,0 +1,57 @@
+"""The manifest and the lock of a run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.training.manifest import Manifest, exclusive
+
+
+def test_a_commit_survives_and_moves_on(tmp_path: Path) -> None:
+    manifest = Manifest({"seed": 1}, phase="stage1", mlflow_run_id="abc")
+    manifest.commit(tmp_path, {"stage": {"steps": 7}}, step_offset=7)
+    read = Manifest.read(tmp_path)
+    assert read == manifest
+    assert (read.phase, read.step_offset, read.results) == ("stage2", 7, {"stage1": {"stage": {"steps": 7}}})
+    assert os.listdir(tmp_path) == ["manifest.json"]  # no temporary file is left
+
+
+def test_a_write_that_dies_leaves_the_former_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Manifest({"seed": 1}).write(tmp_path)
+    before = Manifest.read(tmp_path)
+
+    def die(*_: object) -> None:
+        raise OSError("the power went")
+
+    monkeypatch.setattr("uniattn_pl.training.manifest.os.replace", die)
+    with pytest.raises(OSError, match="power"):
+        Manifest({"seed": 2}).write(tmp_path)
+    assert Manifest.read(tmp_path) == before
+
+
+def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:
+    manifest = Manifest({"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"})
+    with pytest.raises(UserError) as caught:
+        manifest.check_same_config({"seed": 2, "training": {"stage1": {"learning_rate": 0.2}}, "name": "x"}, tmp_path)
+    seed, rate, ways_out = caught.value.problems
+    assert seed.startswith("seed was 1")
+    assert seed.endswith("is now 2.")
+    assert rate.startswith("training.stage1.learning_rate was 0.1")
+    assert "another name=" in ways_out
+
+
+def test_a_file_that_is_no_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"what": 1}')
+    with pytest.raises(UserError, match=r"manifest\.json is not a manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_a_folder_has_one_fit_at_a_time(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UserError, match="another fit is running"), exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass

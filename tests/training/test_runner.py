@@ -1,0 +1,100 @@
+"""Whole fits on a tiny model: which phases run, what they leave, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from transformers import AutoModelForCausalLM
+
+from uniattn_pl.config import LoadedConfig, load_config
+from uniattn_pl.errors import UserError
+from uniattn_pl.training.errors import TrainingDivergedError
+from uniattn_pl.training.manifest import Manifest, exclusive
+from uniattn_pl.training.runner import fit
+
+CONFIG = """
+name: tiny
+model: {source: tiny-llama, dtype: float32}
+data: {source: rows.jsonl, validation_size: 2}
+calibration: {num_samples: 2, held_out_samples: 2}
+training: {batch_size: 2, micro_batch_size: 2, stage1: {max_steps: 1}, stage2: {max_steps: 1}}
+trainer: {accelerator: cpu, devices: 1}
+evaluation: {num_samples: 2}
+tracking: {uri: "sqlite:///%s", artifact_location: artifacts}
+"""
+ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests of the module: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny.yaml").write_text(CONFIG % database, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(*overrides: str) -> LoadedConfig:
+    return load_config(
+        [Path("tiny.yaml")], ["architecture.superblock_size=2", "architecture.num_superblocks=1", *overrides]
+    )
+
+
+def test_a_model_with_nothing_to_compensate_skips_initialisation_and_stage_1() -> None:
+    result = fit(load_config([Path("tiny.yaml")], ["architecture.name=baseline"]))
+    assert [milestone.name for milestone in result.milestones] == ["original", "stage2"]
+    assert [stage.name for stage in result.stages] == ["stage2"]
+    assert result.gap_closed is None
+    assert result.cache.retain_rate == 1.0
+    assert AutoModelForCausalLM.from_pretrained(result.model_folder).config.model_type == "llama"
+
+
+def test_without_stage_2_the_result_is_that_of_stage_1(folder: Path) -> None:
+    result = fit(config("training.stage2.enabled=false"))
+    assert [stage.name for stage in result.stages] == ["stage1"]
+    weights = [(folder / "runs/tiny" / name / "model.safetensors").read_bytes() for name in ("stage1", "final")]
+    assert weights[0] == weights[1]
+    assert (result.model_folder / "tokenizer.json").exists()
+    assert AutoModelForCausalLM.from_pretrained(result.model_folder).layer_plan.compensated == (7,)
+
+
+def test_the_run_and_the_folder_find_each_other(folder: Path, database: Path) -> None:
+    result = fit(config("training.stage1.enabled=false"))
+    client = MlflowClient(f"sqlite:///{database}")
+    run = client.get_run(str(result.mlflow_run_id))
+    assert run.data.tags["uniattn_pl.final_model"] == str(result.model_folder.resolve())
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "plan.txt", "provenance.json", "calibration.json", "final_table.txt", "plots"} <= artifacts
+    assert run.data.metrics["cost/kv_retain_rate"] == result.cache.retain_rate
+    assert run.data.params["training.stage1.enabled"] == "False"
+
+
+def test_another_config_in_the_same_folder_is_refused() -> None:
+    loaded = config("training.stage1.enabled=false", "training.stage2.enabled=false")
+    fit(loaded)
+    with pytest.raises(UserError, match="seed was 0"):
+        fit(config("training.stage1.enabled=false", "training.stage2.enabled=false", "seed=1"))
+
+
+def test_a_second_fit_in_a_busy_folder_is_refused(folder: Path) -> None:
+    with exclusive(folder / "runs/tiny"), pytest.raises(UserError, match="another fit is running"):
+        fit(config())
+
+
+def test_a_diverged_fit_fails_its_run_and_keeps_the_last_checkpoint(folder: Path, database: Path) -> None:
+    overrides = ["training.stage1.enabled=false", "training.stage2.learning_rate=1e38", "training.stage2.max_epochs=4"]
+    with pytest.raises(TrainingDivergedError, match=r"at step 2; the last good checkpoint is .*stage2\.ckpt"):
+        fit(config(*overrides, "training.stage2.max_steps=3", "training.checkpoint_every_steps=1"))
+    manifest = Manifest.read(folder / "runs/tiny")
+    assert manifest is not None
+    assert manifest.phase == "stage2"
+    run = MlflowClient(f"sqlite:///{database}").get_run(str(manifest.mlflow_run_id))
+    assert run.info.status == "FAILED"
