@@ -57,6 +57,6 @@ def test_every_milestone_and_cost_is_in_the_table() -> None:
 
 def test_the_commands_can_be_copied() -> None:
     lines = as_text(final_report(result())).splitlines()
-    assert any("mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in line for line in lines)
-    assert any("python -m uniattn_pl generate --from 'runs/my run'" in line for line in lines)
-    assert any("python -m uniattn_pl export --from 'runs/my run' --to 'exported/my run'" in line for line in lines)
+    assert any("-m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlruns/mlflow.db" in line for line in lines)
+    assert any("-m uniattn_pl generate --from 'runs/my run'" in line for line in lines)
+    assert any("-m uniattn_pl export --from 'runs/my run' --to 'exported/my run'" in line for line in lines)

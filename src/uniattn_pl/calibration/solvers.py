@@ -107,14 +107,13 @@ class LeastSquares(Solver):
         self.blocks: list[int] = []
 
     def update(self, sample: Sample) -> None:
-        blocks = [sample.x[sample.mask]]
+        blocks = [sample.x[sample.mask].float()]
         if self.joint and sample.heads is not None:
-            blocks.append(sample.heads[sample.mask])
+            blocks.append(sample.heads[sample.mask].float())
         self.blocks = [block.shape[-1] for block in blocks]
-        features = torch.cat(blocks, dim=-1).float()
-        error = sample.error[sample.mask].float()
         # Products in float32, sums over batches in float64: thousands of batches do not lose digits.
-        products = (features.T @ features).double(), (features.T @ error).double()
+        error = sample.error[sample.mask].float()
+        products = _gram(blocks).double(), torch.cat([block.T @ error for block in blocks]).double()
         if self.gram is None or self.cross is None:
             self.gram, self.cross = products
         else:
@@ -136,6 +135,14 @@ class LeastSquares(Solver):
             solution = torch.cholesky_solve(self.cross, factor)
         parts = [part.T.contiguous() for part in solution.split(self.blocks)]
         return Fit(parts[0], parts[1] if len(parts) > 1 else None)
+
+
+def _gram(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """The Gram matrix of the concatenated blocks [T, n_i]; the mirrored products are not computed twice."""
+    rows = []
+    for i, left in enumerate(blocks):
+        rows.append([rows[j][i].T if j < i else left.T @ right for j, right in enumerate(blocks)])
+    return torch.cat([torch.cat(row, dim=1) for row in rows])
 
 
 def make_solver(initialiser: str, ridge: float) -> Solver:

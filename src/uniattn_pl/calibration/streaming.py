@@ -78,13 +78,15 @@ class _StreamingPass:
         self.norm_name = family_of(original.config).feed_forward_norm
         self.first_operated = min(self.plan.operated)
         self.source_kwargs: dict[int, dict[str, Any]] = {}
-        self.done = 0
+        self.rows = self.plan.rows[: max(self.plan.compensated) + 1]
+        moves = sum(len(self._moving_on(row)) for row in self.rows if row.compensated)
+        self.done, self.total = 0, len(self.rows) * len(self.batches) + moves
 
     def run(self, initialiser: str, ridge: float) -> CalibrationReport:
         rows = []
         for index in self.plan.compensated:
             nn.init.zeros_(decoder_layers(self.converted)[index].self_attn.w_c.weight)
-        for row in self.plan.rows[: max(self.plan.compensated) + 1]:
+        for row in self.rows:
             if row.index < self.first_operated:
                 self._advance_both_as_one(row)
             elif row.compensated:
@@ -136,7 +138,7 @@ class _StreamingPass:
                 before.add(sample.error, mask)
                 scale.add(seen["target"], mask)
         _set_weights(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
-        for batch, mask in enumerate(self.masks):
+        for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
             with capture_input(norms[1], seen, "unified"):
@@ -144,8 +146,12 @@ class _StreamingPass:
             self.store.put(f"unified-{row.index + 1}", batch, hidden)
             if batch >= self.num_fitted:
                 target = self.store.get("target", batch).to(hidden.device)
-                after.add(target.float() - seen["unified"].float(), mask)
+                after.add(target.float() - seen["unified"].float(), self.masks[batch])
         return LayerError(row.index, before.value, after.value, scale.value)
+
+    def _moving_on(self, row: LayerRow) -> range:
+        """Batches that have to pass a layer once it is solved: above the top one only those that are measured."""
+        return range(self.num_fitted if row is self.rows[-1] else 0, len(self.batches))
 
     def _unified_sample(
         self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, norm: nn.Module
@@ -195,9 +201,7 @@ class _StreamingPass:
     def _inputs(self, batch: int, row: LayerRow) -> LayerInputs:
         self.done += 1
         if self.progress is not None:
-            rows = self.plan.rows[: max(self.plan.compensated) + 1]
-            total = sum(1 + row.compensated for row in rows) * len(self.batches)
-            self.progress(self.done, total, f"layer {row.index}")
+            self.progress(self.done, self.total, f"layer {row.index}")
         return layer_inputs(self.original, self.batches[batch])
 
     def _forget_below(self, index: int) -> None:

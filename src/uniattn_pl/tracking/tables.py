@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from io import StringIO
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -35,13 +38,21 @@ def as_text(report: RenderableType) -> str:
 
 def commands(result: FitResult) -> str:
     """The exact commands to look at the run, to generate with the model and to export it."""
-    run = shlex.quote(str(result.run_folder))
+    run, python, store = shlex.quote(str(result.run_folder)), _python(), shlex.quote(result.tracking_uri)
     lines = [
-        f"MLflow    mlflow ui --backend-store-uri {shlex.quote(result.tracking_uri)}   (default store: make ui)",
-        f"generate  python -m uniattn_pl generate --from {run} --instruction --prompt 'Name two causes of chest pain.'",
-        f"export    python -m uniattn_pl export --from {run} --to {shlex.quote('exported/' + result.run_folder.name)}",
+        f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {store}",
+        f"generate  {python} -m uniattn_pl generate --from {run} --instruction --prompt 'Name two causes of chest pain.'",
+        f"export    {python} -m uniattn_pl export --from {run} --to {shlex.quote('exported/' + result.run_folder.name)}",
     ]
     return "\n".join(lines)
+
+
+def _python() -> str:
+    """How to call this interpreter from here: `python` where the environment is active, else its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    executable, here = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
 
 
 def _quality(result: FitResult) -> Table:
