@@ -157,7 +157,9 @@ WRONG = {
     "truncated JSON array": data("rows.json", f"[{GOOD_ROW},", "rows.json", "invalid JSON"),
     "empty data file": data("rows.jsonl", "", "rows.jsonl", "no usable row"),
     "wrong format": data("rows.jsonl", f"{GOOD_ROW}\n", "rows.jsonl", "no usable row", words=("data.format=tulu3",)),
-    "too few rows": data("rows.jsonl", f"{GOOD_ROW}\n" * 3, "'rows.jsonl' has 3 usable rows", "data.validation_size=8"),
+    "too few rows": data(
+        "rows.jsonl", f"{GOOD_ROW}\n" * 3, "no row to train on out of the 3 rows of 'rows.jsonl'", "must be at most 2"
+    ),
 }
 
 

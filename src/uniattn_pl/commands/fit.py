@@ -7,7 +7,6 @@ from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.schema import DataConfig
 from uniattn_pl.errors import UserError
 
 DESCRIPTION = """\
@@ -43,14 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
     from uniattn_pl.commands.plan import compile_plan
+    from uniattn_pl.data.split import load_split
 
     config = loaded.config
     plan, shape = compile_plan(loaded)
-    train, validation = _count_rows(loaded.config.data)
+    split = load_split(config.data)
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
     print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({shape.num_layers} layers)")
     print(plan.draw())
-    print(f"data: {config.data.source}, {train} rows to train on, {validation} to validate")
+    print(f"data: {config.data.source}, {len(split.train)} rows to train on, {len(split.validation)} to validate")
     if plan.compensated:
         samples = config.calibration.num_samples
         print(f"calibration: {config.calibration.initialiser} of {len(plan.compensated)} W_c on {samples} samples")
@@ -58,22 +58,3 @@ def _dry_run(loaded: LoadedConfig) -> None:
     state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
     print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {config.tracking.uri}")
     print("dry run: all checks passed, nothing was started.")
-
-
-def _count_rows(data: DataConfig) -> tuple[int, int]:
-    """Read all rows, so that a bad one is found now, and return how many train and validate."""
-    from uniattn_pl.data.sources import read_source
-
-    def count(source: str) -> int:
-        return len(read_source(source, split=data.split, format=data.format, on_bad_row=data.on_bad_row).rows)
-
-    found = count(data.source)
-    used = found if data.num_samples is None else min(found, data.num_samples)
-    if data.validation_source is not None:
-        return used, min(count(data.validation_source), data.validation_size)
-    if used <= data.validation_size:
-        raise UserError(
-            f"data.source '{data.source}' has {used} usable rows, data.validation_size={data.validation_size} of them "
-            "leave none to train on; lower data.validation_size."
-        )
-    return used - data.validation_size, data.validation_size

@@ -29,7 +29,8 @@ PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt
 
 def prepare(session: FitSession) -> None:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
-    session.console.print(session.plan.draw(), highlight=False)
+    report = session.data.report
+    session.console.print("\n".join([*report.lines(), session.plan.draw()]), highlight=False)
     milestones = session.milestone(ORIGINAL, session.original)
     converted = session.converted()
     if session.plan.operated:
@@ -40,6 +41,7 @@ def prepare(session: FitSession) -> None:
         values["parameters"] = sum(p.numel() for p in converted.parameters())
         metrics = {f"cost/{name}": float(value) for name, value in values.items()}
         session.run.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
+        session.run.log_text(json.dumps(report.to_dict(), indent=2), "data.json")
         session.run.flush()
     session.manifest.commit(session.folder, {"milestones": milestones, "cache": asdict(cache)})
 

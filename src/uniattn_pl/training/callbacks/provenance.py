@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
+from uniattn_pl.files import atomic_file
 from uniattn_pl.tracking.environment import environment
 from uniattn_pl.tracking.redaction import redact
 
@@ -36,11 +37,9 @@ class Provenance(pl.Callback):
 
     def write(self, folder: Path, *, step: int = 0) -> Path:
         """Append a record for a fit that starts or resumes after `step` optimizer steps; returns the file."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.FILE_NAME
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         records.append({"step": step, "config": redact(self.config), **environment()})
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(records, indent=2), encoding="utf-8")
-        temporary.replace(path)
+        with atomic_file(path) as file:
+            file.write(json.dumps(records, indent=2).encode())
         return path
