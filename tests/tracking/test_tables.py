@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from uniattn_pl.tracking.tables import as_text, final_report
 from uniattn_pl.training.results import FitResult
@@ -30,16 +31,24 @@ RESULTS = {
 }
 
 
-def result() -> FitResult:
+def result(changed: dict[str, Any] | None = None) -> FitResult:
     folder = Path("runs/my run")
     return FitResult.from_results(
-        RESULTS, run_folder=folder, model_folder=folder / "final", tracking_uri="sqlite:///mlruns/mlflow.db"
+        {**RESULTS, **(changed or {})},
+        run_folder=folder,
+        model_folder=folder / "final",
+        tracking_uri="sqlite:///mlruns/mlflow.db",
     )
 
 
 def test_the_initialisation_is_credited_with_its_share_of_the_gap() -> None:
     assert result().gap_closed == 0.75
     assert "closed 75%" in as_text(final_report(result()))
+
+
+def test_an_initialisation_that_harms_is_said_to() -> None:
+    harmful = {"initialise": {"milestones": {"initial": {"response_loss": 6.0, "answer_accuracy": 0.4}}}}
+    assert "widened the loss that unification opened by 50%" in as_text(final_report(result(harmful)))
 
 
 def test_every_milestone_and_cost_is_in_the_table() -> None:

@@ -75,7 +75,7 @@ class _StreamingPass:
         self.batches = [*batches, *held_out]
         self.num_fitted = len(batches)
         self.masks = [batch["attention_mask"].bool() for batch in self.batches]
-        self.norm_name = family_of(original.config).feed_forward_norm
+        self.norm_name = family_of(original.config).norm_after_attention
         self.first_operated = min(self.plan.operated)
         self.source_kwargs: dict[int, dict[str, Any]] = {}
         self.rows = self.plan.rows[: max(self.plan.compensated) + 1]

@@ -26,15 +26,25 @@ class Family:
     Args:
         model_type: `config.model_type`.
         attention_norms: norms of a decoder layer that serve its attention alone, so go when the attention goes.
-        feed_forward_norm: the norm whose input is the residual stream after the attention (x' of paper eq. 2).
+        norm_after_attention: the norm whose input W_c's output is added to: the residual stream (x' of paper eq. 2),
+            or, where a norm of its own follows the attention (Gemma-2), the attention's output.
     """
 
     model_type: str
     attention_norms: tuple[str, ...] = ("input_layernorm",)
-    feed_forward_norm: str = "post_attention_layernorm"
+    norm_after_attention: str = "post_attention_layernorm"
 
 
-FAMILIES = {family.model_type: family for family in (Family("llama"),)}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2"),
+        Family("qwen3"),
+        Family("gemma2", attention_norms=("input_layernorm", "post_attention_layernorm")),
+    )
+}
 
 
 def family_of(config: PreTrainedConfig) -> Family:

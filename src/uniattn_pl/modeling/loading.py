@@ -40,13 +40,22 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     location, options = _locate(source, revision)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        location,
-        dtype=resolve_dtype(dtype),
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=resolve_dtype(dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except ValueError as error:
+        # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise UserError(
+            f"model '{source}' has no attention implementation '{attn_implementation}'; "
+            "set model.attn_implementation=eager."
+        ) from error
     return model.eval()
 
 

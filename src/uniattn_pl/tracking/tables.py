@@ -22,12 +22,19 @@ def final_report(result: FitResult) -> RenderableType:
     """Quality by milestone, cache bytes, speed, and the commands that use the result."""
     parts: list[RenderableType] = [_quality(result)]
     if result.gap_closed is not None:
-        parts.append(Text(f"The initialisation closed {result.gap_closed:.0%} of the loss that unification opened."))
+        parts.append(Text(_initialisation(result.gap_closed)))
     parts += [_cache(result)]
     if result.stages:
         parts.append(_speed(result))
     parts.append(Text("\n" + commands(result)))
     return Group(*parts)
+
+
+def _initialisation(gap_closed: float) -> str:
+    """What the initialisation did to the loss that unification costs, in words."""
+    if gap_closed < 0:
+        return f"The initialisation harmed: it widened the loss that unification opened by {-gap_closed:.0%}."
+    return f"The initialisation closed {gap_closed:.0%} of the loss that unification opened."
 
 
 def as_text(report: RenderableType) -> str:

@@ -30,7 +30,8 @@ PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt
 def prepare(session: FitSession) -> None:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
     report = session.data.report
-    session.console.print("\n".join([*report.lines(), session.plan.draw()]), highlight=False)
+    lines = "\n".join([*report.lines(), session.plan.draw()])
+    session.console.print(lines, highlight=False, markup=False, soft_wrap=True)
     milestones = session.milestone(ORIGINAL, session.original)
     converted = session.converted()
     if session.plan.operated:
