@@ -21,6 +21,13 @@ class LayerInputs:
     hidden: torch.Tensor
     arguments: list[dict[str, Any]]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; layers mostly share one mask and one pair of rotary tables."""
+        values = [self.hidden, *(value for arguments in self.arguments for value in arguments.values())]
+        flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
+        return sum({t.data_ptr(): t.nbytes for t in flat if isinstance(t, torch.Tensor)}.values())
+
 
 def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> LayerInputs:
     """Run the model's own forward with layers that only write down what they are called with."""

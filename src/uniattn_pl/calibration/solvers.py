@@ -139,7 +139,7 @@ class LeastSquares(Solver):
 
 def _gram(blocks: list[torch.Tensor]) -> torch.Tensor:
     """The Gram matrix of the concatenated blocks [T, n_i]; the mirrored products are not computed twice."""
-    rows = []
+    rows: list[list[torch.Tensor]] = []
     for i, left in enumerate(blocks):
         rows.append([rows[j][i].T if j < i else left.T @ right for j, right in enumerate(blocks)])
     return torch.cat([torch.cat(row, dim=1) for row in rows])

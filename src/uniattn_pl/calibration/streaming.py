@@ -25,6 +25,7 @@ from uniattn_pl.modeling.families import decoder_layers, family_of
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
+KEPT_INPUT_BYTES = 2**26
 PUBLISHED_TENSORS = ("query", "key", "value")
 
 
@@ -78,6 +79,7 @@ class _StreamingPass:
         self.norm_name = family_of(original.config).norm_after_attention
         self.first_operated = min(self.plan.operated)
         self.source_kwargs: dict[int, dict[str, Any]] = {}
+        self.kept_inputs: dict[int, LayerInputs] = {}
         self.rows = self.plan.rows[: max(self.plan.compensated) + 1]
         moves = sum(len(self._moving_on(row)) for row in self.rows if row.compensated)
         self.done, self.total = 0, len(self.rows) * len(self.batches) + moves
@@ -202,7 +204,13 @@ class _StreamingPass:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, f"layer {row.index}")
-        return layer_inputs(self.original, self.batches[batch])
+        if batch in self.kept_inputs:
+            return self.kept_inputs[batch]
+        inputs = layer_inputs(self.original, self.batches[batch])
+        # The first batches that fit are kept: they are visited in the same order layer after layer.
+        if sum(kept.nbytes for kept in self.kept_inputs.values()) + inputs.nbytes <= KEPT_INPUT_BYTES:
+            self.kept_inputs[batch] = inputs
+        return inputs
 
     def _forget_below(self, index: int) -> None:
         """Drop streams nobody reads any more."""
