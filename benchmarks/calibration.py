@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--data", default="embedded", help="as data.source in a config")
     parser.add_argument("--initialiser", default="joint_least_squares")
-    parser.add_argument("--memory-limit-gib", type=float, default=0.0625)
+    parser.add_argument("--memory-limit-gib", type=float, default=0.0)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-samples", type=int, nargs="*", default=[50, 400])

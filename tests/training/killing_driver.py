@@ -17,9 +17,9 @@ import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
 
 import uniattn_pl.training.runner  # noqa: F401
+from uniattn_pl import files
 from uniattn_pl.cli import main
 from uniattn_pl.tracking.mlflow_run import MLflowRun
-from uniattn_pl.training import storage
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.manifest import Manifest
 from uniattn_pl.training.module import PostTrainingModule
@@ -65,7 +65,7 @@ KILL_POINTS: dict[str, Callable[[], None]] = {
     "between initialisation's folder and its commit": lambda: patch(Manifest, "commit", before=in_phase("initialise")),
     "stage 1, step 4": lambda: patch(StepCheckpoint, "on_train_batch_end", after=at_step(1, 4)),
     "stage 1, metrics of step 6 written but its checkpoint not": lambda: patch(
-        storage.os, "replace", before=lambda source, target: str(target).endswith("stage1.ckpt")
+        files.os, "replace", before=lambda source, target: str(target).endswith("stage1.ckpt")
     ),
     "at the switch, before the commit": lambda: patch(Manifest, "commit", before=in_phase("stage1")),
     "at the switch, after the commit": lambda: patch(Manifest, "commit", after=in_phase("stage2")),
@@ -76,7 +76,7 @@ KILL_POINTS: dict[str, Callable[[], None]] = {
         PostTrainingModule, "training_step", after=second_micro_batch(2, 4)
     ),
     "before the final model appears": lambda: patch(
-        storage.os, "rename", before=lambda source, target: str(target).endswith("final")
+        files.os, "rename", before=lambda source, target: str(target).endswith("final")
     ),
     "before the end is recorded": lambda: patch(Manifest, "commit", before=in_phase("finish")),
 }

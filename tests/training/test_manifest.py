@@ -27,7 +27,7 @@ def test_a_write_that_dies_leaves_the_former_manifest(tmp_path: Path, monkeypatc
     def die(*_: object) -> None:
         raise OSError("the power went")
 
-    monkeypatch.setattr("uniattn_pl.training.manifest.os.replace", die)
+    monkeypatch.setattr("uniattn_pl.files.os.replace", die)
     with pytest.raises(OSError, match="power"):
         Manifest({"seed": 2}).write(tmp_path)
     assert Manifest.read(tmp_path) == before

@@ -13,8 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.modeling import apply_architecture
+from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.training.module import PostTrainingModule
-from uniattn_pl.training.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.training.schedule import WarmupDecay
 
 SIZES: dict[str, Any] = {

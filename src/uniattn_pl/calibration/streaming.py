@@ -25,7 +25,7 @@ from uniattn_pl.modeling.families import decoder_layers, family_of
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
-KEPT_INPUT_BYTES = 2**26
+KEPT_INPUT_BYTES = 2**24
 PUBLISHED_TENSORS = ("query", "key", "value")
 
 
@@ -37,7 +37,7 @@ def calibrate(
     *,
     initialiser: str = "joint_least_squares",
     ridge: float = 1e-2,
-    memory_limit_bytes: int = 2**28,
+    memory_limit_bytes: int = 0,
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Fit every compensation of `converted`, in place, to the errors it makes against `original`.
@@ -49,7 +49,7 @@ def calibrate(
         held_out: batches of the same kind, on which the errors of the report are measured.
         initialiser: a name of `INITIALISERS`.
         ridge: relative ridge of the least-squares initialisers.
-        memory_limit_bytes: hidden streams beyond this are kept on disk.
+        memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
     """
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"

@@ -77,7 +77,9 @@ class CalibrationConfig:
     held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
     batch_size: int = option(8, "sequences advanced together", minimum=1)
     ridge: float = option(1e-2, "ridge, relative to the mean diagonal of the Gram matrix", minimum=0.0)
-    memory_limit_gib: float = option(0.25, "hidden streams larger than this spill to disk", minimum=0.0)
+    memory_limit_gib: float = option(
+        0.0, "hidden streams beyond this go to temporary files ($TMPDIR); 0: all of them", minimum=0.0
+    )
 
 
 @dataclass

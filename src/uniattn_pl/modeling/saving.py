@@ -16,8 +16,8 @@ from uniattn_pl.costs import kv_retain_rate, parameters
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.attention import PREFIX
-from uniattn_pl.modeling.convert import install
 from uniattn_pl.modeling.families import FAMILIES, MODEL_TYPE_PREFIX, shape_of
+from uniattn_pl.modeling.install import install
 from uniattn_pl.plan import LayerPlan
 
 _CLASSES: dict[type, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}

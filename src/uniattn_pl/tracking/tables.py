@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from uniattn_pl.training.results import LABELS, FitResult
+from uniattn_pl.tracking.results import LABELS, FitResult
 
 PLAIN_WIDTH = 110
 EXAMPLE_PROMPT = "Name two causes of chest pain."

@@ -13,7 +13,7 @@ from typing import Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
-from uniattn_pl.training.results import FitResult
+from uniattn_pl.tracking.results import FitResult
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
 FILE_NAME = "manifest.json"

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
-from uniattn_pl.training.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.training.schedule import WarmupDecay
 
 # Sums of token losses are divided by this before backward so that float16 and bfloat16 gradients stay in range

@@ -14,12 +14,12 @@ from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.tracking import plots
 from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.tracking.results import CONVERTED, INITIAL, LABELS, ORIGINAL, CacheCost
 from uniattn_pl.tracking.tables import as_text, final_report
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.errors import CacheMismatchError
 from uniattn_pl.training.progress import ProgressReporter
-from uniattn_pl.training.results import CONVERTED, INITIAL, LABELS, ORIGINAL, CacheCost
 from uniattn_pl.training.session import FitSession, plain_config
 from uniattn_pl.training.storage import save_model
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
 from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
 from uniattn_pl.training import phases
 from uniattn_pl.training.manifest import PHASES, Manifest, exclusive
-from uniattn_pl.training.results import FitResult
 from uniattn_pl.training.session import FitSession, plain_config
 from uniattn_pl.training.stage import quiet_libraries, run_stage
 

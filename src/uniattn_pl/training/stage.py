@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.errors import UserError
+from uniattn_pl.tracking.results import StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
@@ -25,7 +26,6 @@ from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.module import PostTrainingModule
-from uniattn_pl.training.results import StageSummary
 from uniattn_pl.training.session import FitSession
 from uniattn_pl.training.storage import AtomicCheckpointIO, copy_model, save_model
 

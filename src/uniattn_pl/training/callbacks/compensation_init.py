@@ -28,7 +28,7 @@ class CompensationInit(pl.Callback):
         held_out: batches on which the error before and after is reported.
         initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
         ridge: relative to the mean diagonal of the Gram matrix.
-        memory_limit_bytes: hidden streams larger than this spill to disk.
+        memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, what).
 
     Attributes:
@@ -43,7 +43,7 @@ class CompensationInit(pl.Callback):
         *,
         initialiser: str = "joint_least_squares",
         ridge: float = 1e-2,
-        memory_limit_bytes: int = 1 << 28,
+        memory_limit_bytes: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
