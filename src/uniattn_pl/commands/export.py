@@ -39,8 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"dry run: would write the model of {source} to {target}.")
         return 0
+    from transformers.utils.logging import disable_progress_bar
+
     from uniattn_pl.modeling.saving import export
 
+    disable_progress_bar()  # of single-file transfers, which take a moment
     export(source, target, overwrite=arguments.overwrite)
     print(f"exported {source} to {target}")
     return 0

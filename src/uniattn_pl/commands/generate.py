@@ -45,8 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
         return 0
+    from transformers.utils.logging import disable_progress_bar
+
     from uniattn_pl.inference.generation import generate
 
+    disable_progress_bar()  # of single-file transfers, which take a moment
     texts = generate(
         folder,
         arguments.prompt,
