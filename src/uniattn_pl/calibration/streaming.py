@@ -26,6 +26,7 @@ from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
 KEPT_INPUT_BYTES = 2**24
+LENGTH_STEP = 16
 PUBLISHED_TENSORS = ("query", "key", "value")
 
 
@@ -73,7 +74,7 @@ class _StreamingPass:
     ) -> None:
         self.original, self.converted, self.store, self.progress = original, converted, store, progress
         self.plan: LayerPlan = converted.get_decoder().layer_plan
-        self.batches = [*batches, *held_out]
+        self.batches = [_few_lengths(batch) for batch in (*batches, *held_out)]
         self.num_fitted = len(batches)
         self.masks = [batch["attention_mask"].bool() for batch in self.batches]
         self.norm_name = family_of(original.config).norm_after_attention
@@ -221,6 +222,15 @@ class _StreamingPass:
             for name in PUBLISHED_TENSORS:
                 self.store.drop(f"{name}-of-{source}")
             del self.source_kwargs[source]
+
+
+def _few_lengths(batch: Batch) -> Batch:
+    """Pad [B, L] on the right to a multiple of `LENGTH_STEP`.
+
+    Every new length leaves the allocator holes of new sizes, and the process grew with the number of samples.
+    """
+    extra = -batch["attention_mask"].shape[1] % LENGTH_STEP
+    return {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
 
 
 def _set_weights(attention: Any, fit: Fit | None) -> None:
