@@ -102,3 +102,26 @@ def test_generate_and_export_find_a_run(
     assert main(["export", *argument, "--to", "out", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("runs/tiny/final") == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("thesis", "'thesis' is not empty and holds no model"),
+        ("runs", "'runs' contains the model folder"),
+        ("runs/tiny/final", "is the folder to export itself"),
+        ("runs/tiny/final/copy", "lies inside the model folder"),
+        ("thesis/text.tex", "is a file"),
+    ],
+)
+def test_export_overwrites_nothing_but_another_model(
+    target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/tiny/final/config.json", "runs/config.json", "thesis/text.tex"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export", "--from", "runs/tiny", "--to", target, "--overwrite"]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -52,7 +52,15 @@ def _layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> in
         total += layer.output
     if not row.dropped or row.compensated:
         total += layer.attention_norms
-    return total + row.compensated * shape.hidden_size**2
+    return total + _compensation_weights(row, shape)
+
+
+def _compensation_weights(row: LayerRow, shape: ModelShape) -> int:
+    """Elements of a layer's W_c, by where it reads and adds."""
+    sizes = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
+    read = sizes.get(row.compensation_input, shape.hidden_size)
+    added = sizes.get(row.compensation_output, shape.hidden_size)
+    return row.compensated * read * added
 
 
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
@@ -79,7 +87,7 @@ def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps."""
     query = shape.hidden_size * shape.num_heads * shape.head_dim
     key_or_value = shape.hidden_size * shape.num_kv_heads * shape.head_dim
-    weights = layer.feed_forward + row.compensated * shape.hidden_size**2
+    weights = layer.feed_forward + _compensation_weights(row, shape)
     weights += (row.caches_keys + row.caches_values) * key_or_value
     weights += (row.role in ("full", "share")) * query
     weights += (not row.dropped) * query
@@ -134,7 +142,7 @@ def training_memory(
         activation_bytes: bytes of an activation.
     """
     total = parameters(plan, shape)
-    trained = total if stage == 2 else len(plan.compensated) * shape.hidden_size**2
+    trained = total if stage == 2 else sum(_compensation_weights(row, shape) for row in plan.rows)
     first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
     tokens = micro_batch_size * length
     layers = [

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, whenever the process is killed."""
+"""Files and folders that appear complete or not at all, whenever the process is killed; what may be replaced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from uniattn_pl.errors import UserError
+
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its name (replacing it) only when the block succeeds."""
+    """Yield a temporary folder beside `folder` that takes its name (replacing it) only when the block succeeds.
+
+    Two renames put the new folder in the place of a former one: a kill in between leaves both, complete, under
+    hidden names beside it.
+    """
+    folder = folder.resolve()  # a link's own place may be on another file system
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -23,11 +30,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-        sync_folder(folder.parent)
+        _take_name(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_name(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder`; a former `folder` is deleted only once the new one has its name."""
+    former = temporary.with_name(temporary.name + ".old")
+    try:
+        if folder.is_dir():
+            os.rename(folder, former)
+        os.rename(temporary, folder)
+    except BaseException:
+        if former.exists() and not folder.exists():
+            os.rename(former, folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextmanager
@@ -35,11 +55,15 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a temporary file beside `path` that takes its name (replacing it) only when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -50,3 +74,35 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Check that the model in `source` can be written to the folder `target` without loss of anything else.
+
+    Args:
+        source: the model folder to read.
+        target: absent, empty, or, with `overwrite`, a model folder to replace.
+
+    Raises:
+        UserError: the target is a file, overlaps the source, or holds something that is not to be replaced.
+    """
+    real_source, real_target = source.resolve(), target.resolve()
+    if target.is_file():
+        raise UserError(f"--to '{target}' is a file, not a folder.")
+    if real_target == real_source:
+        raise UserError(f"--to '{target}' is the folder to export itself.")
+    if real_target.is_relative_to(real_source):
+        raise UserError(f"--to '{target}' lies inside the model folder '{source}'; choose a folder outside of it.")
+    if real_source.is_relative_to(real_target):
+        raise UserError(f"--to '{target}' contains the model folder '{source}'; choose another folder.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / "config.json").is_file():
+        raise UserError(
+            f"--to '{target}' is not empty and holds no model (no config.json); choose another folder: "
+            "--overwrite replaces a model folder only."
+        )
+    if not overwrite:
+        raise UserError(
+            f"--to '{target}' is not empty, a model exists there; choose another folder, or pass --overwrite."
+        )

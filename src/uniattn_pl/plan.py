@@ -9,13 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 
 ROLES = {
     "full": "computes its own attention map from its own keys",
     "reuse": "uses the attention map of the layer below it with its own values (UniAttn)",
     "share": "computes its own map over keys and values of a layer below (CLA)",
     "drop": "has no attention (LLMDrop)",
+}
+
+# Where W_c reads and where its output is added (paper Table 8, Appendix B).
+COMPENSATION_INPUTS = {
+    "attention_input": "x [d], what enters the attention: the output of the norm before it (rows 1 to 3 of Table 8)",
+    "value": "V [Hkv * D], the layer's own values",
+    "heads": "the heads' output [H * D], before W_o",
+}
+COMPENSATION_OUTPUTS = {
+    "attention_output": "the attention's output [d], after W_o (row 1: the paper's choice)",
+    "layer_output": "the layer's output [d], after the feed-forward (row 2, coarser)",
+    "heads": "the heads' output [H * D], before W_o (rows 3 and 4, finer)",
 }
 
 
@@ -59,7 +71,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of a plan; `*_from` hold layer indices, or None where the layer has no such thing."""
+    """One layer of a plan; `*_from` hold layer indices, or None where the layer has no such thing.
+
+    A compensated layer's W_c reads `compensation_input` and adds to `compensation_output` (paper Table 8).
+    """
 
     index: int
     map_from: int | None
@@ -67,6 +82,8 @@ class LayerRow:
     value_from: int | None
     dropped: bool = False
     compensated: bool = False
+    compensation_input: str = "attention_input"
+    compensation_output: str = "attention_output"
 
     @property
     def role(self) -> str:
@@ -134,6 +151,36 @@ class LayerPlan:
         self._check_indices(layers)
         changed = {i: LayerRow(i, None, None, None, dropped=True, compensated=compensated) for i in layers}
         return self._with(changed)
+
+    def place_compensation(self, *, input: str, output: str) -> LayerPlan:
+        """Let every W_c of the plan read and add elsewhere: one of `COMPENSATION_INPUTS` and `_OUTPUTS`."""
+        compensated = [row for row in self.rows if row.compensated]
+        return self._with(
+            {row.index: replace(row, compensation_input=input, compensation_output=output) for row in compensated}
+        )
+
+    def drop_reuse(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
+        """Remove the attention of reuse layers as well (UniAttn + LLMDrop, paper Figure 5).
+
+        Raises:
+            PlanError: one of `layers` does not reuse a map.
+        """
+        self._check_indices(layers)
+        others = [i for i in layers if self.rows[i].role != "reuse"]
+        if others:
+            reuse = [row.index for row in self.rows if row.role == "reuse"]
+            raise PlanError(f"layer {_list(others)} reuses no attention map; reuse layers: {_list(reuse) or 'none'}.")
+        return self.drop(layers, compensated=compensated)
+
+    def reduces(self, former: LayerPlan) -> list[str]:
+        """Why a model built on `former` cannot go on to this plan: what a layer gave up does not come back."""
+        if len(self.rows) != len(former.rows):
+            return [f"the plan has {len(self.rows)} layers, the model {len(former.rows)}."]
+        return [
+            f"layer {new.index} is '{old.role}' already and cannot become '{new.role}'; start from the stock model."
+            for old, new in zip(former.rows, self.rows, strict=True)
+            if old.operated and new != old and not (new.dropped and new.compensated <= old.compensated)
+        ]
 
     def _with(self, changed: Mapping[int, LayerRow]) -> LayerPlan:
         return replace(self, rows=tuple(changed.get(row.index, row) for row in self.rows))
@@ -215,11 +262,13 @@ def _row_problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> lis
     where = f"layer {row.index}"
     if row.index != position:
         return [f"row {position} of the plan describes {where}; rows must be in layer order."]
+    if row.compensated:
+        problems = _compensation_problems(row)
+        if problems:
+            return problems
     if row.dropped:
         links = (row.map_from, row.key_from, row.value_from)
         return [] if links == (None, None, None) else [f"{where} is dropped but still reads attention."]
-    if row.compensated and not row.operated:
-        return [f"{where} computes its own attention and cannot carry a compensation."]
     if row.role == "full":
         return [] if row.value_from == row.index else [f"{where} has its own keys but the values of another layer."]
     if row.role == "reuse" and (row.key_from is not None or row.value_from != row.index):
@@ -227,6 +276,22 @@ def _row_problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> lis
     if row.role == "share" and row.key_from != row.value_from:
         return [f"{where} takes keys and values from different layers."]
     return _source_problems(rows, row)
+
+
+def _compensation_problems(row: LayerRow) -> list[str]:
+    """What is impossible about where a W_c reads and adds."""
+    where, reads, adds = f"layer {row.index}", row.compensation_input, row.compensation_output
+    if not row.operated:
+        return [f"{where} computes its own attention and cannot carry a compensation."]
+    for value, allowed in ((reads, COMPENSATION_INPUTS), (adds, COMPENSATION_OUTPUTS)):
+        if value not in allowed:
+            near = did_you_mean(str(value), allowed)
+            return [f"{where} places its W_c at '{value}'.{near} Allowed: {', '.join(allowed)}."]
+    if row.dropped and (reads != "attention_input" or adds == "heads"):
+        return [f"{where} is dropped: its W_c can only read attention_input and not add to heads."]
+    if reads == "value" and not row.caches_values:
+        return [f"{where} has no values of its own for its W_c to read."]
+    return []
 
 
 def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
@@ -260,6 +325,8 @@ def _runs(rows: Sequence[LayerRow]) -> Iterable[tuple[int, int]]:
         start = row.index + 1
 
 
+_INPUT_SYMBOLS = {"attention_input": "x W_c", "value": "V W_c", "heads": "heads W_c"}
+_OUTPUT_WORDS = {"attention_output": "", "layer_output": " after FFN", "heads": " before W_o"}
 _CACHED = {(True, True): "K V", (False, True): "V", (False, False): "-"}
 
 
@@ -273,7 +340,8 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {_list(readers)}"
     bar = {"full": "█" if readers else "│", "reuse": "▒", "share": "▒", "drop": "·"}[row.role]
-    compensation = "+ x W_c" if row.compensated else ""
+    compensation = _INPUT_SYMBOLS[row.compensation_input] + _OUTPUT_WORDS[row.compensation_output]
+    compensation = f"+ {compensation}" if row.compensated else ""
     cached = _CACHED[row.caches_keys, row.caches_values]
     return f"{label:>7} {bar} {text:<24} {compensation:<8} cache {cached}".rstrip()
 

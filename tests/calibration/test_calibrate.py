@@ -15,8 +15,10 @@ from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.calibration.solvers import make_solver
 from uniattn_pl.calibration.store import TensorStore
 from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.errors import UserError
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 
 Batch = dict[str, torch.Tensor]
 UNMODIFIED = LayerPlan.unmodified(8)
@@ -197,6 +199,16 @@ def test_progress_reaches_its_total() -> None:
     model = converted_copy(original, PLANS["mixed"])
     calibrate(original, model, batches(), [], progress=lambda *call: calls.append(call))
     assert [done for done, _, _ in calls] == list(range(1, calls[-1][1] + 1))
+
+
+@pytest.mark.parametrize("plan", [UNMODIFIED, uniattn_plan(compensated=False)], ids=["unmodified", "uncompensated"])
+def test_a_model_without_a_compensation_is_refused_with_the_way_out(plan: LayerPlan) -> None:
+    original = stock_llama()
+    model = converted_copy(original, plan)
+    with pytest.raises(UserError, match=r"no compensated layer.*compensation=true"):
+        calibrate(original, model, batches(), [])
+    with pytest.raises(UserError, match="no compensated layer"):
+        CompensationInit(original, batches(), []).initialise(model)
 
 
 def test_an_unknown_initialiser_is_named() -> None:

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uniattn_pl import costs
 from uniattn_pl.errors import UserError
+from uniattn_pl.exporting import export
 from uniattn_pl.modeling import apply_architecture, apply_plan, converted_copy, kv_cache_bytes, shape_of
-from uniattn_pl.modeling.saving import export, register_auto_classes
+from uniattn_pl.modeling.registration import register_auto_classes
 from uniattn_pl.plan import LayerPlan
 
 UNMODIFIED = LayerPlan.unmodified(8)
@@ -216,3 +217,8 @@ def test_export_writes_a_card_with_the_plan(tmp_path: Path) -> None:
         export(source, target)
     with pytest.raises(UserError, match="inside the model folder"):
         export(source, source / "inner")
+    (target / "stale.txt").write_text("of the former export")
+    export(source, target, overwrite=True)
+    assert (target / "README.md").read_text() == card
+    assert not (target / "stale.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]

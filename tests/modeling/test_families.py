@@ -15,7 +15,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.modeling import apply_plan, converted_copy, kv_cache_bytes, shape_of
 from uniattn_pl.modeling.families import FAMILIES
 from uniattn_pl.modeling.loading import load_model
-from uniattn_pl.modeling.saving import register_auto_classes
+from uniattn_pl.modeling.registration import register_auto_classes
 from uniattn_pl.plan import LayerPlan
 
 SIZES = {

@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from tests.trainers import fit
 from torch import nn
-from torch.utils.data import DataLoader
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
@@ -80,21 +80,7 @@ def batches(count: int) -> list[dict[str, torch.Tensor]]:
 def run(
     module: pl.LightningModule, callbacks: list[pl.Callback], folder: Path, *, steps: int = 4, **options: Any
 ) -> pl.Trainer:
-    resume = options.pop("ckpt_path", None)
-    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
-    trainer.fit(module, DataLoader(batches(20), batch_size=None), ckpt_path=resume, weights_only=True)
-    return trainer
+    return fit(module, batches(20), folder, steps=steps, callbacks=callbacks, **options)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from tests.trainers import fit
 from torch.utils.data import DataLoader
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -51,25 +52,6 @@ def batches(count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
     return made
 
 
-def train(
-    module: pl.LightningModule, data: list[Any], tmp_path: Path, *, steps: int, accumulate: int = 1
-) -> pl.Trainer:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, DataLoader(data, batch_size=None))
-    return trainer
-
-
 @pytest.mark.parametrize("softcap", [None, 5.0])
 def test_the_loss_is_the_models_own_also_with_capped_logits(softcap: float | None) -> None:
     torch.manual_seed(0)
@@ -84,7 +66,7 @@ def test_the_loss_is_the_models_own_also_with_capped_logits(softcap: float | Non
 def test_accumulation_weights_every_response_token_of_the_step_alike(tmp_path: Path) -> None:
     data, options = batches(3), StageConfig(learning_rate=0.05, schedule="constant", warmup_ratio=0.0)
     module = PostTrainingModule(converted(), stage=2, options=options, max_grad_norm=0.5)
-    train(module, data, tmp_path, steps=1, accumulate=3)
+    fit(module, data, tmp_path, steps=1, accumulate_grad_batches=3)
 
     reference = converted()
     together = {key: torch.cat([batch[key] for batch in data]) for key in data[0]}
@@ -105,7 +87,7 @@ def test_accumulation_weights_every_response_token_of_the_step_alike(tmp_path: P
 
 def test_stage_1_trains_only_the_compensations(tmp_path: Path) -> None:
     module = PostTrainingModule(converted, stage=1, options=StageConfig(learning_rate=0.01))
-    train(module, batches(2), tmp_path, steps=2)
+    fit(module, batches(2), tmp_path, steps=2)
     trained, start = module.hosted.state_dict(), converted().state_dict()
     changed = {name for name in start if not torch.equal(trained[name], start[name])}
     assert changed == {"model.layers.3.self_attn.w_c.weight"}
@@ -144,5 +126,5 @@ def test_the_optimizer_follows_the_schedule_over_this_stages_steps(tmp_path: Pat
             super().on_before_optimizer_step(optimizer)
 
     options = StageConfig(learning_rate=0.1, warmup_ratio=0.5, schedule="linear")
-    train(Spy(converted(), stage=2, options=options), batches(8), tmp_path, steps=4, accumulate=2)
+    fit(Spy(converted(), stage=2, options=options), batches(8), tmp_path, steps=4, accumulate_grad_batches=2)
     assert rates == pytest.approx([0.1 * WarmupDecay(4, 0.5, "linear")(step) for step in range(4)])

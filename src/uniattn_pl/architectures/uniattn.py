@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.config.schema import option
-from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape
 
 
 @register
@@ -15,7 +15,8 @@ from uniattn_pl.plan import LayerPlan, ModelShape
 class UniAttn(Architecture):
     """Softmax unification with linear compensation (section 3.3, equations 12 and 14; settings in Table 4).
 
-    Cost: reuse layers compute no Q, K or softmax and cache V only; W_c adds d x d weights each.
+    Cost: reuse layers compute no Q, K or softmax and cache V only; W_c adds d x d weights each (other sizes where
+    it reads or adds elsewhere). Dropped reuse layers (Appendix B, UniAttn + LLMDrop) cache nothing.
     """
 
     name = "uniattn"
@@ -25,10 +26,17 @@ class UniAttn(Architecture):
     num_superblocks: int = option(4, "number of Superblocks", minimum=1)
     first_layer: int | None = option(None, "0-based first layer; default: the last block ends at the top", minimum=0)
     compensation: bool = option(True, "give every reuse layer a W_c")
+    compensation_input: str = option("attention_input", "what W_c reads (Table 8)", allowed=tuple(COMPENSATION_INPUTS))
+    compensation_output: str = option(
+        "attention_output", "what W_c's output is added to (Table 8)", allowed=tuple(COMPENSATION_OUTPUTS)
+    )
+    dropped_layers: list[int] = option([], "0-based reuse layers whose attention is dropped as well (Figure 5)")
+    dropped_compensation: bool = option(False, "give the dropped ones a W_c")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
         plan = LayerPlan.unmodified(shape.num_layers)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
             plan = plan.reuse_map(readers, source, compensated=self.compensation)
-        return plan
+        plan = plan.place_compensation(input=self.compensation_input, output=self.compensation_output)
+        return plan.drop_reuse(self.dropped_layers, compensated=self.dropped_compensation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.modeling.families import decoder_layers
+from uniattn_pl.plan import LayerRow
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class LayerInputs:
     hidden: torch.Tensor
     arguments: list[dict[str, Any]]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Bytes held; layers mostly share one mask and one pair of rotary tables."""
+        """Bytes held, summed once; layers mostly share one mask and one pair of rotary tables."""
         values = [self.hidden, *(value for arguments in self.arguments for value in arguments.values())]
         flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
         return sum({t.data_ptr(): t.nbytes for t in flat if isinstance(t, torch.Tensor)}.values())
@@ -54,22 +56,50 @@ class _Stop(Exception):
     """Ends a layer's forward once everything wanted has been seen."""
 
 
-@contextmanager
-def capture_input(module: nn.Module, seen: dict[str, torch.Tensor], name: str, *, stop: bool = False) -> Iterator[None]:
-    """Put the hidden states that enter `module` into `seen[name]`; with `stop`, end the block there, silently."""
+@dataclass(frozen=True)
+class Point:
+    """A place in a layer whose hidden states can be watched: what enters a module, or what leaves it."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = args[0] if args else kwargs["hidden_states"]
+    module: nn.Module
+    leaving: bool = False
+
+
+@contextmanager
+def capture(point: Point, seen: dict[str, torch.Tensor], name: str, *, stop: bool = False) -> Iterator[None]:
+    """Put the hidden states [B, L, n] at `point` into `seen[name]`; with `stop`, end the block there, silently."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        entering = args[0] if args else kwargs["hidden_states"]
+        seen[name] = output if point.leaving else entering
         if stop:
             raise _Stop
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    watch = point.module.register_forward_hook if point.leaving else point.module.register_forward_pre_hook
+    handle = watch(hook, with_kwargs=True)
     try:
         yield
     except _Stop:
         pass
     finally:
         handle.remove()
+
+
+def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Point:
+    """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
+    if row.compensation_output == "heads":
+        return Point(layer.self_attn.o_proj)
+    if row.compensation_output == "layer_output":
+        return Point(layer, leaving=True)
+    return Point(getattr(layer, norm_after_attention))
+
+
+def read_point(attention: Any, row: LayerRow) -> Point:
+    """What W_c reads in a converted attention."""
+    if row.compensation_input == "heads":
+        return Point(attention.o_proj)
+    if row.compensation_input == "value":
+        return Point(attention.projection("v_proj"), leaving=True)
+    return Point(attention)
 
 
 Progress = Callable[[int, int, str], None]

@@ -16,12 +16,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import LayerInputs, Progress, capture_input, layer_inputs
+from uniattn_pl.calibration.layers import (
+    LayerInputs,
+    Point,
+    Progress,
+    capture,
+    layer_inputs,
+    read_point,
+    repaired_point,
+)
 from uniattn_pl.calibration.report import CalibrationReport, LayerError
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.store import TensorStore
+from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import STATE_KEY, Published, SharedState
-from uniattn_pl.modeling.families import decoder_layers, family_of
+from uniattn_pl.modeling.families import anatomy_of, decoder_layers
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
@@ -52,7 +61,16 @@ def calibrate(
         ridge: relative ridge of the least-squares initialisers.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
+
+    Raises:
+        UserError: no layer of `converted` is compensated, so there is nothing to fit.
     """
+    plan: LayerPlan | None = getattr(converted, "layer_plan", None)
+    if plan is None or not plan.compensated:
+        raise UserError(
+            "this model has no compensated layer, so there is nothing to calibrate; "
+            "choose an architecture with compensation=true."
+        )
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"
     try:
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
@@ -77,7 +95,7 @@ class _StreamingPass:
         self.batches = [_few_lengths(batch) for batch in (*batches, *held_out)]
         self.num_fitted = len(batches)
         self.masks = [batch["attention_mask"].bool() for batch in self.batches]
-        self.norm_name = family_of(original.config).norm_after_attention
+        self.norm_name = anatomy_of(original.config).norm_after_attention
         self.first_operated = min(self.plan.operated)
         self.source_kwargs: dict[int, dict[str, Any]] = {}
         self.kept_inputs: dict[int, LayerInputs] = {}
@@ -126,14 +144,17 @@ class _StreamingPass:
         """Solve one compensated layer over all batches, then move them past it."""
         solver = make_solver(initialiser, ridge)
         before, after, scale = _Mean(), _Mean(), _Mean()
-        norms = [getattr(decoder_layers(model)[row.index], self.norm_name) for model in (self.original, self.converted)]
+        points = [
+            repaired_point(decoder_layers(model)[row.index], row, self.norm_name)
+            for model in (self.original, self.converted)
+        ]
         for batch, mask in enumerate(self.masks):
             inputs = self._inputs(batch, row)
             seen: dict[str, torch.Tensor] = {}
-            with capture_input(norms[0], seen, "target"):
+            with capture(points[0], seen, "target"):
                 hidden = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
             self.store.put(f"original-{row.index + 1}", batch, hidden)
-            sample = self._unified_sample(row, batch, inputs, seen["target"], norms[1])
+            sample = self._unified_sample(row, batch, inputs, seen["target"], points[1])
             if batch < self.num_fitted:
                 solver.update(sample)
             else:
@@ -144,7 +165,7 @@ class _StreamingPass:
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
-            with capture_input(norms[1], seen, "unified"):
+            with capture(points[1], seen, "unified"):
                 hidden = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
             self.store.put(f"unified-{row.index + 1}", batch, hidden)
             if batch >= self.num_fitted:
@@ -157,16 +178,16 @@ class _StreamingPass:
         return range(self.num_fitted if row is self.rows[-1] else 0, len(self.batches))
 
     def _unified_sample(
-        self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, norm: nn.Module
+        self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, repaired: Point
     ) -> Sample:
-        """What the unified model's attention sees and makes of it, its W_c still zero."""
+        """What the unified model makes of this batch up to where W_c repairs it, its W_c still zero."""
         attention = decoder_layers(self.converted)[row.index].self_attn
         seen: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
-            stack.enter_context(capture_input(norm, seen, "unified", stop=True))
-            stack.enter_context(capture_input(attention, seen, "x"))
-            if hasattr(attention, "o_proj"):
-                stack.enter_context(capture_input(attention.o_proj, seen, "heads"))
+            stack.enter_context(capture(read_point(attention, row), seen, "x"))
+            if _adjusts_output_projection(row):
+                stack.enter_context(capture(Point(attention.o_proj), seen, "heads"))
+            stack.enter_context(capture(repaired, seen, "unified", stop=True))
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         error = target.float() - seen["unified"].float()
         return Sample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
@@ -194,7 +215,12 @@ class _StreamingPass:
         self.source_kwargs[source] = {k: v for k, v in entry.kwargs.items() if not isinstance(v, torch.Tensor)}
 
     def _published(self, source: int, batch: int, inputs: LayerInputs) -> Published:
-        entry = Published(mask=inputs.arguments[source].get("attention_mask"), kwargs=self.source_kwargs[source])
+        arguments = inputs.arguments[source]
+        entry = Published(
+            position_embeddings=arguments["position_embeddings"],
+            mask=arguments.get("attention_mask"),
+            kwargs=self.source_kwargs[source],
+        )
         publishes = decoder_layers(self.converted)[source].self_attn.publishes
         names = ["key"] + ["query"] * ("map" in publishes) + ["value"] * ("key_value" in publishes)
         for name in names:
@@ -231,6 +257,12 @@ def _few_lengths(batch: Batch) -> Batch:
     """
     extra = -batch["attention_mask"].shape[1] % LENGTH_STEP
     return {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
+
+
+def _adjusts_output_projection(row: LayerRow) -> bool:
+    """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does."""
+    linear = row.compensation_output == "attention_output" and row.compensation_input != "heads"
+    return linear and not row.dropped
 
 
 def _set_weights(attention: Any, fit: Fit | None) -> None:

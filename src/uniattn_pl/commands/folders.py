@@ -9,6 +9,7 @@ from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.errors import UserError, did_you_mean
 
 FINAL = "final"
+MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def add_source_arguments(parser: Parser) -> None:
@@ -35,7 +36,7 @@ def find_model_folder(arguments: argparse.Namespace) -> Path:
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'.{_nearest_folder(folder)}")
     for candidate in (folder / FINAL, folder):
-        if (candidate / "config.json").is_file():
+        if any((candidate / name).is_file() for name in MODEL_FILES):
             return candidate
     raise UserError(
         f"'{folder}' holds no model: no config.json in it, nor in its subfolder '{FINAL}' that a finished fit writes."

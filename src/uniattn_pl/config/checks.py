@@ -11,11 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uniattn_pl.config.documents import DEFAULT, at, nearest_file
-from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.errors import did_you_mean
-
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
-EMBEDDED = "embedded"
+from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED, ExperimentConfig
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
@@ -73,14 +69,11 @@ def _model_source(config: ExperimentConfig) -> str | None:
 
 
 def _unknown_model(source: str) -> str | None:
-    from uniattn_pl.modeling.catalogue import MODELS
+    from uniattn_pl.modeling.catalogue import MODELS, no_such_model
 
     if source in MODELS or "/" in source or Path(source).exists():
         return None
-    return (
-        f"there is no model '{source}'.{did_you_mean(source, MODELS)} Names: {', '.join(MODELS)}; "
-        "or give a local folder, a .gguf file or a hub id (organisation/model)."
-    )
+    return no_such_model(source)
 
 
 @_check("data.source")

@@ -8,7 +8,7 @@ layers gave to the former one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class LoadedConfig:
 
     def flatten(self) -> dict[str, Any]:
         """Return dotted key -> value, for instance as parameters of a tracked run."""
-        return dict(_leaves(dataclasses.asdict(self.config), ()))
+        return flatten(dataclasses.asdict(self.config))
 
 
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -284,19 +284,27 @@ def _to_config(values: dict[KeyPath, Any]) -> ExperimentConfig:
     return config
 
 
-def _leaves(node: dict[str, Any], path: KeyPath) -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and (not path or path[0] != ARCHITECTURE):
-            yield from _leaves(value, (*path, key))
+def flatten(config: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
+    """Return a config's plain data as dotted key -> value; an option of an architecture is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if _is_section(value, path):
+            flat.update(flatten(value, (*path, key)))
         else:
-            yield ".".join((*path, key)), value
+            flat[".".join((*path, key))] = value
+    return flat
+
+
+def _is_section(value: Any, path: KeyPath) -> bool:
+    """Whether the value of a key below `path` has keys of its own; an architecture's option is one value."""
+    return isinstance(value, dict) and path[:1] != (ARCHITECTURE,)
 
 
 def _lines(node: dict[str, Any], path: KeyPath, provenance: dict[str, str]) -> Iterable[str]:
     indent = "  " * len(path)
     for key, value in node.items():
         inner = (*path, key)
-        if isinstance(value, dict) and (not path or path[0] != ARCHITECTURE):
+        if _is_section(value, path):
             yield f"{indent}{key}:\n"
             yield from _lines(value, inner, provenance)
         else:

@@ -18,6 +18,8 @@ def option(default: Any, help: str, *, allowed: tuple[Any, ...] = (), minimum: f
     return field(default=default, metadata=metadata)
 
 
+EMBEDDED = "embedded"
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("sdpa", "eager")
 REUSE_MODES = ("auto", "materialise", "replay")
@@ -52,7 +54,7 @@ class ModelConfig:
 class DataConfig:
     """Where instruction / input / output rows come from and how they become token sequences."""
 
-    source: str = option("embedded", "'embedded', a .json / .jsonl / .parquet file, or a hub data set name")
+    source: str = option(EMBEDDED, "'embedded', a .json / .jsonl / .parquet file, or a hub data set name")
     split: str = option("train", "split of a hub data set")
     format: str = option(
         "auto", "row format; auto looks at the keys", allowed=("auto", "alpaca", "pmc", "tulu3", "infinity_instruct")

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from uniattn_pl.config.schema import DATA_SUFFIXES
 from uniattn_pl.errors import UserError
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
 _WHITESPACE = " \t\n\r"
 
 
@@ -37,8 +37,8 @@ def read_file(path: Path) -> Iterator[Record]:
         UserError: another kind of file, or one that cannot be read as what its name says.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"data file '{path}' ends in '{suffix}'; allowed are {', '.join(SUFFIXES)}.")
+    if suffix not in DATA_SUFFIXES:
+        raise UserError(f"data file '{path}' ends in '{suffix}'; allowed are {', '.join(DATA_SUFFIXES)}.")
     if suffix == ".parquet":
         return _read_parquet(path)
     if suffix == ".json" and _first_character(path) == "[":

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from uniattn_pl.config.checks import looks_like_path
+from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED
 from uniattn_pl.data.embedded import embedded_rows
-from uniattn_pl.data.files import SUFFIXES, Record, read_file
+from uniattn_pl.data.files import Record, read_file
 from uniattn_pl.data.hub import read_hub
 from uniattn_pl.data.rows import BadRow, Row, detect_format, map_row
 from uniattn_pl.errors import UserError, did_you_mean
 
-EMBEDDED = "embedded"
+# No rows are read from these, but a source that ends so is a missing file, not a hub name.
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".gz", ".zip", ".arrow")
 
 
 @dataclass
@@ -92,22 +95,11 @@ def _records(source: str, split: str) -> Iterator[Record]:
     if path.is_file():
         return read_file(path)
     if path.is_dir():
-        raise UserError(f"data source '{source}' is a folder; give one {_listed(SUFFIXES)} file.{_files_in(path)}")
-    if _looks_like_a_file(source):
+        raise UserError(f"data source '{source}' is a folder; give one {_listed(DATA_SUFFIXES)} file.{_files_in(path)}")
+    in_a_folder = "/" in source and path.parent.is_dir()
+    if in_a_folder or looks_like_path(source, (*DATA_SUFFIXES, *OTHER_SUFFIXES)):
         raise UserError(_no_such_file(source, path))
     return read_hub(source, split, hint=did_you_mean(source, (EMBEDDED,)))
-
-
-def _looks_like_a_file(source: str) -> bool:
-    """A hub name is `name` or `owner/name` without a data file's suffix; everything else is a path."""
-    known = {*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".arrow"}
-    return (
-        source.startswith((".", "/", "~"))
-        or source.count("/") > 1
-        or "\\" in source
-        or Path(source).suffix.lower() in known
-        or ("/" in source and Path(source).parent.is_dir())
-    )
 
 
 def _no_such_file(source: str, path: Path) -> str:
@@ -121,13 +113,13 @@ def _no_such_file(source: str, path: Path) -> str:
 def _files_in(folder: Path) -> str:
     names = _data_files(folder)
     if not names:
-        return f" The folder '{folder}' has no {_listed(SUFFIXES)} file."
+        return f" The folder '{folder}' has no {_listed(DATA_SUFFIXES)} file."
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f" The folder '{folder}' holds {', '.join(names[:5])}{more}."
 
 
 def _data_files(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in DATA_SUFFIXES)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.schema import EMBEDDED, DataConfig
 from uniattn_pl.data.embedded import EMBEDDED_TRAIN_ROWS
 from uniattn_pl.data.rows import Row
-from uniattn_pl.data.sources import EMBEDDED, SourceRows, read_source
+from uniattn_pl.data.sources import SourceRows, read_source
 from uniattn_pl.errors import UserError
 
 

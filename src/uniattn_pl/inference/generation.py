@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def generate(
@@ -18,13 +19,12 @@ def generate(
         instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from uniattn_pl.data.prompts import format_prompt
-    from uniattn_pl.modeling.saving import register_auto_classes
+    from uniattn_pl.modeling.loading import load_folder
 
-    register_auto_classes()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    model: Any = load_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     texts = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,11 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from uniattn_pl.modeling.families import family_module
+from uniattn_pl.modeling.families import FUSED, family_module, fused_rows, stock_class
 from uniattn_pl.plan import LayerRow
 
 STATE_KEY = "shared_attention_state"
 PREFIX = "uniattn_"
+Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -31,19 +32,28 @@ class Published:
     """What one source layer gives its readers.
 
     `attention_map` [B, H, L, S] is set when materialised; `query` [B, H, L, D] and `key` [B, Hkv, S, D] when
-    replayed; `key` and `value` [B, Hkv, S, D] when they are shared. `mask` and `kwargs` are the source's own.
+    replayed; `key` and `value` [B, Hkv, S, D] when they are shared, and `position_embeddings` (cosine and sine
+    [B, L, D]) that a reader's queries need to match them. `mask` and `kwargs` are the source's own.
     """
 
     attention_map: torch.Tensor | None = None
     query: torch.Tensor | None = None
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
+    position_embeddings: Rotary | None = None
     mask: torch.Tensor | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SharedState(UserDict[int, Published]):
-    """Source layer index -> Published, for one forward. A UserDict, because FSDP2 casts plain dicts it finds."""
+    """Source layer index -> Published, for one forward. A UserDict, because FSDP2 casts plain dicts it finds.
+
+    `late` holds, by layer and only inside that layer's forward, what its W_c adds after the feed-forward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: dict[int, torch.Tensor] = {}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedState:
         """Move every tensor, as accelerate asks when layers live on several devices."""
@@ -80,8 +90,8 @@ def publishing_attention(
     state: SharedState | None = kwargs.pop(STATE_KEY, None)
     if state is None or not attention.publishes:
         return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-    entry = Published(mask=attention_mask, kwargs=kwargs)
-    state[attention.layer_idx] = entry
+    entry = state.setdefault(attention.layer_idx, Published())
+    entry.mask, entry.kwargs = attention_mask, kwargs
     if "key_value" in attention.publishes:
         entry.key, entry.value = key, value
     if "map" not in attention.publishes:
@@ -122,22 +132,60 @@ for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
     AttentionMaskInterface.register(PREFIX + _name, _mask)
 
 
-class _OperatedAttention(nn.Module):
-    """What replaced attentions have in common: an optional compensation, added where the paper adds it (eq. 14)."""
+def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a source of keys: its rotary tables, which its kernel never sees.
 
-    removed: tuple[str, ...] = ()
+    Layers of one model may have different ones (Gemma-3: one base for local, one for global layers).
+    """
+    kwargs[STATE_KEY][attention.layer_idx] = Published(position_embeddings=kwargs["position_embeddings"])
+
+
+def add_late_correction(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+) -> torch.Tensor:
+    """Forward hook of a decoder layer whose W_c adds to the layer's output [B, L, d] (Table 8, row 2)."""
+    correction = kwargs[STATE_KEY].late.pop(layer.self_attn.layer_idx, None)
+    return output if correction is None else output + correction
+
+
+class _OperatedAttention(nn.Module):
+    """What replaced attentions have in common: what remains of the projections, and an optional compensation."""
+
+    kept: tuple[str, ...] = ()
+    stock: type
     layer_row: LayerRow
     layer_idx: int
     head_dim: int
     w_c: nn.Linear | None
-    q_proj: nn.Linear
-    v_proj: nn.Linear
     o_proj: nn.Linear
-    q_norm: nn.Module
 
-    def compensate(self, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Add `norm(x) W_c`: `hidden_states` [B, L, d] is the pre-norm output, as in the official code."""
-        return output if self.w_c is None else output + self.w_c(hidden_states)
+    def projection(self, part: str) -> nn.Linear:
+        """`v_proj` or `q_proj`; what is left of a fused projection is that part alone."""
+        return self.get_submodule(part if hasattr(self, part) else FUSED)  # type: ignore[return-value]
+
+    def finish(
+        self, heads: torch.Tensor, value: torch.Tensor | None, hidden_states: torch.Tensor, kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Apply W_o, and W_c where the plan reads and adds it (paper eq. 14, Table 8).
+
+        Shapes: heads [B, L, H*D], value [B, L, Hkv*D], hidden_states [B, L, d]: the pre-norm output, as in the
+        official code; returns [B, L, d].
+        """
+        if self.w_c is None:
+            return self.o_proj(heads)
+        row = self.layer_row
+        read = {"attention_input": hidden_states, "value": value, "heads": heads}[row.compensation_input]
+        correction = self.w_c(read)
+        if row.compensation_output == "heads":
+            return self.o_proj(heads + correction)
+        return self.add(self.o_proj(heads), correction, kwargs)
+
+    def add(self, output: torch.Tensor, correction: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
+        """Add a correction [B, L, d] to the attention's output, or leave it for the end of the layer."""
+        if self.layer_row.compensation_output == "attention_output":
+            return output + correction
+        kwargs[STATE_KEY].late[self.layer_idx] = correction
+        return output
 
     def published(self, kwargs: Mapping[str, Any]) -> Published:
         """What this layer's source published in this forward."""
@@ -148,29 +196,29 @@ class _OperatedAttention(nn.Module):
 class ReuseAttention(_OperatedAttention):
     """The source's attention map times this layer's values (paper eq. 12); keeps v_proj and o_proj."""
 
-    removed = ("q_proj", "k_proj", "q_norm", "k_norm")
+    kept = ("v_proj", "o_proj")
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        position_embeddings: Rotary | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
-        value = self.v_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+        own_value = self.projection("v_proj")(hidden_states)
+        value = own_value.view(*shape, -1, self.head_dim).transpose(1, 2)
         if past_key_values is not None:
             # Zero-width keys: the cache keeps values only.
             _, value = past_key_values.update(value[..., :0], value, self.layer_idx)
         source = self.published(kwargs)
         weights = source.attention_map
         if weights is not None:
-            output = _grouped_product(weights, value)
+            heads = _grouped_product(weights, value)
         else:
-            output, weights = stock_attention(self)(self, source.query, source.key, value, source.mask, **source.kwargs)
-        output = self.o_proj(output.reshape(*shape, -1).contiguous())
-        return self.compensate(output, hidden_states), weights
+            heads, weights = stock_attention(self)(self, source.query, source.key, value, source.mask, **source.kwargs)
+        return self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs), weights
 
 
 def _grouped_product(attention_map: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -183,61 +231,97 @@ def _grouped_product(attention_map: torch.Tensor, value: torch.Tensor) -> torch.
 class SharedKeyValueAttention(_OperatedAttention):
     """The layer's own queries over the source's keys and values (CLA, paper eq. 7); keeps q_proj and o_proj."""
 
-    removed = ("k_proj", "v_proj", "k_norm")
+    kept = ("q_proj", "q_norm", "o_proj")
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: Rotary | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
-        query = self.q_proj(hidden_states).view(*shape, -1, self.head_dim)
-        if hasattr(self, "q_norm"):
-            query = self.q_norm(query)
-        query = query.transpose(1, 2)
-        query, _ = family_module(self).apply_rotary_pos_emb(query, query[:, :1], *position_embeddings)
         source = self.published(kwargs)
-        output, weights = stock_attention(self)(self, query, source.key, source.value, source.mask, **source.kwargs)
-        output = self.o_proj(output.reshape(*shape, -1).contiguous())
-        return self.compensate(output, hidden_states), weights
+        query = self._query(hidden_states)
+        # Rotated by the source's tables: they must match its keys.
+        rotate = family_module(self).apply_rotary_pos_emb
+        query, _ = rotate(query, query[:, :1], *cast("Rotary", source.position_embeddings))
+        heads, weights = stock_attention(self)(self, query, source.key, source.value, source.mask, **source.kwargs)
+        return self.finish(heads.reshape(*shape, -1).contiguous(), None, hidden_states, kwargs), weights
+
+    def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Queries [B, H, L, D] before rotation; a norm is over each head (Qwen3, Gemma-3) or over all (OLMo-2)."""
+        query = self.projection("q_proj")(hidden_states)
+        per_head = (*hidden_states.shape[:-1], -1, self.head_dim)
+        norm = getattr(self, "q_norm", None)
+        if norm is None:
+            query = query.view(per_head)
+        elif norm.weight.shape[-1] == self.head_dim:
+            query = norm(query.view(per_head))
+        else:
+            query = norm(query).view(per_head)
+        return query.transpose(1, 2)
 
 
 class DroppedAttention(_OperatedAttention):
     """No attention (LLMDrop): nothing, or the compensation alone."""
 
-    removed = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
-
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        nothing = torch.zeros_like(hidden_states)
         if self.w_c is None:
-            return torch.zeros_like(hidden_states), None
-        return self.w_c(hidden_states), None
+            return nothing, None
+        return self.add(nothing, self.w_c(hidden_states), kwargs), None
 
 
 OPERATED = {"reuse": ReuseAttention, "share": SharedKeyValueAttention, "drop": DroppedAttention}
 _SUBCLASSES: dict[tuple[type, type], type] = {}
 
 
-def operate(attention: Any, row: LayerRow, hidden_size: int) -> None:
-    """Turn a stock attention into what `row` says, in place; a new W_c [d, d] starts at zero.
+def operate(attention: Any, row: LayerRow) -> None:
+    """Turn a stock attention into what `row` says, in place; a new W_c [out, in] starts at zero.
 
-    State-dict names of what remains stay the family's own.
+    State-dict names of what remains stay the family's own; a W_c the layer already had is kept.
     """
-    stock, mixin = type(attention), OPERATED[row.role]
-    key = (stock, mixin)
-    if key not in _SUBCLASSES:
+    stock, mixin = stock_class(attention), OPERATED[row.role]
+    if (stock, mixin) not in _SUBCLASSES:
         name = mixin.__name__.removesuffix("Attention") + stock.__name__
-        _SUBCLASSES[key] = type(name, (mixin, stock), {"stock_module": stock.__module__})
-    reference = attention.o_proj.weight
-    attention.__class__ = _SUBCLASSES[key]
-    for name in mixin.removed:
-        if hasattr(attention, name):
-            delattr(attention, name)
+        _SUBCLASSES[stock, mixin] = type(name, (mixin, stock), {"stock": stock})
+    former = getattr(attention, "w_c", None)
+    w_c = former or (_zero_compensation(attention, row) if row.compensated else None)
+    _reduce(attention, mixin.kept)
+    attention.__class__ = _SUBCLASSES[stock, mixin]
     attention.layer_row = row
-    attention.w_c = None
-    if row.compensated:
-        w_c = nn.Linear(hidden_size, hidden_size, bias=False, device=reference.device, dtype=reference.dtype)
-        nn.init.zeros_(w_c.weight)
-        attention.w_c = w_c
+    attention.w_c = w_c if row.compensated else None
+
+
+def _zero_compensation(attention: Any, row: LayerRow) -> nn.Linear:
+    config, o_proj = attention.config, attention.o_proj
+    heads, hidden = o_proj.in_features, o_proj.out_features
+    sizes = {"value": config.num_key_value_heads * attention.head_dim, "heads": heads}
+    read, added = sizes.get(row.compensation_input, hidden), sizes.get(row.compensation_output, hidden)
+    w_c = nn.Linear(read, added, bias=False, device=o_proj.weight.device, dtype=o_proj.weight.dtype)
+    nn.init.zeros_(w_c.weight)
+    return w_c
+
+
+def _reduce(attention: Any, kept: tuple[str, ...]) -> None:
+    """Delete what the layer no longer computes; of a fused projection keep the rows of the one part it still does."""
+    part = next((name for name in ("q_proj", "v_proj") if name in kept), None)
+    fused = getattr(attention, FUSED, None)
+    if fused is not None and part is not None:
+        rows = fused_rows(attention)[part]
+        setattr(attention, FUSED, _rows_of(fused, rows.start, rows.stop))
+        kept = (*kept, FUSED)
+    for name, _ in list(attention.named_children()):
+        if name not in kept:
+            delattr(attention, name)
+
+
+def _rows_of(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """A projection of its own with rows `start` to `stop`; a copy, so that the others' memory is given back."""
+    part = nn.Linear(linear.in_features, stop - start, bias=linear.bias is not None, device="meta")
+    for name, parameter in linear.named_parameters():
+        rows = parameter.detach()[start:stop].clone()
+        setattr(part, name, nn.Parameter(rows, requires_grad=parameter.requires_grad))
+    return part

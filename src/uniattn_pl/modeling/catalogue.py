@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ def named_model(name: str) -> Path:
         with atomic_folder(folder) as temporary:
             MODELS[name].materialise(temporary)
     return folder
+
+
+def no_such_model(source: str) -> str:
+    """The message for a source that is nothing: the nearest name, and what a source may be."""
+    return (
+        f"there is no model '{source}'.{did_you_mean(source, MODELS)} Give a name ({', '.join(MODELS)}), "
+        "a local folder, a .gguf file, or a hub id such as organisation/model."
+    )
 
 
 def convert_gguf(file: Path, target: Path) -> None:

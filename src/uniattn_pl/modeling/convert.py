@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.modeling.families import shape_of
+from uniattn_pl.modeling.copies import sharing_copy
+from uniattn_pl.modeling.families import FAMILIES, MODEL_TYPE_PREFIX, shape_of
 from uniattn_pl.modeling.install import install
-from uniattn_pl.modeling.saving import auto_classes
+from uniattn_pl.modeling.probe import check_exact
+from uniattn_pl.modeling.registration import auto_classes
 from uniattn_pl.plan import LayerPlan
 
 
@@ -19,12 +21,12 @@ def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> Pre
     """Convert `model` in place to the architecture `name` and return it; every W_c starts at zero.
 
     Args:
-        model: a stock transformers model of a supported family.
+        model: a stock transformers model.
         name: an architecture of the registry.
         options: fields of that architecture's dataclass.
 
     Raises:
-        UserError: unknown architecture or option, or options that do not fit the model.
+        UserError: unknown architecture or option, options that do not fit the model, or a family not supported.
     """
     architecture = get_architecture(name)
     allowed = list(architecture.__dataclass_fields__)  # type: ignore[attr-defined]
@@ -36,27 +38,60 @@ def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> Pre
 
 
 def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
-    """Convert `model` in place to `plan` and return it; an unmodified plan leaves the model stock.
+    """Convert `model` in place to `plan` and return it; an unmodified plan leaves a stock model stock.
+
+    A converted model can go further: its plan's operated layers may lose their attention (paper Figure 5), others
+    become whatever the new plan says. What a layer has given up does not come back.
 
     Raises:
         UserError: the plan does not fit the model, or the model cannot be converted.
     """
-    if getattr(model, "layer_plan", None) is not None:
-        raise UserError("this model already has a layer plan; start from the stock model.")
+    converted = model.config.model_type.startswith(MODEL_TYPE_PREFIX)
+    if converted:
+        problems = plan.reduces(model.layer_plan)  # type: ignore[arg-type]
+        if problems:
+            raise UserError("this model already has a layer plan; start from the stock model.", *problems)
     plan.check(shape_of(model.config))
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
         return model
-    config_class, model_class = auto_classes(type(model))
-    model.config.__class__, model.__class__ = config_class, model_class
-    vars(model.config)["model_type"] = config_class.model_type
-    model.config.layer_plan = plan.to_dict()
-    model.config.reuse_mode = "auto"
+    if not converted:
+        _become_converted(model, plan)
     install(model, plan)
+    model.config.layer_plan = plan.to_dict()
     return model
 
 
+def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated: bool = False) -> PreTrainedModel:
+    """Remove the attention of more layers from a model, trained or not, in place (LLMDrop; paper Figure 5).
+
+    Args:
+        model: stock or converted.
+        layers: 0-based indices.
+        compensated: keep the W_c that a layer has.
+
+    Raises:
+        UserError: another layer reads from one of them, or one has no such layer or W_c.
+    """
+    plan = getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
+    return apply_plan(model, plan.drop(list(layers), compensated=compensated))
+
+
 def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
-    """A converted model beside the original one that shares its weights, so costs no memory but W_c."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return apply_plan(copy.deepcopy(model, shared), plan)
+    """A converted model beside the original one that shares its weights, so costs no memory but W_c.
+
+    (And, where q, k and v are one projection, the rows of it that an operated layer keeps.)
+    """
+    return apply_plan(sharing_copy(model), plan)
+
+
+def _become_converted(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Give a stock model the classes of its converted type."""
+    config_class, model_class = auto_classes(type(model))
+    if model.config.model_type not in FAMILIES:
+        check_exact(model, plan)
+    # A stock model that carries the unmodified plan keeps it in its own dict, in the way of the property.
+    vars(model).pop("layer_plan", None)
+    model.config.__class__, model.__class__ = config_class, model_class
+    vars(model.config)["model_type"] = config_class.model_type
+    model.config.reuse_mode = "auto"

@@ -1,7 +1,8 @@
-"""What differs between decoder families, as data; everything else is found by inspecting the model."""
+"""Decoder families: the tested ones as a table, and what differs between any of them found by inspection."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,50 +13,49 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerShape, ModelShape
 
 MODEL_TYPE_PREFIX = "uniattn_"
+FAMILIES = {
+    "llama": "Llama 2, Llama 3.x, SmolLM2",
+    "mistral": "Mistral 7B",
+    "qwen2": "Qwen 2, Qwen 2.5",
+    "qwen3": "Qwen 3",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "phi3": "Phi-3, Phi-3.5, Phi-4",
+    "olmo2": "OLMo 2",
+}
+"""Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
+
+FUSED = "qkv_proj"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+KNOWN_PARTS = frozenset({*PROJECTIONS, FUSED, "q_norm", "k_norm", "w_c"})
+CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+ATTENTION_ARGUMENTS = ("hidden_states", "position_embeddings", "attention_mask", "past_key_values", "kwargs")
+HELPERS = ("eager_attention_forward", "apply_rotary_pos_emb")
 
 
 @dataclass(frozen=True)
-class Family:
-    """A transformers model type whose attention follows the shared interface.
+class Anatomy:
+    """Where a decoder layer keeps what a plan touches, as seen by watching one run.
 
     Args:
-        model_type: `config.model_type`.
-        attention_norms: norms of a decoder layer that serve its attention alone, so go when the attention goes.
-        norm_after_attention: the norm whose input W_c's output is added to: the residual stream (x' of paper eq. 2),
-            or, where a norm of its own follows the attention (Gemma-2), the attention's output.
+        attention_norms: norms that serve the attention alone, so go when the attention goes.
+        norm_after_attention: the first norm after the attention. Its input is what W_c repairs: the residual stream
+            (x' of paper eq. 2), or, where it belongs to the attention itself (Gemma, OLMo-2), the attention's output.
+        fused: q, k and v are rows of one projection (Phi-3).
     """
 
-    model_type: str
-    attention_norms: tuple[str, ...] = ("input_layernorm",)
-    norm_after_attention: str = "post_attention_layernorm"
+    attention_norms: tuple[str, ...]
+    norm_after_attention: str
+    fused: bool
 
 
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2"),
-        Family("qwen3"),
-        Family("gemma2", attention_norms=("input_layernorm", "post_attention_layernorm")),
-    )
-}
-
-
-def family_of(config: PreTrainedConfig) -> Family:
-    """Return the family of a model. Raises UserError for one that is not supported."""
-    model_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"model type '{model_type}' is not supported.{did_you_mean(model_type, FAMILIES)} "
-            f"Supported: {', '.join(sorted(FAMILIES))}."
-        )
-    return FAMILIES[model_type]
+def stock_model_type(config: PreTrainedConfig) -> str:
+    """The model type of the stock family, for a converted config too."""
+    return str(config.model_type).removeprefix(MODEL_TYPE_PREFIX)
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:
@@ -65,35 +65,152 @@ def decoder_layers(model: PreTrainedModel) -> Any:
 
 def family_module(attention: nn.Module) -> ModuleType:
     """The transformers module that defines the stock attention class (its eager kernel and rotary embedding)."""
-    return sys.modules[getattr(type(attention), "stock_module", type(attention).__module__)]
+    return sys.modules[stock_class(attention).__module__]
+
+
+def stock_class(attention: Any) -> type:
+    """The family's own attention class, also of an attention that was operated."""
+    return getattr(attention, "stock", type(attention))
+
+
+def anatomy_of(config: PreTrainedConfig) -> Anatomy:
+    """Find out where a family's layers keep what plans touch, on a weightless model.
+
+    Raises:
+        UserError: the family does not follow transformers' attention interface; says what is missing.
+    """
+    return _anatomy(_weightless(config))
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """Count a model's parameters by role, on a weightless stock model of that config, itself converted or not."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Count a model's parameters by role, on a weightless stock model of that config, itself converted or not.
 
-    family = family_of(config)
-    if config.model_type != family.model_type:
-        fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
-        config = AutoConfig.for_model(family.model_type, **fields)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    Raises:
+        UserError: as `anatomy_of`.
+    """
+    model = _weightless(config)
+    anatomy = _anatomy(model)
     windows = _windows(config)
     layers = tuple(
-        _layer_shape(layer, family, window) for layer, window in zip(decoder_layers(model), windows, strict=True)
+        _layer_shape(layer, anatomy, window) for layer, window in zip(decoder_layers(model), windows, strict=True)
     )
     in_layers = _count(decoder_layers(model).parameters())
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelShape(
-        model_type=family.model_type,
+        model_type=stock_model_type(config),
         hidden_size=config.hidden_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
+        head_dim=decoder_layers(model)[0].self_attn.head_dim,
         vocab_size=config.vocab_size,
         embedding=_count(model.parameters()) - in_layers,
         layers=layers,
     )
+
+
+def _weightless(config: PreTrainedConfig) -> PreTrainedModel:
+    """The stock model of a config, stock or converted, on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    family = stock_model_type(config)
+    fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    # A new config: building a model on one changes it.
+    config = AutoConfig.for_model(family, **fields)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def _supported() -> str:
+    return f" Supported: {', '.join(sorted(FAMILIES))}, and others whose attention follows the same interface."
+
+
+def _anatomy(model: PreTrainedModel) -> Anatomy:
+    problems = _interface_problems(model)
+    if not problems:
+        layer = decoder_layers(model)[0]
+        calls = _watch(model, layer)
+        attention = next(call for call in calls if call.name == "self_attn")
+        norms = [call for call in calls if "norm" in call.name]
+        before = [call.name for call in norms if call.output is attention.input]
+        after = [call for call in norms[len(before) :] if call.input is not calls[0].input]
+        if after:
+            own = [after[0].name] if after[0].input is attention.output else []
+            return Anatomy((*before, *own), after[0].name, fused=hasattr(layer.self_attn, FUSED))
+        problems = ["its layers have no norm between attention and feed-forward (they run in parallel)"]
+    family = stock_model_type(model.config)
+    raise UserError(f"model type '{family}' is not supported: {'; '.join(problems)}.{_supported()}")
+
+
+def _interface_problems(model: PreTrainedModel) -> list[str]:
+    """What a family lacks of the interface that source layers, reuse layers and caches rely on."""
+    missing = [name for name in CONFIG_KEYS if not hasattr(model.config, name)]
+    if missing:
+        return [f"its config has no {', '.join(missing)}"]
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return ["its decoder keeps no list named 'layers'"]
+    without = [index for index, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    if without:
+        return [f"layer {', '.join(map(str, without))} has no 'self_attn'"]
+    return _attention_problems(layers.get_submodule("0.self_attn"), model)
+
+
+def _attention_problems(attention: nn.Module, model: PreTrainedModel) -> list[str]:
+    parts = {name for name, _ in (*attention.named_children(), *attention.named_parameters(recurse=False))}
+    projections = (FUSED, "o_proj") if FUSED in parts else PROJECTIONS
+    accepted = inspect.signature(type(attention).forward).parameters
+    module = family_module(attention)
+    checks = {
+        "its attention has no {}": [name for name in projections if name not in parts],
+        "its attention has parts that a plan would lose: {}": sorted(parts - KNOWN_PARTS),
+        "its attention takes no {}": [name for name in ATTENTION_ARGUMENTS if name not in accepted],
+        "its modeling file has no {}": [name for name in HELPERS if not hasattr(module, name)],
+        "it does not go through transformers' attention interface{}": [""] * (not model._supports_attention_backend),
+    }
+    return [problem.format(", ".join(found)) for problem, found in checks.items() if found]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a child module: its first input and its first output."""
+
+    name: str
+    input: Any
+    output: Any
+
+
+class _SeenEnough(Exception):
+    """Ends a watched forward before the feed-forward, which not every family can run without weights."""
+
+
+def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
+    """The calls of a layer's children, in order, up to what follows the norm after the attention."""
+    calls: list[_Call] = []
+    handles = []
+    for name, child in layer.named_children():
+
+        def record(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            calls.append(_Call(name, hidden, output[0] if isinstance(output, tuple) else output))
+
+        def stop(_: nn.Module, args: Any) -> None:
+            names = [call.name for call in calls]
+            if "self_attn" in names and any("norm" in name for name in names[names.index("self_attn") :]):
+                raise _SeenEnough
+
+        handles += [child.register_forward_pre_hook(stop), child.register_forward_hook(record, with_kwargs=True)]
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    try:
+        # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none.
+        model.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except _SeenEnough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 def _windows(config: PreTrainedConfig) -> list[int | None]:
@@ -103,25 +220,52 @@ def _windows(config: PreTrainedConfig) -> list[int | None]:
     return [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
 
 
-def _layer_shape(layer: Any, family: Family, window: int | None) -> LayerShape:
+def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape:
     attention = layer.self_attn
-    sizes = {name: _count(getattr(attention, name).parameters()) for name in PROJECTIONS}
-    norms = {n: _count(getattr(attention, n).parameters()) for n in ("q_norm", "k_norm") if hasattr(attention, n)}
-    attention_norms = sum(_count(getattr(layer, name).parameters()) for name in family.attention_norms)
+    sizes = {part: _count(attention.get_submodule(part).parameters()) for part in _parts(attention)}
+    if anatomy.fused:
+        sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
+    attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
     feed_forward = sum(p.numel() for p in layer.mlp.parameters() if p.dim() == 2)
-    known = sum(sizes.values()) + sum(norms.values()) + attention_norms + feed_forward
+    known = _count(attention.parameters()) + attention_norms + feed_forward
     return LayerShape(
         query=sizes["q_proj"],
         key=sizes["k_proj"],
         value=sizes["v_proj"],
         output=sizes["o_proj"],
-        query_norm=norms.get("q_norm", 0),
-        key_norm=norms.get("k_norm", 0),
+        query_norm=sizes.get("q_norm", 0),
+        key_norm=sizes.get("k_norm", 0),
         attention_norms=attention_norms,
         feed_forward=feed_forward,
         other=_count(layer.parameters()) - known,
         window=window,
     )
+
+
+def _parts(attention: nn.Module) -> list[str]:
+    return [name for name, _ in attention.named_children() if name in KNOWN_PARTS]
+
+
+@dataclass(frozen=True)
+class FusedRows:
+    """The rows of a fused projection that are its q, k or v: `start` to `stop`, holding `numel` parameters."""
+
+    start: int
+    stop: int
+    numel: int
+
+
+def fused_rows(attention: Any) -> dict[str, FusedRows]:
+    """Where q_proj, k_proj and v_proj lie in `qkv_proj` [(H + 2 Hkv) * D, d]."""
+    fused, head_dim = attention.qkv_proj, attention.head_dim
+    heads = attention.config.num_attention_heads * head_dim
+    shared = attention.config.num_key_value_heads * head_dim
+    per_row = _count(fused.parameters()) // fused.out_features
+    bounds = (0, heads, heads + shared, heads + 2 * shared)
+    return {
+        name: FusedRows(start, stop, per_row * (stop - start))
+        for name, start, stop in zip(PROJECTIONS[:3], bounds[:-1], bounds[1:], strict=True)
+    }
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -8,35 +8,66 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention import PREFIX, STATE_KEY, SharedState, operate
+from uniattn_pl.modeling.attention import (
+    PREFIX,
+    STATE_KEY,
+    SharedState,
+    add_late_correction,
+    operate,
+    publish_positions,
+)
 from uniattn_pl.modeling.cache import fit_cache
-from uniattn_pl.modeling.families import decoder_layers, family_of
+from uniattn_pl.modeling.families import anatomy_of, decoder_layers
 from uniattn_pl.plan import LayerPlan
 
 
 def install(model: PreTrainedModel, plan: LayerPlan) -> None:
-    """Give every layer of a stock skeleton what the plan says; weights may be on the meta device."""
+    """Give every layer what the plan says, on a stock skeleton (also on the meta device) or on a former plan's model.
+
+    Raises:
+        UserError: the model drops attention weights at random, or it has another depth.
+    """
     config, layers = model.config, decoder_layers(model)
+    _check(config, plan)
+    backend = config._attn_implementation or "eager"
+    config._attn_implementation = PREFIX + backend.removeprefix(PREFIX)
+    decoder = model.get_decoder()
+    former: LayerPlan | None = getattr(decoder, "layer_plan", None)
+    for row, layer in zip(plan.rows, layers, strict=True):
+        publishes = _publishes(plan, row.index)
+        if "key_value" in publishes and former is None:
+            layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
+        layer.self_attn.publishes = publishes
+        if row.operated and (former is None or former.rows[row.index] != row):
+            operate(layer.self_attn, row)
+            if row.compensated and row.compensation_output == "layer_output":
+                layer.register_forward_hook(add_late_correction, with_kwargs=True)
+    _remove_idle_norms(model, plan)
+    decoder.layer_plan = plan
+    if former is None:
+        decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
+
+
+def _check(config: Any, plan: LayerPlan) -> None:
+    problems = []
     if getattr(config, "attention_dropout", 0.0):
-        raise UserError(
+        problems.append(
             f"attention_dropout is {config.attention_dropout}; a shared attention map needs 0 "
             "(a replayed map would be dropped out differently in every layer)."
         )
-    backend = config._attn_implementation or "eager"
-    config._attn_implementation = PREFIX + backend.removeprefix(PREFIX)
-    norms = family_of(config).attention_norms
-    for row, layer in zip(plan.rows, layers, strict=True):
-        attention = layer.self_attn
-        attention.publishes = _publishes(plan, row.index)
-        if row.operated:
-            operate(attention, row, config.hidden_size)
-        if row.dropped and not row.compensated:
-            # Its only reader is gone; left in place it would be a parameter without gradient.
-            for name in norms:
-                setattr(layer, name, nn.Identity())
-    decoder = model.get_decoder()
-    decoder.layer_plan = plan
-    decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
+    if len(plan.rows) != config.num_hidden_layers:
+        problems.append(f"the plan has {len(plan.rows)} layers, the model {config.num_hidden_layers}.")
+    if problems:
+        raise UserError(*problems)
+
+
+def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Without attention its norms have no reader; left in place they would be parameters without gradient."""
+    idle = [row.index for row in plan.rows if row.dropped and not row.compensated]
+    names = anatomy_of(model.config).attention_norms if idle else ()
+    for index in idle:
+        for name in names:
+            setattr(decoder_layers(model)[index], name, nn.Identity())
 
 
 def _publishes(plan: LayerPlan, index: int) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_model
+from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_model, no_such_model
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uniattn_pl.plan import ModelShape
 
 HUB_TIMEOUT_S = 5.0
+ADAPTER_FILE = "adapter_config.json"
 
 
 def load_model(
@@ -40,6 +41,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     location, options = _locate(source, revision)
+    _register_type(location)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             location,
@@ -59,6 +61,33 @@ def load_model(
     return model.eval()
 
 
+def load_folder(folder: Path) -> PreTrainedModel:
+    """Load a model folder in the dtype it was saved in; a peft adapter folder as its base with the adapter merged.
+
+    Raises:
+        UserError: the adapter's base is not to be had, or weights and layer plan disagree.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not (folder / ADAPTER_FILE).is_file():
+        _register_type(str(folder))
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    from peft import PeftConfig, PeftModel
+
+    base = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+    if not (base / "config.json").is_file():
+        raise UserError(f"the adapter in '{folder}' belongs to the model folder '{base}', which is not there.")
+    return PeftModel.from_pretrained(load_folder(base), str(folder)).merge_and_unload().eval()
+
+
+def _register_type(location: str) -> None:
+    """Make the Auto classes know the converted type of a model folder."""
+    from uniattn_pl.modeling.registration import register_type_of
+
+    if (Path(location) / "config.json").is_file():
+        register_type_of(Path(location))
+
+
 def load_tokenizer(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -76,6 +105,7 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     from uniattn_pl.modeling.families import shape_of
 
     location, options = _locate(source, revision)
+    _register_type(location)
     return shape_of(AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options))
 
 
@@ -105,10 +135,7 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         return str(path), {"local_files_only": True}
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if looks_local:
-        raise UserError(
-            f"there is no model '{source}'.{did_you_mean(source, MODELS)} Give a name ({', '.join(MODELS)}), "
-            "a local folder, a .gguf file, or a hub id such as organisation/model."
-        )
+        raise UserError(no_such_model(source))
     return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
 
 

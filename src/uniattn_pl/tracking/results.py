@@ -38,6 +38,11 @@ class Milestone:
     response_loss: float
     answer_accuracy: float | None
 
+    @property
+    def label(self) -> str:
+        """The milestone in words."""
+        return LABELS[self.name]
+
 
 @dataclass(frozen=True)
 class StageSummary:

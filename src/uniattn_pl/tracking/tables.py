@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from uniattn_pl.tracking.results import LABELS, FitResult
+from uniattn_pl.tracking.results import FitResult
 
 PLAIN_WIDTH = 110
 EXAMPLE_PROMPT = "Name two causes of chest pain."
@@ -72,7 +72,7 @@ def _quality(result: FitResult) -> Table:
     if with_answers:
         table.add_column("answer accuracy", justify="right")
     for milestone in result.milestones:
-        row = [LABELS[milestone.name], f"{milestone.response_loss:.4f}"]
+        row = [milestone.label, f"{milestone.response_loss:.4f}"]
         if with_answers:
             row.append("-" if milestone.answer_accuracy is None else f"{milestone.answer_accuracy:.1%}")
         table.add_row(*row)

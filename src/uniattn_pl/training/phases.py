@@ -14,7 +14,7 @@ from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.tracking import plots
 from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.tracking.results import CONVERTED, INITIAL, LABELS, ORIGINAL, CacheCost
+from uniattn_pl.tracking.results import CONVERTED, INITIAL, ORIGINAL, CacheCost
 from uniattn_pl.tracking.tables import as_text, final_report
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
@@ -128,7 +128,7 @@ def finish(session: FitSession) -> None:
             run.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
         curves = {name: run.history(f"{name}/loss") for name in ("stage1", "stage2")}
         run.log_figure(plots.loss_curve(curves, run.history("val/response_loss")), "plots/loss.png")
-        losses = {LABELS[m.name]: m.response_loss for m in result.milestones}
+        losses = {m.label: m.response_loss for m in result.milestones}
         run.log_figure(plots.milestones(losses), "plots/milestones.png")
         run.log_text(report, TABLE_FILE)
         run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))

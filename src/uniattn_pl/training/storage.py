@@ -35,7 +35,7 @@ def phase_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` once complete; whoever holds the run folder's lock calls it.
 
     A folder already there is from a phase that was never committed and is replaced; what a kill left of
-    earlier attempts is removed.
+    earlier attempts, a folder moved aside to be replaced included, is removed: the phase writes its product anew.
     """
     for leftover in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)

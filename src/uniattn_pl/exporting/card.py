@@ -1,0 +1,117 @@
+"""The model card of an exported model: its plan, what it costs, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from uniattn_pl import costs
+from uniattn_pl.modeling import kv_cache_bytes, shape_of
+from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.tracking.results import FitResult
+from uniattn_pl.training.callbacks.provenance import Provenance
+from uniattn_pl.training.manifest import Manifest
+
+CARD_LENGTHS = (512, 8192)
+MEASURED_LENGTH = 64
+
+
+def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False) -> str:
+    """A Markdown card: layer plan, costs (counted and measured on this model), training, how to load it.
+
+    Args:
+        model: as it will be loaded.
+        source: the folder it comes from; a run's `final/` tells how it was trained.
+        standalone: its folder carries its own code.
+    """
+    config = model.config
+    converted = config.model_type.startswith(MODEL_TYPE_PREFIX)
+    plan = LayerPlan.from_dict(config.layer_plan) if converted else LayerPlan.unmodified(config.num_hidden_layers)
+    family = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [uniattn_pl]\n---",
+        f"# A {family} model with a layer plan",
+        f"```\n{plan.draw()}\n```",
+        "## Costs\n\n" + _costs(model, plan, shape_of(config)),
+        *_training(source),
+        "## Loading\n\n" + _loading(converted, standalone),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _costs(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) -> str:
+    rows = [f"{costs.parameters(plan, shape):,} parameters.", "", "| tokens | KV cache of the unmodified model |"]
+    rows.append("|---|---|")
+    rows += [f"| {length:,} | {costs.kv_retain_rate(plan, shape, length=length):.2%} |" for length in CARD_LENGTHS]
+    measured = _measured_bytes(model, MEASURED_LENGTH)
+    rows += ["", f"Measured on a real cache when this folder was written: {measured:,} bytes for one sequence of"]
+    rows.append(f"{MEASURED_LENGTH} tokens in {str(model.dtype).removeprefix('torch.')}.")
+    return "\n".join(rows)
+
+
+def _measured_bytes(model: PreTrainedModel, length: int) -> int:
+    """Bytes that the cache of one sequence of `length` tokens really holds."""
+    import torch
+
+    tokens = torch.arange(length, device=model.device).unsqueeze(0) % model.config.vocab_size
+    with torch.no_grad():
+        return kv_cache_bytes(model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values)
+
+
+def _training(source: Path) -> list[str]:
+    """How the run that wrote `source` (its `final/`) trained it; nothing for any other folder."""
+    run = source.parent
+    manifest = Manifest.read(run)
+    if manifest is None or manifest.phase != "done":
+        return []
+    sections = ["## Training\n\n" + _summary(manifest.result(run, ""), manifest.config)]
+    provenance = run / Provenance.FILE_NAME
+    if provenance.is_file():
+        sections.append("## Made with\n\n" + _environment(json.loads(provenance.read_text(encoding="utf-8"))[-1]))
+    return sections
+
+
+def _summary(result: FitResult, config: dict[str, Any]) -> str:
+    data, training = config["data"], config["training"]
+    options = ", ".join(f"{key}={value}" for key, value in config["architecture"].items() if key != "name")
+    lines = [
+        f"- model: {config['model']['source']}",
+        f"- architecture: {config['architecture']['name']} ({options})",
+        f"- data: {data['source']}, at most {data['max_length']} tokens a sequence",
+        f"- initialiser: {config['calibration']['initialiser']}, seed {config['seed']}",
+        *(f"- {stage.name}: {stage.steps} steps of {training['batch_size']} sequences" for stage in result.stages),
+        "",
+        "| held-out | response loss | answer accuracy |",
+        "|---|---|---|",
+    ]
+    for milestone in result.milestones:
+        accuracy = "" if milestone.answer_accuracy is None else f"{milestone.answer_accuracy:.1%}"
+        lines.append(f"| {milestone.label} | {milestone.response_loss:.4f} | {accuracy} |")
+    cache = result.cache
+    lines += ["", f"KV cache of {cache.length} tokens measured in the run: {cache.measured:,} bytes,"]
+    lines.append(f"{cache.retain_rate:.2%} of the unmodified model's {cache.unmodified:,}.")
+    return "\n".join(lines)
+
+
+def _environment(record: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
+    git = record.get("git") or {}
+    code = f"- code: commit {git['commit']}{' with local changes' if git.get('dirty') else ''}\n" if git else ""
+    devices = ", ".join(record["devices"])
+    return f"{code}- {packages}, Python {record['python']}\n- {devices}"
+
+
+def _loading(converted: bool, standalone: bool) -> str:
+    first = "import uniattn_pl  # registers the model type\n" if converted and not standalone else ""
+    trust = ", trust_remote_code=True" if standalone else ""
+    note = "\nThe code in this folder needs transformers and torch only.\n" if standalone else ""
+    return f"""```python
+{first}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"{trust})
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```{note}"""

@@ -1,0 +1,95 @@
+"""The config and model classes of a converted family, made from its stock classes.
+
+A folder says `model_type: uniattn_llama` and carries its plan: without this package it is refused with
+transformers' own message. Keeping `llama` would load silently with random projections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.attention import PREFIX
+from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
+from uniattn_pl.modeling.install import install
+from uniattn_pl.plan import LayerPlan
+
+CLASS_PREFIX = "UniAttn"
+SHOWN_KEYS = 5
+
+
+def make_config_class(stock: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
+    """A config class of model type `uniattn_<type>`, as a member of the module named `module`."""
+    model_type = MODEL_TYPE_PREFIX + stock.model_type
+    return type(CLASS_PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": module})
+
+
+def make_model_class(
+    stock: type[PreTrainedModel], config_class: type[PreTrainedConfig], module: str
+) -> type[PreTrainedModel]:
+    """A model class that builds what its config's plan says and loads nothing else, as a member of `module`."""
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        install(self, LayerPlan.from_dict(config.layer_plan))
+
+    def from_pretrained(
+        cls: type[PreTrainedModel], /, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        load = stock.from_pretrained.__func__  # type: ignore[attr-defined]
+        model, info = load(cls, source, *args, output_loading_info=True, **kwargs)
+        _check_complete(source, info)
+        return (model, info) if output_loading_info else model
+
+    def layer_plan(self: PreTrainedModel) -> LayerPlan:
+        return self.get_decoder().layer_plan
+
+    def set_attn_implementation(self: PreTrainedModel, implementation: str | dict[str, str], **kwargs: Any) -> None:
+        # A stock kernel would not publish: always go through the wrapper of the same name.
+        if isinstance(implementation, str):
+            implementation = PREFIX + implementation.removeprefix(PREFIX)
+        stock.set_attn_implementation(self, implementation, **kwargs)
+
+    def activation_checkpointing_enable(
+        self: PreTrainedModel, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise UserError(
+                "reentrant gradient checkpointing drops the gradient of a shared attention map; "
+                "use use_reentrant=False."
+            )
+        stock.activation_checkpointing_enable(self, activation_checkpointing_kwargs=options, **kwargs)
+
+    members = {
+        "__init__": __init__,
+        "__module__": module,
+        "config_class": config_class,
+        "from_pretrained": classmethod(from_pretrained),
+        "layer_plan": property(layer_plan),
+        "set_attn_implementation": set_attn_implementation,
+        "activation_checkpointing_enable": activation_checkpointing_enable,
+    }
+    return type(CLASS_PREFIX + stock.__name__, (stock,), members)
+
+
+def _check_complete(source: Any, info: dict[str, Any]) -> None:
+    """Refuse weights that the plan does not account for: transformers would start missing ones at random.
+
+    Raises:
+        UserError: weights are missing, left over or of another shape.
+    """
+    kinds = {"missing": "missing_keys", "not in the plan": "unexpected_keys", "of another shape": "mismatched_keys"}
+    problems = []
+    for what, key in kinds.items():
+        found = sorted(str(name) for name in info.get(key, ()))
+        if found:
+            more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+            problems.append(f"{what}: {', '.join(found[:SHOWN_KEYS])}{more}")
+    if problems:
+        raise UserError(
+            f"the weights in '{source}' do not belong to the layer plan in its config ({'; '.join(problems)}); "
+            "save both with save_pretrained, or export the run again."
+        )
