@@ -12,16 +12,30 @@ from uniattn_pl.auto_registration import install_hook
 
 if TYPE_CHECKING:
     from uniattn_pl.architectures import register
-    from uniattn_pl.modeling import apply_architecture, kv_cache_bytes
+    from uniattn_pl.modeling import apply_architecture, drop_attention, kv_cache_bytes
     from uniattn_pl.modeling.loading import load_model
+    from uniattn_pl.modeling.lora import lora_config
+    from uniattn_pl.modeling.registration import register_family
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "apply_architecture", "kv_cache_bytes", "load_model", "register"]
+__all__ = [
+    "__version__",
+    "apply_architecture",
+    "drop_attention",
+    "kv_cache_bytes",
+    "load_model",
+    "lora_config",
+    "register",
+    "register_family",
+]
 
 _HOMES = {
     "apply_architecture": "uniattn_pl.modeling",
     "kv_cache_bytes": "uniattn_pl.modeling",
+    "drop_attention": "uniattn_pl.modeling",
     "load_model": "uniattn_pl.modeling.loading",
+    "lora_config": "uniattn_pl.modeling.lora",
+    "register_family": "uniattn_pl.modeling.registration",
     "register": "uniattn_pl.architectures",
 }
 

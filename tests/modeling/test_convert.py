@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uniattn_pl import costs
 from uniattn_pl.errors import UserError
-from uniattn_pl.exporting import export
 from uniattn_pl.modeling import apply_architecture, apply_plan, converted_copy, kv_cache_bytes, shape_of
 from uniattn_pl.modeling.registration import register_auto_classes
 from uniattn_pl.plan import LayerPlan
@@ -200,25 +198,3 @@ def test_what_cannot_work_is_refused() -> None:
     cache = stock_llama()(recorded("inputs")["ids"], use_cache=True).past_key_values
     with pytest.raises(ValueError, match="layer 5 was filled by a model with another layer plan"):
         filled(recorded("inputs")["ids"], past_key_values=cache, use_cache=True)
-
-
-def test_export_writes_a_card_with_the_plan(tmp_path: Path) -> None:
-    from uniattn_pl.modeling.catalogue import byte_tokenizer
-
-    source, target = tmp_path / "run", tmp_path / "exported"
-    converted("uniattn").save_pretrained(source)
-    byte_tokenizer().save_pretrained(source)
-    export(source, target)
-    card = (target / "README.md").read_text()
-    assert PLANS["uniattn"].draw() in card
-    assert "81.25%" in card
-    assert json.loads((target / "config.json").read_text())["model_type"] == "uniattn_llama"
-    with pytest.raises(UserError, match="exists"):
-        export(source, target)
-    with pytest.raises(UserError, match="inside the model folder"):
-        export(source, source / "inner")
-    (target / "stale.txt").write_text("of the former export")
-    export(source, target, overwrite=True)
-    assert (target / "README.md").read_text() == card
-    assert not (target / "stale.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]

@@ -7,6 +7,7 @@ import argparse
 from uniattn_pl.commands.arguments import Parser, load
 from uniattn_pl.commands.folders import add_source_arguments, find_model_folder
 from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.quantization import QUANTIZATIONS, no_such_quantization
 
 DESCRIPTION = "Generates text with the model of a run, or with any model folder."
 EXAMPLE = """\
@@ -21,6 +22,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token"
+    )
+    parser.add_argument(
+        "--quantization", metavar="BITS", help="8bit or 4bit weights, through bitsandbytes; default: as saved"
     )
     parser.add_argument(
         "--instruction", action="store_true", help="put each prompt into the template that the training rows use"
@@ -39,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}.")
     if not 0 <= arguments.temperature < float("inf"):
         problems.append(f"--temperature must be at least 0, got {arguments.temperature:g}.")
+    if arguments.quantization not in (None, *QUANTIZATIONS):
+        problems.append(no_such_quantization(arguments.quantization))
     if problems:
         raise UserError(*problems)
     folder = find_model_folder(arguments)
@@ -56,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         instruction=arguments.instruction,
+        quantization=arguments.quantization,
     )
     for text in texts:
         print(text)

@@ -9,9 +9,11 @@ from uniattn_pl.commands.arguments import Parser
 from uniattn_pl.commands.tables import print_table
 from uniattn_pl.errors import UserError, did_you_mean
 
-DESCRIPTION = "Lists what a config may name: architectures with their options, models known by name, initialisers."
+DESCRIPTION = """\
+Lists what a config may name: architectures with their options, model families and what is known of each, models
+known by name, initialisers."""
 EXAMPLE = "  uniattn-pl list architectures"
-TOPICS = ("architectures", "models", "initialisers")
+TOPICS = ("architectures", "families", "models", "initialisers")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     topic = arguments.topic
     if topic not in TOPICS:
         raise UserError(f"cannot list '{topic}'.{did_you_mean(topic, TOPICS)} Topics: {', '.join(TOPICS)}.")
-    {"architectures": _architectures, "models": _models, "initialisers": _initialisers}[topic]()
+    tables = {"architectures": _architectures, "families": _families, "models": _models, "initialisers": _initialisers}
+    tables[topic]()
     return 0
 
 
@@ -45,6 +48,18 @@ def _architectures() -> None:
 def _default(field: dataclasses.Field[object]) -> str:
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     return "required" if value is dataclasses.MISSING else str(value)
+
+
+def _families() -> None:
+    from uniattn_pl.modeling.support import support
+
+    columns = ("model type", "models", "kernels", "q k v", "q, k norms", "norms of the attention", "windows")
+    rows = [
+        (f.model_type, f.models, ", ".join(f.kernels), f.projections, f.query_norm, ", ".join(f.norms), f.windows)
+        for f in support()
+    ]
+    print_table("Model families (found by inspecting their default models)", columns, rows)
+    print("\nOther families are inspected and probed when they are converted, and refused with the reason.")
 
 
 def _models() -> None:

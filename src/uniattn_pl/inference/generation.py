@@ -7,7 +7,13 @@ from typing import Any
 
 
 def generate(
-    folder: Path, prompts: list[str], *, max_new_tokens: int = 128, temperature: float = 0.0, instruction: bool = False
+    folder: Path,
+    prompts: list[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    instruction: bool = False,
+    quantization: str | None = None,
 ) -> list[str]:
     """Continue each prompt with the model in `folder`, one after the other.
 
@@ -17,6 +23,7 @@ def generate(
         max_new_tokens: tokens generated at most.
         temperature: 0 decodes greedily, above 0 samples.
         instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
+        quantization: None, or "8bit" or "4bit" weights.
     """
     import torch
     from transformers import AutoTokenizer
@@ -24,7 +31,7 @@ def generate(
     from uniattn_pl.data.prompts import format_prompt
     from uniattn_pl.modeling.loading import load_folder
 
-    model: Any = load_folder(folder)
+    model: Any = load_folder(folder, quantization=quantization)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     texts = []

@@ -1,143 +1,20 @@
-"""What each layer's attention does under a plan, on top of the family's own stock attention class.
+"""What each operated layer's attention does, on top of the family's own stock attention class.
 
-A source layer keeps its stock forward: the attention function registered here sees its final queries, keys
-and values and publishes what its readers need. Reuse, sharing and dropped layers become a dynamic subclass of
-the stock class that reads it back. Published state travels in the forward's keyword arguments: never through
-the cache (absent in training) and never on a module (stale under gradient checkpointing).
+Reuse, sharing and dropped layers become a dynamic subclass of the stock class that reads what their source
+published (sharing.py) and lacks the projections it no longer needs.
 """
 
 from __future__ import annotations
 
-from collections import UserDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from uniattn_pl.modeling.families import FUSED, family_module, fused_rows, stock_class
+from uniattn_pl.modeling.sharing import STATE_KEY, Published, Rotary, stock_attention
 from uniattn_pl.plan import LayerRow
-
-STATE_KEY = "shared_attention_state"
-PREFIX = "uniattn_"
-Rotary = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass
-class Published:
-    """What one source layer gives its readers.
-
-    `attention_map` [B, H, L, S] is set when materialised; `query` [B, H, L, D] and `key` [B, Hkv, S, D] when
-    replayed; `key` and `value` [B, Hkv, S, D] when they are shared, and `position_embeddings` (cosine and sine
-    [B, L, D]) that a reader's queries need to match them. `mask` and `kwargs` are the source's own.
-    """
-
-    attention_map: torch.Tensor | None = None
-    query: torch.Tensor | None = None
-    key: torch.Tensor | None = None
-    value: torch.Tensor | None = None
-    position_embeddings: Rotary | None = None
-    mask: torch.Tensor | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-class SharedState(UserDict[int, Published]):
-    """Source layer index -> Published, for one forward. A UserDict, because FSDP2 casts plain dicts it finds.
-
-    `late` holds, by layer and only inside that layer's forward, what its W_c adds after the feed-forward.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.late: dict[int, torch.Tensor] = {}
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedState:
-        """Move every tensor, as accelerate asks when layers live on several devices."""
-        for index, entry in self.items():
-            moved: dict[str, Any] = {
-                name: value.to(device, non_blocking=non_blocking)
-                for name, value in vars(entry).items()
-                if isinstance(value, torch.Tensor)
-            }
-            self[index] = replace(entry, **moved)
-        return self
-
-
-def stock_attention(attention: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The kernel the user chose (eager or sdpa), without publishing."""
-    name = attention.config._attn_implementation.removeprefix(PREFIX)
-    if name == "eager":
-        return family_module(attention).eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
-
-
-def publishing_attention(
-    attention: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend as the stock kernel does, and publish what this layer's readers need.
-
-    Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D].
-    """
-    state: SharedState | None = kwargs.pop(STATE_KEY, None)
-    if state is None or not attention.publishes:
-        return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-    entry = state.setdefault(attention.layer_idx, Published())
-    entry.mask, entry.kwargs = attention_mask, kwargs
-    if "key_value" in attention.publishes:
-        entry.key, entry.value = key, value
-    if "map" not in attention.publishes:
-        return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-    if _materialises(attention, query):
-        mask = _additive_mask(attention_mask, query, key)
-        eager = family_module(attention).eager_attention_forward
-        output, entry.attention_map = eager(attention, query, key, value, mask, **kwargs)
-        return output, entry.attention_map
-    entry.query, entry.key = query, key
-    return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-
-
-def _materialises(attention: Any, query: torch.Tensor) -> bool:
-    """Keep the map, or keep Q and K? auto: keep it where it is computed anyway (eager) or is one row (decoding)."""
-    mode = attention.config.reuse_mode
-    if mode != "auto":
-        return bool(mode == "materialise")
-    eager = attention.config._attn_implementation == PREFIX + "eager"
-    return eager or query.shape[-2] == 1
-
-
-def _additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-    """Turn an sdpa mask (boolean, or None for causal) into the additive mask [B, 1, L, S] an eager kernel adds."""
-    if mask is None:
-        length, total = query.shape[-2], key.shape[-2]
-        if length == 1:
-            return None
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)[None, None]
-    if mask.dtype == torch.bool:
-        zeros = torch.zeros((), dtype=query.dtype, device=query.device)
-        mask = torch.where(mask, zeros, torch.finfo(query.dtype).min)
-    return mask
-
-
-for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
-    AttentionInterface.register(PREFIX + _name, publishing_attention)
-    AttentionMaskInterface.register(PREFIX + _name, _mask)
-
-
-def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a source of keys: its rotary tables, which its kernel never sees.
-
-    Layers of one model may have different ones (Gemma-3: one base for local, one for global layers).
-    """
-    kwargs[STATE_KEY][attention.layer_idx] = Published(position_embeddings=kwargs["position_embeddings"])
 
 
 def add_late_correction(
@@ -300,7 +177,10 @@ def _zero_compensation(attention: Any, row: LayerRow) -> nn.Linear:
     heads, hidden = o_proj.in_features, o_proj.out_features
     sizes = {"value": config.num_key_value_heads * attention.head_dim, "heads": heads}
     read, added = sizes.get(row.compensation_input, hidden), sizes.get(row.compensation_output, hidden)
-    w_c = nn.Linear(read, added, bias=False, device=o_proj.weight.device, dtype=o_proj.weight.dtype)
+    weight = o_proj.weight
+    # A quantised W_o holds integers; W_c is kept in the dtype the model computes in.
+    dtype = weight.dtype if weight.is_floating_point() else config.dtype
+    w_c = nn.Linear(read, added, bias=False, device=weight.device, dtype=dtype)
     nn.init.zeros_(w_c.weight)
     return w_c
 

@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention import PREFIX
 from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
 from uniattn_pl.modeling.install import install
+from uniattn_pl.modeling.sharing import PREFIX
 from uniattn_pl.plan import LayerPlan
 
 CLASS_PREFIX = "UniAttn"

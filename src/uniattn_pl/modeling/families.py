@@ -79,7 +79,7 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
     Raises:
         UserError: the family does not follow transformers' attention interface; says what is missing.
     """
-    return _anatomy(_weightless(config))
+    return _anatomy(weightless(config))
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
@@ -88,9 +88,9 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     Raises:
         UserError: as `anatomy_of`.
     """
-    model = _weightless(config)
+    model = weightless(config)
     anatomy = _anatomy(model)
-    windows = _windows(config)
+    windows = windows_of(config)
     layers = tuple(
         _layer_shape(layer, anatomy, window) for layer, window in zip(decoder_layers(model), windows, strict=True)
     )
@@ -107,7 +107,7 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     )
 
 
-def _weightless(config: PreTrainedConfig) -> PreTrainedModel:
+def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock model of a config, stock or converted, on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -213,7 +213,7 @@ def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
     return calls
 
 
-def _windows(config: PreTrainedConfig) -> list[int | None]:
+def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """Per layer, the sliding window in tokens, or None: as transformers' own cache decides it."""
     from transformers import DynamicCache
 

@@ -8,16 +8,10 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention import (
-    PREFIX,
-    STATE_KEY,
-    SharedState,
-    add_late_correction,
-    operate,
-    publish_positions,
-)
+from uniattn_pl.modeling.attention import add_late_correction, operate
 from uniattn_pl.modeling.cache import fit_cache
 from uniattn_pl.modeling.families import anatomy_of, decoder_layers
+from uniattn_pl.modeling.sharing import PREFIX, STATE_KEY, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan
 
 

@@ -27,6 +27,7 @@ def load_model(
     attn_implementation: str = "sdpa",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model for evaluation or training, on the CPU.
 
@@ -34,9 +35,10 @@ def load_model(
         source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
         dtype: `auto` is bfloat16 where the hardware computes in it, else float32.
         attn_implementation: `sdpa` or `eager`.
+        quantization: None, or a name of `QUANTIZATIONS`: weights in 8 or 4 bits, for inference.
 
     Raises:
-        UserError: there is no such model, or it cannot be had without a network.
+        UserError: there is no such model, it cannot be had without a network, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -48,6 +50,7 @@ def load_model(
             dtype=resolve_dtype(dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            **_quantized(quantization),
             **options,
         )
     except ValueError as error:
@@ -61,23 +64,36 @@ def load_model(
     return model.eval()
 
 
-def load_folder(folder: Path) -> PreTrainedModel:
+def load_folder(folder: Path, *, quantization: str | None = None) -> PreTrainedModel:
     """Load a model folder in the dtype it was saved in; a peft adapter folder as its base with the adapter merged.
 
+    Args:
+        folder: what `save_pretrained` of a model, or of a peft model, has written.
+        quantization: None, or a name of `QUANTIZATIONS`; an adapter is merged into full weights only.
+
     Raises:
-        UserError: the adapter's base is not to be had, or weights and layer plan disagree.
+        UserError: the adapter's base is not to be had, weights and layer plan disagree, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     if not (folder / ADAPTER_FILE).is_file():
         _register_type(str(folder))
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+        options = _quantized(quantization)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, **options).eval()
+    if quantization is not None:
+        raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
     from peft import PeftConfig, PeftModel
 
     base = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
     if not (base / "config.json").is_file():
         raise UserError(f"the adapter in '{folder}' belongs to the model folder '{base}', which is not there.")
     return PeftModel.from_pretrained(load_folder(base), str(folder)).merge_and_unload().eval()
+
+
+def _quantized(name: str | None) -> dict[str, Any]:
+    from uniattn_pl.modeling.quantization import quantization_config
+
+    return {} if name is None else {"quantization_config": quantization_config(name)}
 
 
 def _register_type(location: str) -> None:

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention import PREFIX, STATE_KEY, SharedState, operate, publish_positions
+from uniattn_pl.modeling.attention import operate
 from uniattn_pl.modeling.copies import sharing_copy
 from uniattn_pl.modeling.families import decoder_layers
+from uniattn_pl.modeling.sharing import PREFIX, STATE_KEY, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 LENGTH = 8

@@ -1,0 +1,127 @@
+"""Exported folders: what they hold, and that they load where this package is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.modeling.test_convert import PLANS, converted
+from tests.parity import stock_llama
+from transformers import PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.exporting import export
+from uniattn_pl.modeling.catalogue import byte_tokenizer
+from uniattn_pl.modeling.loading import load_folder
+
+WITHOUT_PACKAGE = "import sys; sys.modules['uniattn_pl'] = None\n"
+PRINT_LOGITS = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True)
+AutoTokenizer.from_pretrained({folder!r})
+with torch.no_grad():
+    output = model(torch.arange(3, 20)[None], use_cache=True)
+layers = [type(layer).__name__ for layer in output.past_key_values.layers]
+torch.save({{"logits": output.logits, "cache": layers}}, {file!r})
+"""
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A fresh process, not in the checkout."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_a_card_has_the_plan_and_the_costs(tmp_path: Path) -> None:
+    source, target = saved(converted("uniattn"), tmp_path / "run"), tmp_path / "exported"
+    export(source, target)
+    card = (target / "README.md").read_text()
+    assert PLANS["uniattn"].draw() in card
+    assert "81.25%" in card
+    # 64 tokens, 8 layers of K and V less 3 K, 2 heads of 16 in float32
+    assert f"{64 * (2 * 8 - 3) * 2 * 16 * 4:,} bytes" in card
+    assert json.loads((target / "config.json").read_text())["model_type"] == "uniattn_llama"
+    with pytest.raises(UserError, match="exists"):
+        export(source, target)
+    with pytest.raises(UserError, match="inside the model folder"):
+        export(source, source / "inner")
+    (target / "stale.txt").write_text("of the former export")
+    export(source, target, overwrite=True)
+    assert (target / "README.md").read_text() == card
+    assert not (target / "stale.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]
+
+
+@pytest.mark.parametrize("name", ["uniattn", "mixed"])
+def test_a_standalone_folder_loads_without_the_package(name: str, tmp_path: Path) -> None:
+    model = converted(name)
+    folder = export(saved(model, tmp_path / "run"), tmp_path / "exported", standalone=True)
+    assert "trust_remote_code=True" in (folder / "README.md").read_text()
+    file = tmp_path / "output.pt"
+    code = WITHOUT_PACKAGE + PRINT_LOGITS.format(folder=str(folder), file=str(file))
+    process = run_python(code, tmp_path)
+    assert process.returncode == 0, process.stderr
+    output = torch.load(file, weights_only=True)
+    with torch.no_grad():
+        expected = load_folder(folder)(torch.arange(3, 20)[None], use_cache=True)
+    assert torch.equal(output["logits"], expected.logits)
+    assert output["cache"] == [type(layer).__name__ for layer in expected.past_key_values.layers]
+    assert "ValueOnlyLayer" in output["cache"]
+
+
+def test_a_standalone_folder_does_not_run_its_code_unasked(tmp_path: Path) -> None:
+    folder = export(saved(converted("uniattn"), tmp_path / "run"), tmp_path / "exported", standalone=True)
+    code = f"{WITHOUT_PACKAGE}from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(folder)!r})"
+    process = run_python(code, tmp_path)
+    assert process.returncode != 0
+    assert "trust_remote_code" in process.stderr
+
+
+def test_a_stock_model_needs_no_code_of_its_own(tmp_path: Path) -> None:
+    source = saved(stock_llama(), tmp_path / "run")
+    with pytest.raises(UserError, match="has no layer plan: it loads anywhere"):
+        export(source, tmp_path / "exported", standalone=True)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_more_layers_can_be_dropped_on_the_way(tmp_path: Path) -> None:
+    source = saved(converted("uniattn"), tmp_path / "run")
+    loaded = load_folder(export(source, tmp_path / "exported", drop=[7]))
+    assert [row.role for row in loaded.layer_plan.rows[5:]] == ["reuse", "reuse", "drop"]
+    with pytest.raises(UserError, match="layer 5 reads from layer 4, whose attention is dropped"):
+        export(source, tmp_path / "other", drop=[4])
+
+
+def test_lm_eval_scores_an_exported_model_with_its_hf_type(tmp_path: Path) -> None:
+    """With the package in the process, and without it through the folder's own code."""
+    pytest.importorskip("lm_eval", reason="the package lm_eval is not installed")
+    folder = export(saved(converted("uniattn"), tmp_path / "run"), tmp_path / "exported", standalone=True)
+    score = f"""
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+model = HFLM(pretrained={str(folder)!r}, device="cpu", dtype="float32", trust_remote_code=TRUST)
+requests = [Instance("loglikelihood", {{}}, ("The heart", " beats"), 0)]
+print("score", model.loglikelihood(requests, disable_tqdm=True)[0][0], type(model.model).__name__)
+"""
+    outputs = []
+    for start in ("import uniattn_pl; TRUST = False\n", WITHOUT_PACKAGE + "TRUST = True\n"):
+        process = run_python(start + score, tmp_path)
+        assert process.returncode == 0, process.stderr
+        outputs.append(next(line for line in process.stdout.splitlines() if line.startswith("score")).split())
+    tokenizer, model = byte_tokenizer(), load_folder(folder)
+    context, continuation = (tokenizer(text, return_tensors="pt")["input_ids"] for text in ("The heart", " beats"))
+    with torch.no_grad():
+        logits = model(torch.cat([context, continuation], dim=1)).logits[0, context.shape[1] - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, continuation[0][:, None]).sum().item()
+    assert [output[2] for output in outputs] == ["UniAttnLlamaForCausalLM"] * 2
+    assert [float(output[1]) for output in outputs] == pytest.approx([expected] * 2, abs=1e-4)
