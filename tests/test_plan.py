@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.shapes import toy_shape
 from uniattn_pl import costs
-from uniattn_pl.plan import LayerPlan, LayerRow, PlanError
+from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, LayerRow, PlanError
 
 
 @st.composite
@@ -35,6 +35,30 @@ def plans(draw: st.DrawFn) -> LayerPlan:
 @given(plans())
 def test_a_plan_survives_json(plan: LayerPlan) -> None:
     assert LayerPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@given(plans(), st.sampled_from(sorted(COMPENSATION_INPUTS)), st.sampled_from(sorted(COMPENSATION_OUTPUTS)))
+def test_a_compensation_is_placed_where_there_is_something_to_read_or_refused(
+    plan: LayerPlan, read: str, added: str
+) -> None:
+    compensated = [row for row in plan.rows if row.compensated]
+    impossible = [
+        row.index
+        for row in compensated
+        if (row.dropped and (read != "attention_input" or added == "heads"))
+        or (row.role == "share" and read == "value")
+    ]
+    if impossible:
+        with pytest.raises(PlanError) as error:
+            plan.place_compensation(input=read, output=added)
+        assert len(error.value.problems) == len(impossible)
+        return
+    placed = plan.place_compensation(input=read, output=added)
+    assert LayerPlan.from_dict(json.loads(json.dumps(placed.to_dict()))) == placed
+    assert {(row.compensation_input, row.compensation_output) for row in placed.rows if row.compensated} <= {
+        (read, added)
+    }
+    assert [row.role for row in placed.rows] == [row.role for row in plan.rows]
 
 
 @given(plans())

@@ -340,10 +340,15 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {_list(readers)}"
     bar = {"full": "█" if readers else "│", "reuse": "▒", "share": "▒", "drop": "·"}[row.role]
-    compensation = _INPUT_SYMBOLS[row.compensation_input] + _OUTPUT_WORDS[row.compensation_output]
-    compensation = f"+ {compensation}" if row.compensated else ""
+    width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
     cached = _CACHED[row.caches_keys, row.caches_values]
-    return f"{label:>7} {bar} {text:<24} {compensation:<8} cache {cached}".rstrip()
+    return f"{label:>7} {bar} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()
+
+
+def _draw_compensation(row: LayerRow) -> str:
+    if not row.compensated:
+        return ""
+    return f"+ {_INPUT_SYMBOLS[row.compensation_input]}{_OUTPUT_WORDS[row.compensation_output]}"
 
 
 def _list(numbers: Iterable[int]) -> str:

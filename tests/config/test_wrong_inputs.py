@@ -145,6 +145,22 @@ WRONG = {
     "export over something": Wrong(
         ("export", "--from", "m", "--to", "out"), ("'out' is not empty",), {"m/config.json": "{}", "out/x": ""}
     ),
+    "no such bits": Wrong(
+        ("generate", "--from", "m", "--prompt", "x", "--quantization", "9bit"),
+        ("there is no quantization '9bit'", "Did you mean '8bit'?", "8bit, 4bit"),
+        {"m/config.json": "{}"},
+    ),
+    "layers to drop": Wrong(
+        ("export", "--from", "m", "--to", "out", "--drop", "a,b"),
+        ("--drop: expected layer indices separated by commas, got 'a,b'",),
+        {"m/config.json": "{}"},
+    ),
+    "place of the compensation": override(
+        "architecture.compensation_input=valu", "must be one of attention_input, value, heads", "Did you mean 'value'?"
+    ),
+    "dropped layers that reuse nothing": override(
+        "architecture.dropped_layers=[3]", "layer 3 reuses no attention map; reuse layers: 5, 6, 7"
+    ),
     # data files
     "missing data file": Wrong(
         ("fit", *TINY, "data.source=rows.jsnl.json"),
