@@ -33,7 +33,6 @@ class LayerInputs:
 
 def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> LayerInputs:
     """Run the model's own forward with layers that only write down what they are called with."""
-    layers = decoder_layers(model)
     calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -42,14 +41,22 @@ def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Laye
 
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-    for layer in layers:
-        layer.forward = record
-    try:
+    with replaced_layers(model, record):
         model.get_decoder()(**inputs, use_cache=False)
+    return LayerInputs(calls[0][0], [arguments for _, arguments in calls])
+
+
+@contextmanager
+def replaced_layers(model: PreTrainedModel, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let every decoder layer do `forward(hidden_states, **arguments)` instead of its own."""
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = forward
+    try:
+        yield
     finally:
         for layer in layers:
             del layer.forward
-    return LayerInputs(calls[0][0], [arguments for _, arguments in calls])
 
 
 class _Stop(Exception):

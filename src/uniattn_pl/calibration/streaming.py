@@ -161,7 +161,7 @@ class _StreamingPass:
                 self.store.put("target", batch, seen["target"])
                 before.add(sample.error, mask)
                 scale.add(seen["target"], mask)
-        _set_weights(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
+        set_weights(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
@@ -185,7 +185,7 @@ class _StreamingPass:
         seen: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
             stack.enter_context(capture(read_point(attention, row), seen, "x"))
-            if _adjusts_output_projection(row):
+            if adjusts_output_projection(row):
                 stack.enter_context(capture(Point(attention.o_proj), seen, "heads"))
             stack.enter_context(capture(repaired, seen, "unified", stop=True))
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
@@ -259,13 +259,13 @@ def _few_lengths(batch: Batch) -> Batch:
     return {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
 
 
-def _adjusts_output_projection(row: LayerRow) -> bool:
+def adjusts_output_projection(row: LayerRow) -> bool:
     """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does."""
     linear = row.compensation_output == "attention_output" and row.compensation_input != "heads"
     return linear and not row.dropped
 
 
-def _set_weights(attention: Any, fit: Fit | None) -> None:
+def set_weights(attention: Any, fit: Fit | None) -> None:
     """Write a solution into W_c, and into a W_o of the converted model's own (the original shares the old one)."""
     if fit is None:
         return

@@ -1,0 +1,1 @@
+"""Choosing by measurement what each layer's attention becomes."""
