@@ -12,6 +12,9 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; threads of several processes that wait for each other are many times slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if "UNIATTN_PL_CACHE" not in os.environ:
     os.environ["UNIATTN_PL_CACHE"] = tempfile.mkdtemp(prefix="uniattn_pl-tests-")

@@ -18,6 +18,9 @@ ROLES = {
     "drop": "has no attention (LLMDrop)",
 }
 
+# How reuse layers get the map: keep it, or keep what it is computed from; auto decides per forward.
+REUSE_MODES = ("auto", "materialise", "replay")
+
 # Where W_c reads and where its output is added (paper Table 8, Appendix B).
 COMPENSATION_INPUTS = {
     "attention_input": "x [d], what enters the attention: the output of the norm before it (rows 1 to 3 of Table 8)",
@@ -147,10 +150,15 @@ class LayerPlan:
         return self._with(changed)
 
     def drop(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
-        """Remove the attention of `layers`."""
+        """Remove the attention of `layers`; a W_c that stays is left where it is."""
         self._check_indices(layers)
-        changed = {i: LayerRow(i, None, None, None, dropped=True, compensated=compensated) for i in layers}
-        return self._with(changed)
+        dropped = {i: LayerRow(i, None, None, None, dropped=True, compensated=compensated) for i in layers}
+        for index, row in dropped.items():
+            former = self.rows[index]
+            if compensated and former.compensated:
+                places = (former.compensation_input, former.compensation_output)
+                dropped[index] = replace(row, compensation_input=places[0], compensation_output=places[1])
+        return self._with(dropped)
 
     def place_compensation(self, *, input: str, output: str) -> LayerPlan:
         """Let every W_c of the plan read and add elsewhere: one of `COMPENSATION_INPUTS` and `_OUTPUTS`."""
@@ -179,7 +187,7 @@ class LayerPlan:
         return [
             f"layer {new.index} is '{old.role}' already and cannot become '{new.role}'; start from the stock model."
             for old, new in zip(former.rows, self.rows, strict=True)
-            if old.operated and new != old and not (new.dropped and new.compensated <= old.compensated)
+            if old.operated and new != old and not (new.dropped and _keeps_compensation(old, new))
         ]
 
     def _with(self, changed: Mapping[int, LayerRow]) -> LayerPlan:
@@ -244,10 +252,10 @@ class LayerPlan:
         try:
             plan = cls.unmodified(int(data["num_layers"]))
             rows = {int(row["index"]): LayerRow(**row) for row in data["rows"]}
+            plan._check_indices(rows)
+            return plan._with(rows)
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
-        plan._check_indices(rows)
-        return plan._with(rows)
 
     def draw(self) -> str:
         """The plan as plain text, top layer first, consecutive unmodified layers folded into one line."""
@@ -255,6 +263,14 @@ class LayerPlan:
         for first, last in reversed(list(_runs(self.rows))):
             lines.append(_draw_run(self, first, last))
         return "\n".join(lines)
+
+
+def _keeps_compensation(old: LayerRow, new: LayerRow) -> bool:
+    """Whether `new` has no W_c, or the one that `old` has, in the same place."""
+    if not new.compensated:
+        return True
+    places = [(row.compensation_input, row.compensation_output) for row in (old, new)]
+    return old.compensated and places[0] == places[1]
 
 
 def _row_problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> list[str]:

@@ -29,8 +29,8 @@ from uniattn_pl.calibration.report import CalibrationReport, LayerError
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.store import TensorStore
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.families import anatomy_of, decoder_layers
-from uniattn_pl.modeling.sharing import STATE_KEY, Published, SharedState
+from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.sharing import Published, SharedState
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from uniattn_pl.plan import REUSE_MODES
+
 
 def option(default: Any, help: str, *, allowed: tuple[Any, ...] = (), minimum: float | None = None) -> Any:
     """A dataclass field that carries its help text and its admissible values."""
@@ -22,7 +24,6 @@ EMBEDDED = "embedded"
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("sdpa", "eager")
-REUSE_MODES = ("auto", "materialise", "replay")
 INITIALISERS = {
     "zero": "W_c = 0: unification without compensation",
     "theorem37": "closed form of the paper's Theorem 3.7, on the mean over samples per position",

@@ -44,7 +44,11 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
 
 
 def _costs(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) -> str:
-    rows = [f"{costs.parameters(plan, shape):,} parameters.", "", "| tokens | KV cache, relative to the unmodified model |"]
+    rows = [
+        f"{costs.parameters(plan, shape):,} parameters.",
+        "",
+        "| tokens | KV cache, relative to the unmodified model |",
+    ]
     rows.append("|---|---|")
     rows += [f"| {length:,} | {costs.kv_retain_rate(plan, shape, length=length):.2%} |" for length in CARD_LENGTHS]
     measured = _measured_bytes(model, MEASURED_LENGTH)

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from uniattn_pl.modeling.families import FUSED, family_module, fused_rows, stock_class
-from uniattn_pl.modeling.sharing import STATE_KEY, Published, Rotary, stock_attention
+from uniattn_pl.modeling.families import FUSED, STATE_KEY, family_module, fused_rows, stock_class
+from uniattn_pl.modeling.sharing import Published, Rotary, stock_attention
 from uniattn_pl.plan import LayerRow
 
 

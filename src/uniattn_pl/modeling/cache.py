@@ -47,13 +47,19 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
 
     Raises:
         NotImplementedError: a kind of cache that stores keys and values in another way.
-        ValueError: the cache was filled by another model.
+        ValueError: the cache was filled by, or fitted to, a model with another layer plan.
     """
-    if getattr(cache, "fitted_plan", None) == plan:
+    fitted = getattr(cache, "fitted_plan", None)
+    if fitted == plan:
         return cache
     if not isinstance(cache, Cache):
         raise NotImplementedError(f"{type(cache).__name__} cannot serve a model with a layer plan.")
     layers: list[Any] = cache.layers
+    if fitted is not None or any(int(layer.get_seq_length()) > 0 for layer in layers):
+        first = plan.operated[0]
+        raise ValueError(
+            f"cache layer {first} was filled by a model with another layer plan; start from an empty cache."
+        )
     if cache.layer_class_to_replicate is not None:
         missing = len(plan.rows) - len(layers)
         layers.extend(cache.layer_class_to_replicate() for _ in range(missing))
@@ -61,8 +67,6 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
     for row in plan.rows:
         if not row.operated:
             continue
-        if getattr(layers[row.index], "keys", None) is not None:
-            raise ValueError(f"cache layer {row.index} was filled by a model with another layer plan.")
         if row.source is not None and row.caches_values:
             layers[row.index] = _value_only_like(layers[row.source])
         else:

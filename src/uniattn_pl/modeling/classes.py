@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
 from uniattn_pl.modeling.install import install
 from uniattn_pl.modeling.sharing import PREFIX
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan import REUSE_MODES, LayerPlan
 
 CLASS_PREFIX = "UniAttn"
 SHOWN_KEYS = 5
@@ -33,12 +33,14 @@ def make_model_class(
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
-        install(self, LayerPlan.from_dict(config.layer_plan))
+        install(self, _plan_of(config))
 
     def from_pretrained(
         cls: type[PreTrainedModel], /, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         load = stock.from_pretrained.__func__  # type: ignore[attr-defined]
+        # Listed with the other kinds instead of transformers' own error for this one.
+        kwargs["ignore_mismatched_sizes"] = True
         model, info = load(cls, source, *args, output_loading_info=True, **kwargs)
         _check_complete(source, info)
         return (model, info) if output_loading_info else model
@@ -75,6 +77,21 @@ def make_model_class(
     return type(CLASS_PREFIX + stock.__name__, (stock,), members)
 
 
+def _plan_of(config: Any) -> LayerPlan:
+    """The plan in a converted config, whose other own field is checked too.
+
+    Raises:
+        UserError: it has none, or one that is none.
+    """
+    if getattr(config, "layer_plan", None) is None:
+        raise UserError(f"a config of type '{config.model_type}' needs a layer_plan; this one has none.")
+    config.reuse_mode = getattr(config, "reuse_mode", REUSE_MODES[0])
+    if config.reuse_mode not in REUSE_MODES:
+        near = did_you_mean(str(config.reuse_mode), REUSE_MODES)
+        raise UserError(f"reuse_mode is '{config.reuse_mode}' in the config.{near} Allowed: {', '.join(REUSE_MODES)}.")
+    return LayerPlan.from_dict(config.layer_plan)
+
+
 def _check_complete(source: Any, info: dict[str, Any]) -> None:
     """Refuse weights that the plan does not account for: transformers would start missing ones at random.
 
@@ -84,7 +101,8 @@ def _check_complete(source: Any, info: dict[str, Any]) -> None:
     kinds = {"missing": "missing_keys", "not in the plan": "unexpected_keys", "of another shape": "mismatched_keys"}
     problems = []
     for what, key in kinds.items():
-        found = sorted(str(name) for name in info.get(key, ()))
+        # Mismatched ones come with their shapes.
+        found = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key, ()))
         if found:
             more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
             problems.append(f"{what}: {', '.join(found[:SHOWN_KEYS])}{more}")

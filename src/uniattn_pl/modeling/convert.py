@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.copies import sharing_copy
-from uniattn_pl.modeling.families import FAMILIES, MODEL_TYPE_PREFIX, shape_of
+from uniattn_pl.modeling.families import FAMILIES, MODEL_TYPE_PREFIX, shape_of, stock_model_type
 from uniattn_pl.modeling.install import install
 from uniattn_pl.modeling.probe import check_exact
 from uniattn_pl.modeling.registration import auto_classes
@@ -52,11 +52,13 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
         if problems:
             raise UserError("this model already has a layer plan; start from the stock model.", *problems)
     plan.check(shape_of(model.config))
+    if stock_model_type(model.config) not in FAMILIES:
+        check_exact(model, plan)
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
         return model
     if not converted:
-        _become_converted(model, plan)
+        _become_converted(model)
     install(model, plan)
     model.config.layer_plan = plan.to_dict()
     return model
@@ -85,11 +87,9 @@ def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     return apply_plan(sharing_copy(model), plan)
 
 
-def _become_converted(model: PreTrainedModel, plan: LayerPlan) -> None:
+def _become_converted(model: PreTrainedModel) -> None:
     """Give a stock model the classes of its converted type."""
     config_class, model_class = auto_classes(type(model))
-    if model.config.model_type not in FAMILIES:
-        check_exact(model, plan)
     # A stock model that carries the unmodified plan keeps it in its own dict, in the way of the property.
     vars(model).pop("layer_plan", None)
     model.config.__class__, model.__class__ = config_class, model_class

@@ -29,6 +29,9 @@ FAMILIES = {
 }
 """Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
 
+STATE_KEY = "shared_attention_state"
+"""The keyword argument of a forward in which source layers leave what others read."""
+
 FUSED = "qkv_proj"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KNOWN_PARTS = frozenset({*PROJECTIONS, FUSED, "q_norm", "k_norm", "w_c"})
@@ -118,8 +121,11 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     config = AutoConfig.for_model(family, **fields)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except TypeError as error:
+        raise UserError(f"transformers cannot build a model of type '{family}' from this config ({error}).") from error
 
 
 def _supported() -> str:
@@ -129,18 +135,31 @@ def _supported() -> str:
 def _anatomy(model: PreTrainedModel) -> Anatomy:
     problems = _interface_problems(model)
     if not problems:
-        layer = decoder_layers(model)[0]
-        calls = _watch(model, layer)
-        attention = next(call for call in calls if call.name == "self_attn")
-        norms = [call for call in calls if "norm" in call.name]
-        before = [call.name for call in norms if call.output is attention.input]
-        after = [call for call in norms[len(before) :] if call.input is not calls[0].input]
-        if after:
-            own = [after[0].name] if after[0].input is attention.output else []
-            return Anatomy((*before, *own), after[0].name, fused=hasattr(layer.self_attn, FUSED))
-        problems = ["its layers have no norm between attention and feed-forward (they run in parallel)"]
+        found = _watched_anatomy(model)
+        if isinstance(found, Anatomy):
+            return found
+        problems = [found]
     family = stock_model_type(model.config)
     raise UserError(f"model type '{family}' is not supported: {'; '.join(problems)}.{_supported()}")
+
+
+def _watched_anatomy(model: PreTrainedModel) -> Anatomy | str:
+    """The anatomy as one forward shows it, or why it cannot be what a plan needs."""
+    layer = decoder_layers(model)[0]
+    try:
+        calls = _watch(model, layer)
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        return f"a forward of its decoder cannot be watched ({type(error).__name__}: {error})"
+    attention = next(call for call in calls if call.name == "self_attn")
+    if STATE_KEY not in attention.keywords:
+        return "its decoder does not pass keyword arguments on to the attention"
+    norms = [call for call in calls if "norm" in call.name]
+    before = [call.name for call in norms if call.output is attention.input]
+    after = [call for call in norms[len(before) :] if call.input is not calls[0].input]
+    if not after:
+        return "its layers have no norm between attention and feed-forward (they run in parallel)"
+    own = [after[0].name] if after[0].input is attention.output else []
+    return Anatomy((*before, *own), after[0].name, fused=hasattr(layer.self_attn, FUSED))
 
 
 def _interface_problems(model: PreTrainedModel) -> list[str]:
@@ -174,11 +193,12 @@ def _attention_problems(attention: nn.Module, model: PreTrainedModel) -> list[st
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a child module: its first input and its first output."""
+    """One call of a child module: its first input, its first output, and what else it was told by keyword."""
 
     name: str
     input: Any
     output: Any
+    keywords: frozenset[str]
 
 
 class _SeenEnough(Exception):
@@ -193,7 +213,7 @@ def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
 
         def record(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            calls.append(_Call(name, hidden, output[0] if isinstance(output, tuple) else output))
+            calls.append(_Call(name, hidden, output[0] if isinstance(output, tuple) else output, frozenset(kwargs)))
 
         def stop(_: nn.Module, args: Any) -> None:
             names = [call.name for call in calls]
@@ -204,7 +224,8 @@ def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     try:
         # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none.
-        model.get_decoder()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, STATE_KEY: None}
+        model.get_decoder()(**inputs)
     except _SeenEnough:
         pass
     finally:
@@ -226,8 +247,8 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     if anatomy.fused:
         sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
     attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
-    feed_forward = sum(p.numel() for p in layer.mlp.parameters() if p.dim() == 2)
-    known = _count(attention.parameters()) + attention_norms + feed_forward
+    matrices = [p.numel() for name, p in layer.named_parameters() if p.dim() == 2 and not name.startswith("self_attn.")]
+    known = _count(attention.parameters()) + attention_norms + sum(matrices)
     return LayerShape(
         query=sizes["q_proj"],
         key=sizes["k_proj"],
@@ -236,7 +257,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         query_norm=sizes.get("q_norm", 0),
         key_norm=sizes.get("k_norm", 0),
         attention_norms=attention_norms,
-        feed_forward=feed_forward,
+        feed_forward=sum(matrices),
         other=_count(layer.parameters()) - known,
         window=window,
     )

@@ -10,8 +10,8 @@ from transformers import DynamicCache, PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import add_late_correction, operate
 from uniattn_pl.modeling.cache import fit_cache
-from uniattn_pl.modeling.families import anatomy_of, decoder_layers
-from uniattn_pl.modeling.sharing import PREFIX, STATE_KEY, SharedState, publish_positions
+from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.sharing import PREFIX, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan
 
 
@@ -29,7 +29,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
     for row, layer in zip(plan.rows, layers, strict=True):
         publishes = _publishes(plan, row.index)
-        if "key_value" in publishes and former is None:
+        if "key_value" in publishes and (former is None or row.index not in former.key_value_sources):
             layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
         layer.self_attn.publishes = publishes
         if row.operated and (former is None or former.rows[row.index] != row):

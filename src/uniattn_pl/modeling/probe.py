@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import operate
 from uniattn_pl.modeling.copies import sharing_copy
-from uniattn_pl.modeling.families import decoder_layers
-from uniattn_pl.modeling.sharing import PREFIX, STATE_KEY, SharedState, publish_positions
+from uniattn_pl.modeling.families import STATE_KEY, decoder_layers, stock_model_type
+from uniattn_pl.modeling.sharing import PREFIX, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 LENGTH = 8
@@ -26,22 +25,27 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Let every layer that reads from another read from itself: it must give what its stock attention gives.
 
     An attention that does more than project, normalise, rotate and attend (a gate, layers without rotation) does
-    not. Weightless models are not probed.
+    not. Sources of keys are probed too: readers rotate as they do. Weightless models are not probed, nor layers
+    that were converted before.
 
     Raises:
         UserError: a layer's output differs; names the layers.
     """
-    rows = [row for row in plan.rows if row.role in PUBLISHES]
     if model.device.type == "meta":
         return
-    calls = _attention_calls(model, [row.index for row in rows])
-    wrong = [row.index for row in rows if _reads_itself_wrongly(model, row, *calls[row.index])]
+    former: LayerPlan | None = getattr(model, "layer_plan", None)
+    stock = [row.index for row in plan.rows if former is None or not former.rows[row.index].operated]
+    roles = {row.index: row.role for row in plan.rows if row.role in PUBLISHES}
+    roles |= dict.fromkeys(plan.key_value_sources, "share")
+    probed = [index for index in stock if index in roles]
+    calls = _attention_calls(model, probed)
+    wrong = [index for index in probed if _reads_itself_wrongly(model, index, roles[index], *calls[index])]
     if wrong:
-        family, roles = model.config.model_type, sorted({plan.rows[i].role for i in wrong})
+        lost = ", ".join(sorted({roles[index] for index in wrong}))
         raise UserError(
-            f"model type '{family}' is not tested, and layers {', '.join(map(str, wrong))} compute something that "
-            f"a plan would lose ({', '.join(roles)}): reading from themselves they do not give their own output. "
-            "Choose layers or an architecture that leave them as they are."
+            f"model type '{stock_model_type(model.config)}' is not tested, and layers {', '.join(map(str, wrong))} "
+            f"compute something that a plan would lose ({lost}): reading from themselves they do not give their own "
+            "output. Choose layers or an architecture that leave them as they are."
         )
 
 
@@ -52,7 +56,7 @@ def _attention_calls(model: PreTrainedModel, layers: list[int]) -> dict[int, tup
     for index in layers:
 
         def record(_: Any, args: Any, kwargs: dict[str, Any], output: Any, index: int = index) -> None:
-            calls[index] = (kwargs, output[0])
+            calls[index] = ({name: value for name, value in kwargs.items() if name != STATE_KEY}, output[0])
 
         attention = decoder_layers(model)[index].self_attn
         handles.append(attention.register_forward_hook(record, with_kwargs=True))
@@ -67,17 +71,23 @@ def _attention_calls(model: PreTrainedModel, layers: list[int]) -> dict[int, tup
 
 
 def _reads_itself_wrongly(
-    model: PreTrainedModel, row: LayerRow, kwargs: dict[str, Any], expected: torch.Tensor
+    model: PreTrainedModel, index: int, role: str, kwargs: dict[str, Any], expected: torch.Tensor
 ) -> bool:
-    stock = decoder_layers(model)[row.index].self_attn
+    stock = decoder_layers(model)[index].self_attn
+    # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
+    elsewhere = index - 1 if index else 1
+    row = {
+        "reuse": LayerRow(index, map_from=elsewhere, key_from=None, value_from=index),
+        "share": LayerRow(index, map_from=index, key_from=elsewhere, value_from=elsewhere),
+    }[role]
     state = SharedState()
     source, reader = _publishing_copy(stock), _publishing_copy(stock)
-    source.publishes, reader.publishes = PUBLISHES[row.role], frozenset()
-    if row.role == "share":
+    source.publishes, reader.publishes = PUBLISHES[role], frozenset()
+    if role == "share":
         publish_positions(source, (), {**kwargs, STATE_KEY: state})
     source(**kwargs, **{STATE_KEY: state})
-    state[row.source or 0] = state[row.index]
-    operate(reader, replace(row, compensated=False))
+    state[elsewhere] = state[index]
+    operate(reader, row)
     found, _ = reader(**kwargs, **{STATE_KEY: state})
     return bool((found - expected).norm() > RELATIVE_TOLERANCE * expected.norm())
 

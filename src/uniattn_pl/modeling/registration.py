@@ -52,5 +52,5 @@ def register_type_of(folder: Path) -> None:
     """Register the converted type that a model folder's config names, also of a family that is not in the table."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model_type = str(config.get("model_type", ""))
-    if model_type.startswith(MODEL_TYPE_PREFIX) and "auto_map" not in config:
+    if model_type.startswith(MODEL_TYPE_PREFIX):
         register_family(model_type.removeprefix(MODEL_TYPE_PREFIX))

@@ -17,9 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from uniattn_pl.modeling.families import family_module
+from uniattn_pl.modeling.families import STATE_KEY, family_module
 
-STATE_KEY = "shared_attention_state"
 PREFIX = "uniattn_"
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -117,7 +116,8 @@ def _additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Te
         length, total = query.shape[-2], key.shape[-2]
         if length == 1:
             return None
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)[None, None]
+        # As sdpa's is_causal: from the top left. A static cache is longer than what was prefilled.
+        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril()[None, None]
     if mask.dtype == torch.bool:
         zeros = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = torch.where(mask, zeros, torch.finfo(query.dtype).min)
