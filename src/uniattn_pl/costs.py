@@ -83,6 +83,18 @@ def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
     return batch_size * total
 
 
+def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
+    """Bytes read to generate one token with `length` tokens in the cache: every weight once, and the whole cache.
+
+    Of an input embedding that is not also the output one, only a row per sequence is read, which is left out.
+    """
+    table = shape.vocab_size * shape.hidden_size
+    untied = shape.embedding >= 2 * table
+    weights = parameters(plan, shape) - untied * table
+    cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
+    return weights * bytes_per_element + cache
+
+
 def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps."""
     query = shape.hidden_size * shape.num_heads * shape.head_dim

@@ -2,8 +2,10 @@
 
 from uniattn_pl.architectures.baseline import Baseline
 from uniattn_pl.architectures.cla import CLA
+from uniattn_pl.architectures.given import Given
 from uniattn_pl.architectures.llmdrop import LLMDrop
 from uniattn_pl.architectures.registry import ARCHITECTURES, Architecture, available, get_architecture, register
+from uniattn_pl.architectures.search import Search
 from uniattn_pl.architectures.shared_attention import SharedAttention
 from uniattn_pl.architectures.uniattn import UniAttn
 
@@ -12,7 +14,9 @@ __all__ = [
     "CLA",
     "Architecture",
     "Baseline",
+    "Given",
     "LLMDrop",
+    "Search",
     "SharedAttention",
     "UniAttn",
     "available",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniattn_pl.architectures.measurements import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.config.schema import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
@@ -21,9 +22,30 @@ class LLMDrop(Architecture):
     summary = "drops the attention of the given layers"
 
     layers: list[int] = option([], "0-based indices of the layers whose attention is dropped")
+    num_dropped: int | None = option(
+        None, "instead of layers: drop this many, those whose attention changes the stream least", minimum=1
+    )
+    among: str = option("top_half", "where num_dropped looks (paper: the top half)", allowed=("top_half", "all"))
     compensation: bool = option(False, "give every dropped layer a W_c (the paper has none)")
 
+    @property
+    def measured(self) -> bool:
+        return self.num_dropped is not None
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        if self.layers:
+            raise PlanError("llmdrop takes layers or num_dropped, not both.")
+        first = shape.num_layers // 2 if self.among == "top_half" else 0
+        number = self.num_dropped or 0
+        if number > shape.num_layers - first:
+            raise PlanError(f"num_dropped is {number}; {self.among} has {shape.num_layers - first} layers.")
+        importance = measurements.attention_importance()
+        ranked = sorted(range(first, shape.num_layers), key=lambda layer: importance[layer])
+        return LayerPlan.unmodified(shape.num_layers).drop(sorted(ranked[:number]), compensated=self.compensation)
+
     def compile(self, shape: ModelShape) -> LayerPlan:
+        if self.measured:
+            raise PlanError("num_dropped chooses the layers by measurement, when a fit starts.")
         repeated = sorted({i for i in self.layers if self.layers.count(i) > 1})
         if not self.layers:
             raise PlanError(f"llmdrop needs layers: a list of indices from 0 to {shape.num_layers - 1}.")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
 from typing import ClassVar, TypeVar
 
+from uniattn_pl.architectures.measurements import Measurements
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.plan import LayerPlan, ModelShape
 
@@ -21,9 +22,18 @@ class Architecture(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
 
+    @property
+    def measured(self) -> bool:
+        """Whether the layers are chosen by measurement, so that `choose` and not `compile` gives the plan."""
+        return False
+
     @abstractmethod
     def compile(self, shape: ModelShape) -> LayerPlan:
         """Return the plan for a model of this shape. Raises PlanError when the options do not fit it."""
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        """Return the plan for this model on this data. Raises PlanError when the options do not fit it."""
+        return self.compile(shape)
 
 
 ARCHITECTURES: dict[str, type[Architecture]] = {}

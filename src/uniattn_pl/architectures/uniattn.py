@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uniattn_pl.architectures.measurements import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.config.schema import option
-from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape
+from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape, PlanError
+
+SELECTIONS = {
+    "top": "top, Superblocks (the paper's grouping)",
+    "similarity": "similarity, the layers whose maps are most like the map below (Table 9)",
+    "greedy": "greedy, one by one those whose reuse costs least loss, measured on training tokens",
+    "given": "given, those in `layers`",
+}
 
 
 @register
@@ -25,6 +34,12 @@ class UniAttn(Architecture):
     superblock_size: int = option(4, "layers per Superblock, the source included", minimum=2)
     num_superblocks: int = option(4, "number of Superblocks", minimum=1)
     first_layer: int | None = option(None, "0-based first layer; default: the last block ends at the top", minimum=0)
+    selection: str = option("top", "who reuses: " + "; ".join(SELECTIONS.values()), allowed=tuple(SELECTIONS))
+    layers: list[int] = option([], "0-based reuse layers of selection=given; each reuses the map below it")
+    num_reused: int | None = option(
+        None, "reuse layers of selection=similarity and greedy; default: as many as the Superblocks have", minimum=1
+    )
+    search_tokens: int = option(2000, "training tokens that selection=greedy measures on", minimum=16)
     compensation: bool = option(True, "give every reuse layer a W_c")
     compensation_input: str = option("attention_input", "what W_c reads (Table 8)", allowed=tuple(COMPENSATION_INPUTS))
     compensation_output: str = option(
@@ -33,10 +48,51 @@ class UniAttn(Architecture):
     dropped_layers: list[int] = option([], "0-based reuse layers whose attention is dropped as well (Figure 5)")
     dropped_compensation: bool = option(False, "give the dropped ones a W_c")
 
+    @property
+    def measured(self) -> bool:
+        return self.selection in ("similarity", "greedy")
+
     def compile(self, shape: ModelShape) -> LayerPlan:
+        if self.measured:
+            raise PlanError(f"selection={self.selection} chooses the layers by measurement, when a fit starts.")
+        if self.selection == "given":
+            return self._finish(self._chained(shape, self.layers))
         plan = LayerPlan.unmodified(shape.num_layers)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
             plan = plan.reuse_map(readers, source, compensated=self.compensation)
+        return self._finish(plan)
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        count = self.num_reused or (self.superblock_size - 1) * self.num_superblocks
+        if count >= shape.num_layers:
+            raise PlanError(f"num_reused is {count}; at most {shape.num_layers - 1} of {shape.num_layers} layers fit.")
+        if self.selection == "similarity":
+            similarity = measurements.map_similarity()
+            ranked = sorted(range(1, shape.num_layers), key=lambda layer: similarity[layer] or 0.0, reverse=True)
+            return self._finish(self._chained(shape, ranked[:count]))
+        # Each reuse layer gives up its K cache, half of what it kept.
+        budget = 1 - count / (2 * shape.num_layers)
+        plan = measurements.greedy(
+            kinds=("reuse",),
+            cost="key_caches",
+            length=1,
+            budget=budget,
+            compensated=self.compensation,
+            tokens=self.search_tokens,
+        )
+        return self._finish(plan)
+
+    def _chained(self, shape: ModelShape, layers: Sequence[int]) -> LayerPlan:
+        """Each of `layers` uses the map of the layer below it, or of the one that layer uses."""
+        if not layers or min(layers) < 1 or max(layers) >= shape.num_layers:
+            raise PlanError(f"layers must be a list of indices from 1 to {shape.num_layers - 1}, got {list(layers)}.")
+        plan = LayerPlan.unmodified(shape.num_layers)
+        for layer in sorted(set(layers)):
+            plan = plan.reuse_map([layer], layer - 1, compensated=self.compensation)
+        return plan
+
+    def _finish(self, plan: LayerPlan) -> LayerPlan:
+        """Place the compensations and drop what is to be dropped."""
         plan = plan.place_compensation(input=self.compensation_input, output=self.compensation_output)
         return plan.drop_reuse(self.dropped_layers, compensated=self.dropped_compensation)

@@ -77,7 +77,8 @@ def capture(point: Point, seen: dict[str, torch.Tensor], name: str, *, stop: boo
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
         entering = args[0] if args else kwargs["hidden_states"]
-        seen[name] = output if point.leaving else entering
+        leaving = output[0] if isinstance(output, tuple) else output
+        seen[name] = leaving if point.leaving else entering
         if stop:
             raise _Stop
 

@@ -41,19 +41,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
-    from uniattn_pl.commands.plan import compile_plan
+    from uniattn_pl.commands.plan import compile_plan, shape_of_model
     from uniattn_pl.data.split import load_split
 
     config = loaded.config
-    plan, shape = compile_plan(loaded)
+    if loaded.architecture.measured:
+        drawing, compensated = "the layers are chosen by measurement when the fit starts.", "every"
+        num_layers = shape_of_model(loaded).num_layers
+    else:
+        plan, shape = compile_plan(loaded)
+        drawing, compensated, num_layers = plan.draw(), str(len(plan.compensated)), shape.num_layers
     split = load_split(config.data)
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
-    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({shape.num_layers} layers)")
-    print(plan.draw())
+    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({num_layers} layers)")
+    print(drawing)
     print(f"data: {config.data.source}, {len(split.train)} rows to train on, {len(split.validation)} to validate")
-    if plan.compensated:
+    if compensated != "0":
         samples = config.calibration.num_samples
-        print(f"calibration: {config.calibration.initialiser} of {len(plan.compensated)} W_c on {samples} samples")
+        print(f"calibration: {config.calibration.initialiser} of {compensated} W_c on {samples} samples")
     print(f"training: {', '.join(stages) or 'none'}, batch size {config.training.batch_size}")
     state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
     print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {config.tracking.uri}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl import costs
@@ -64,17 +65,33 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     Raises:
         UserError: there is no such model, or the plan does not fit it.
     """
-    from uniattn_pl.modeling.loading import load_shape
-
-    model = loaded.config.model
-    shape = load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    shape = shape_of_model(loaded)
     try:
-        plan = loaded.architecture.compile(shape)
+        plan = _chosen_plan(loaded) or loaded.architecture.compile(shape)
         plan.check(shape)
     except UserError as error:
         place = at(loaded.provenance["architecture.name"])
         raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
     return plan, shape
+
+
+def shape_of_model(loaded: LoadedConfig) -> ModelShape:
+    """The shape of an experiment's model. Raises UserError when there is no such model."""
+    from uniattn_pl.modeling.loading import load_shape
+
+    model = loaded.config.model
+    return load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+
+
+def _chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
+    """The plan that this experiment's fit has chosen by measurement, if it has come that far."""
+    from uniattn_pl.training.manifest import Manifest
+
+    if not loaded.architecture.measured:
+        return None
+    manifest = Manifest.read(Path(loaded.config.trainer.default_root_dir))
+    recorded = manifest and manifest.results.get("prepare", {}).get("plan")
+    return LayerPlan.from_dict(recorded) if recorded else None
 
 
 def _dtype(loaded: LoadedConfig) -> torch.dtype:

@@ -107,6 +107,14 @@ class InstructionDataModule(pl.LightningDataModule):
             batches.append(batch if share else blank(batch))
         return FixedBatches(batches)
 
+    @property
+    def num_train_rows(self) -> int:
+        return len(self._rows("train"))
+
+    def train_length(self, row: int) -> int:
+        """Tokens of one training row."""
+        return int(self._rows("train").lengths[row])
+
     def train_batches(self, num_samples: int, batch_size: int) -> list[Batch]:
         """Return the first `num_samples` training rows (all, if fewer) as batches, the longest first, unsharded."""
         return self._batches("train", num_samples, batch_size)

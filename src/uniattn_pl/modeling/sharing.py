@@ -93,7 +93,7 @@ def publishing_attention(
     if "map" not in attention.publishes:
         return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
     if _materialises(attention, query):
-        mask = _additive_mask(attention_mask, query, key)
+        mask = additive_mask(attention_mask, query, key)
         eager = family_module(attention).eager_attention_forward
         output, entry.attention_map = eager(attention, query, key, value, mask, **kwargs)
         return output, entry.attention_map
@@ -110,7 +110,7 @@ def _materialises(attention: Any, query: torch.Tensor) -> bool:
     return eager or query.shape[-2] == 1
 
 
-def _additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+def additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
     """Turn an sdpa mask (boolean, or None for causal) into the additive mask [B, 1, L, S] an eager kernel adds."""
     if mask is None:
         length, total = query.shape[-2], key.shape[-2]

@@ -26,9 +26,9 @@ from uniattn_pl.calibration.layers import (
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.streaming import adjusts_output_projection, set_weights
 from uniattn_pl.modeling import converted_copy
-from uniattn_pl.modeling.families import anatomy_of, decoder_layers
+from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
 from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
-from uniattn_pl.modeling.sharing import STATE_KEY, SharedState
+from uniattn_pl.modeling.sharing import SharedState
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
@@ -63,19 +63,19 @@ class UnifiedStreams:
 
         The changed layer is fitted; operated layers above keep the weights they have.
         """
-        return self._pass(self._model(plan), plan, changed, refit={changed}, keep=False)
+        return self._pass(self.model(plan), plan, changed, refit={changed}, keep=False)
 
     @torch.no_grad()
     def accept(self, plan: LayerPlan, changed: int) -> float:
         """Make `plan` the present one: fit the changed layer and, on the new stream, every operated layer above."""
         refit = {index for index in plan.compensated if index >= changed}
-        model = self._model(plan)
+        model = self.model(plan)
         self.plan = plan
         self.loss = self._pass(model, plan, changed, refit=refit, keep=True)
         return self.loss
 
-    def _model(self, plan: LayerPlan) -> PreTrainedModel:
-        """The converted model with the weights fitted so far."""
+    def model(self, plan: LayerPlan) -> PreTrainedModel:
+        """A converted model under `plan` on the weights fitted so far."""
         model = converted_copy(self.original, plan)
         model.config.reuse_mode = "replay"
         for index, weights in self.fitted.items():
@@ -169,7 +169,5 @@ class UnifiedStreams:
 def _sources_below(plan: LayerPlan, start: int) -> list[int]:
     """Layers below `start` that have to publish for readers at or above it, bottom first, and their own sources."""
     needed = {row.source for row in plan.rows[start:] if row.source is not None and row.source < start}
-    needed |= {plan.rows[source].source for source in needed if plan.rows[source].source is not None}
-    return sorted(index for index in needed if index is not None)
-
-
+    further = {plan.rows[source].source for source in needed}
+    return sorted(index for index in needed | further if index is not None)

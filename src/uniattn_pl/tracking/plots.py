@@ -13,7 +13,7 @@ Points = Sequence[tuple[int, float]]
 
 def loss_curve(stages: Mapping[str, Points], held_out: Points) -> Figure:
     """Training loss of each stage over the optimizer steps of the fit, with the held-out loss as dots."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     for label, points in stages.items():
         if points:
@@ -30,7 +30,7 @@ def loss_curve(stages: Mapping[str, Points], held_out: Points) -> Figure:
 
 def milestones(losses: Mapping[str, float]) -> Figure:
     """Held-out response loss at each milestone, as labelled bars in the order given."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     bars = axes.barh(list(losses), list(losses.values()), color="#4c72b0")
     axes.bar_label(bars, fmt="%.3f", padding=3)
@@ -40,7 +40,8 @@ def milestones(losses: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _figure() -> Figure:
+def new_figure() -> Figure:
+    """An empty figure at the size of the README's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

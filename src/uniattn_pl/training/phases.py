@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel
 from uniattn_pl import costs
 from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.search.frontier import FRONTIER
 from uniattn_pl.tracking import plots
+from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import CONVERTED, INITIAL, ORIGINAL, CacheCost
 from uniattn_pl.tracking.tables import as_text, final_report
@@ -20,7 +23,7 @@ from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.errors import CacheMismatchError
 from uniattn_pl.training.progress import ProgressReporter
-from uniattn_pl.training.session import FitSession, plain_config
+from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
 from uniattn_pl.training.storage import save_model
 
 CACHE_LENGTH = 512
@@ -43,8 +46,20 @@ def prepare(session: FitSession) -> None:
         metrics = {f"cost/{name}": float(value) for name, value in values.items()}
         session.run.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
         session.run.log_text(json.dumps(report.to_dict(), indent=2), "data.json")
+        session.run.log_text(session.plan.draw() + "\n", PLAN_FILE)
+        _log_search(session, session.run)
         session.run.flush()
-    session.manifest.commit(session.folder, {"milestones": milestones, "cache": asdict(cache)})
+    results = {"milestones": milestones, "cache": asdict(cache), "plan": session.plan.to_dict()}
+    session.manifest.commit(session.folder, results)
+
+
+def _log_search(session: FitSession, run: MLflowRun) -> None:
+    """The frontier of a search, when the plan came from one."""
+    frontier = session.folder / SEARCH_FOLDER / FRONTIER
+    if frontier.is_dir():
+        for file in sorted(frontier.rglob("*")):
+            if file.is_file():
+                run.log_file(file, str(Path(FRONTIER, file.relative_to(frontier).parent)))
 
 
 def measure_cache(session: FitSession, model: PreTrainedModel) -> CacheCost:
@@ -113,7 +128,6 @@ def log_start(session: FitSession) -> None:
         return
     session.run.log_params(session.loaded.flatten())
     session.run.log_text(redact(session.loaded.to_yaml()), CONFIG_FILE)
-    session.run.log_text(session.plan.draw() + "\n", PLAN_FILE)
     session.run.log_file(provenance)
 
 

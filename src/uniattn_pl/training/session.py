@@ -18,12 +18,17 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.search.measurements import ModelMeasurements
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.training.progress import ProgressReporter
 
 # What the weights are kept in; "auto" keeps the model's own dtype. Mixed precision needs float32 master weights.
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
+MEASURED_TOKENS = 2000
+SEARCH_FOLDER = "search"
 
 
 class FitSession:
@@ -45,8 +50,8 @@ class FitSession:
         origin: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         self._origin = origin
         self.shape = load_shape(model.source, **origin)
-        self.plan = loaded.architecture.compile(self.shape)
-        self.plan.check(self.shape)
+        if not loaded.architecture.measured:
+            self.plan.check(self.shape)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.source, **origin)
         probe = self.trainer(logger=False, max_steps=0)
         self.device: torch.device = probe.strategy.root_device
@@ -64,6 +69,37 @@ class FitSession:
             world_size=self.world_size,
         )
         self.data.setup()
+
+    @cached_property
+    def plan(self) -> LayerPlan:
+        """The plan this fit is about: the recorded one, else compiled, else chosen now by measurement."""
+        recorded = self.manifest.results.get("prepare", {}).get("plan")
+        if recorded is not None:
+            return LayerPlan.from_dict(recorded)
+        architecture = self.loaded.architecture
+        if not architecture.measured:
+            return architecture.compile(self.shape)
+        with ProgressReporter(f"choosing layers ({architecture.name})", self.console) as progress:
+            measurements = ModelMeasurements(
+                self.original,
+                self.shape,
+                self._train_tokens,
+                num_tokens=MEASURED_TOKENS,
+                ridge=self.config.calibration.ridge,
+                folder=self.folder / SEARCH_FOLDER,
+                progress=progress.update,
+            )
+            plan = architecture.choose(self.shape, measurements)
+        plan.check(self.shape)
+        return plan
+
+    def _train_tokens(self, tokens: int) -> list[dict[str, torch.Tensor]]:
+        """The first training rows that together hold at least so many tokens, as batches."""
+        rows, held = 0, 0
+        while held < tokens and rows < self.data.num_train_rows:
+            held += self.data.train_length(rows)
+            rows += 1
+        return self.data.train_batches(rows, self.config.calibration.batch_size)
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,34 @@
+"""A plan from a file, such as a point of a search's frontier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniattn_pl.architectures.registry import Architecture, register
+from uniattn_pl.config.schema import option
+from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+
+
+@register
+@dataclass
+class Given(Architecture):
+    """Exactly the plan in a JSON file, as `plan` and `search` write them."""
+
+    name = "given"
+    summary = "the layer plan in a JSON file"
+
+    plan: str = option("", "the file, relative to the working folder")
+
+    def compile(self, shape: ModelShape) -> LayerPlan:
+        path = Path(self.plan).expanduser()
+        if not self.plan or not path.is_file():
+            raise PlanError(f"given needs plan: a JSON file with a layer plan; there is no file '{self.plan}'.")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PlanError(f"'{path}' is not JSON ({error}).") from error
+        if not isinstance(data, dict):
+            raise PlanError(f"'{path}' holds no layer plan; expected an object with num_layers and rows.")
+        return LayerPlan.from_dict(data)

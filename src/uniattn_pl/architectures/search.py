@@ -1,0 +1,55 @@
+"""A searched plan: per layer keep, reuse, share or drop, greedily by measured loss per unit of cost saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniattn_pl.architectures.measurements import Measurements
+from uniattn_pl.architectures.registry import Architecture, register
+from uniattn_pl.config.schema import option
+from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.search.changes import KINDS
+from uniattn_pl.search.cost import COSTS
+
+
+@register
+@dataclass
+class Search(Architecture):
+    """Mixed plans chosen by measurement when a fit starts; the whole frontier is written beside the run.
+
+    Cost: about `candidates` partial forwards of `search_tokens` tokens per changed layer.
+    """
+
+    name = "search"
+    summary = "chooses per layer to keep, reuse, share or drop, by measured loss, until a cost budget is met"
+
+    budget: float = option(0.8, "stop at this share of the unmodified model's cost", minimum=0.0)
+    cost: str = option("kv_bytes", "what is saved", allowed=tuple(COSTS))
+    cost_length: int = option(512, "tokens at which the cost is counted", minimum=1)
+    kinds: list[str] = option(list(KINDS), f"what a layer may become: {', '.join(KINDS)}")
+    candidates: int = option(16, "changes measured per round, the most promising ones; 0: all", minimum=0)
+    search_tokens: int = option(2000, "training tokens to measure on", minimum=16)
+    compensation: bool = option(True, "give every changed layer a W_c, fitted as it is chosen")
+
+    @property
+    def measured(self) -> bool:
+        return True
+
+    def compile(self, shape: ModelShape) -> LayerPlan:
+        raise PlanError("search chooses the layers by measurement, when a fit starts.")
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds:
+            raise PlanError(f"kinds must be some of {', '.join(KINDS)}; got {self.kinds}.")
+        if not 0 < self.budget < 1:
+            raise PlanError(f"budget is a share of the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
+        return measurements.greedy(
+            kinds=self.kinds,
+            cost=self.cost,
+            length=self.cost_length,
+            budget=self.budget,
+            compensated=self.compensation,
+            candidates=self.candidates,
+            tokens=self.search_tokens,
+        )

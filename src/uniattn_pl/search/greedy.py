@@ -1,0 +1,173 @@
+"""Greedy search over plans: again and again the change that costs least loss per unit of inference cost it saves.
+
+Each change is fitted (its W_c, and W_o with it) before it is measured, and every evaluation is written down, so a
+killed search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_file
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.search.changes import Change, possible_changes
+from uniattn_pl.search.cost import Cost
+from uniattn_pl.search.streams import UnifiedStreams
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan the search went through: its cost relative to the unmodified model, and its loss on the search's tokens.
+
+    `layer` and `kind` are the change that led to it (None for the unmodified model).
+    """
+
+    cost: float
+    loss: float
+    plan: dict[str, Any]
+    layer: int | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search is asked for.
+
+    Args:
+        kinds: what a layer may become, of `changes.KINDS`.
+        cost: what is to be saved.
+        budget: stop when the cost, relative to the unmodified model's, is at most this.
+        compensated: give every changed layer a W_c and fit it before measuring.
+        candidates: changes measured per round, those that looked best when last measured; 0: all, every round.
+    """
+
+    kinds: tuple[str, ...]
+    cost: Cost
+    budget: float
+    compensated: bool = True
+    candidates: int = 0
+
+
+class GreedySearch:
+    """The rounds of a search and what it has measured.
+
+    Args:
+        streams: the original model on the search's tokens.
+        shape: of that model.
+        settings: what is asked for.
+        record: the file that keeps every evaluation; a search with the same settings goes on from it.
+        progress: called with (done, total, what) after each evaluation.
+
+    Raises:
+        UserError: the record belongs to other settings.
+    """
+
+    def __init__(
+        self,
+        streams: UnifiedStreams,
+        shape: ModelShape,
+        settings: Settings,
+        *,
+        record: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.streams, self.shape, self.settings = streams, shape, settings
+        self.record, self.progress = record, progress
+        self.points = [self._point(streams.plan, streams.loss)]
+        self.known: dict[Change, float] = {}
+        self.round: dict[Change, float] = {}
+        self._resume()
+
+    def run(self) -> list[Point]:
+        """Search until the budget is met or nothing more can change; returns the unmodified model and every step."""
+        while self.points[-1].cost > self.settings.budget:
+            changes = possible_changes(
+                self.streams.plan, self.shape, self.settings.kinds, compensated=self.settings.compensated
+            )
+            chosen = self._most_promising(changes)
+            if not chosen:
+                break
+            for number, change in enumerate(chosen):
+                if change not in self.round:
+                    self.round[change] = self.streams.try_plan(changes[change], change.layer)
+                    self._save()
+                if self.progress is not None:
+                    so_far = f"{len(self.points) - 1} changed, cost {self.points[-1].cost:.1%}"
+                    self.progress(number + 1, len(chosen), f"{so_far}, layer {change.layer} {change.kind}")
+            best = min(chosen, key=lambda change: self._score(changes[change], self.round[change]))
+            self._take(best, changes[best])
+        return self.points
+
+    def _take(self, change: Change, plan: LayerPlan) -> None:
+        present = self.points[-1].loss
+        self.known |= {other: loss - present for other, loss in self.round.items()}
+        self.known.pop(change, None)
+        self.round = {}
+        self.points.append(self._point(plan, self.streams.accept(plan, change.layer), change))
+        self._save()
+
+    def _most_promising(self, changes: dict[Change, LayerPlan]) -> list[Change]:
+        """The changes to measure in this round; those never measured come first."""
+        useful = [change for change, plan in changes.items() if self._saved(plan) > 0]
+        if not self.settings.candidates:
+            return useful
+        present = self.points[-1].loss
+
+        def expected(change: Change) -> float:
+            increase = self.known.get(change)
+            return float("-inf") if increase is None else self._score(changes[change], present + increase)
+
+        unknown = sum(change not in self.known for change in useful)
+        return sorted(useful, key=expected)[: max(self.settings.candidates, unknown)]
+
+    def _saved(self, plan: LayerPlan) -> float:
+        return self.points[-1].cost - self.settings.cost.ratio(plan, self.shape)
+
+    def _score(self, plan: LayerPlan, loss: float) -> float:
+        """Loss per unit of cost saved; a change that lowers the loss is the better the more it saves."""
+        increase, saved = loss - self.points[-1].loss, self._saved(plan)
+        return increase / saved if increase > 0 else increase * saved
+
+    def _point(self, plan: LayerPlan, loss: float, change: Change | None = None) -> Point:
+        where = (change.layer, change.kind) if change else (None, None)
+        return Point(self.settings.cost.ratio(plan, self.shape), loss, plan.to_dict(), *where)
+
+    def _save(self) -> None:
+        if self.record is None:
+            return
+        state = {
+            "settings": asdict(self.settings),
+            "points": [asdict(point) for point in self.points],
+            "known": _listed(self.known),
+            "round": _listed(self.round),
+        }
+        with atomic_file(self.record) as file:
+            file.write(json.dumps(state, indent=1).encode())
+
+    def _resume(self) -> None:
+        """Take the recorded steps again (one fit each) and keep the recorded evaluations."""
+        if self.record is None or not self.record.exists():
+            return
+        state = json.loads(self.record.read_text(encoding="utf-8"))
+        if state["settings"] != json.loads(json.dumps(asdict(self.settings))):
+            raise UserError(f"{self.record} belongs to a search with other settings; delete it to start a new one.")
+        for point in state["points"][1:]:
+            plan = LayerPlan.from_dict(point["plan"])
+            change = Change(point["layer"], point["kind"])
+            self.points.append(self._point(plan, self.streams.accept(plan, change.layer), change))
+        self.known, self.round = _from_list(state["known"]), _from_list(state["round"])
+
+
+def _listed(values: dict[Change, float]) -> list[list[Any]]:
+    return [[change.layer, change.kind, value] for change, value in values.items()]
+
+
+def _from_list(rows: Sequence[Sequence[Any]]) -> dict[Change, float]:
+    return {Change(layer, kind): value for layer, kind, value in rows}

@@ -1,0 +1,46 @@
+"""How much each layer's attention changes the residual stream (LLMDrop)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.calibration.layers import Point, capture, layer_inputs
+from uniattn_pl.modeling.families import Anatomy, anatomy_of, decoder_layers
+
+Batch = dict[str, torch.Tensor]
+
+
+@torch.no_grad()
+def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
+    """By layer, the mean over tokens of 1 - cos(x, x + attention(x)): near 0, dropping it changes little.
+
+    Args:
+        model: stock.
+        batches: input_ids and attention_mask [B, L].
+    """
+    anatomy = anatomy_of(model.config)
+    layers = decoder_layers(model)
+    totals, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
+    for batch in batches:
+        inputs = layer_inputs(model, batch)
+        mask = batch["attention_mask"].bool().to(model.device)
+        hidden = inputs.hidden
+        tokens += int(mask.sum())
+        for index, layer in enumerate(layers):
+            seen: dict[str, torch.Tensor] = {}
+            with capture(_contribution(layer, anatomy), seen, "added"):
+                following = layer(hidden, **inputs.arguments[index])
+            before = hidden.float()
+            cosine = torch.cosine_similarity(before, before + seen["added"].float(), dim=-1)
+            totals[index] += (1 - cosine)[mask].double().sum().cpu()
+            hidden = following
+    return (totals / max(tokens, 1)).tolist()
+
+
+def _contribution(layer: torch.nn.Module, anatomy: Anatomy) -> Point:
+    """Where what the attention adds to the stream leaves: behind its own norm, where it has one (Gemma, OLMo-2)."""
+    own_norm = anatomy.norm_after_attention in anatomy.attention_norms
+    return Point(getattr(layer, anatomy.norm_after_attention if own_norm else "self_attn"), leaving=True)

@@ -1,0 +1,75 @@
+"""The measurements behind architectures whose layers are chosen by data, on one model and its training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.search.cost import Cost
+from uniattn_pl.search.frontier import write_frontier
+from uniattn_pl.search.greedy import GreedySearch, Progress, Settings
+from uniattn_pl.search.importance import attention_importance
+from uniattn_pl.search.similarity import adjacent_similarity
+from uniattn_pl.search.streams import UnifiedStreams
+
+Batch = dict[str, torch.Tensor]
+SEARCH_INITIALISER = "joint_least_squares"
+
+
+class ModelMeasurements:
+    """Answers an architecture's questions (`architectures.measurements.Measurements`) and keeps the evidence.
+
+    Args:
+        model: the original.
+        shape: of the model.
+        batches: gives training batches that hold about so many tokens.
+        num_tokens: training tokens for similarity and importance.
+        ridge: of the fits inside a search.
+        folder: where a search writes its record and its frontier.
+        progress: called with (done, total, what).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        batches: Callable[[int], Sequence[Batch]],
+        *,
+        num_tokens: int,
+        ridge: float,
+        folder: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.shape, self.batches = model, shape, batches
+        self.num_tokens, self.ridge, self.folder, self.progress = num_tokens, ridge, folder, progress
+
+    def map_similarity(self) -> Sequence[float | None]:
+        """By layer, the mean cosine between its head-averaged attention map and the layer below's."""
+        return adjacent_similarity(self.model, self.batches(self.num_tokens))
+
+    def attention_importance(self) -> Sequence[float]:
+        """By layer, 1 - cosine between the stream before and after its attention."""
+        return attention_importance(self.model, self.batches(self.num_tokens))
+
+    def greedy(
+        self,
+        *,
+        kinds: Sequence[str],
+        cost: str,
+        length: int,
+        budget: float,
+        compensated: bool,
+        candidates: int = 0,
+        tokens: int = 2000,
+    ) -> LayerPlan:
+        """Search, going on from the record of a killed one, and write the frontier into the folder."""
+        settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
+        streams = UnifiedStreams(self.model, self.batches(tokens), initialiser=SEARCH_INITIALISER, ridge=self.ridge)
+        search = GreedySearch(streams, self.shape, settings, record=self.folder / "record.json", progress=self.progress)
+        points = search.run()
+        write_frontier(self.folder, points, settings.cost)
+        return LayerPlan.from_dict(points[-1].plan)
