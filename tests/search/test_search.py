@@ -1,0 +1,205 @@
+"""The search: its changes, its incremental losses against whole forwards, its choice, and that a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.parity import recorded, stock_llama
+from tests.shapes import toy_shape
+from transformers import PreTrainedModel
+
+from uniattn_pl.architectures import Given, Search
+from uniattn_pl.calibration import calibrate
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling import converted_copy, shape_of
+from uniattn_pl.plan import LayerPlan, PlanError
+from uniattn_pl.search.changes import KINDS, Change, possible_changes
+from uniattn_pl.search.cost import COSTS, Cost
+from uniattn_pl.search.frontier import is_dominated, write_frontier
+from uniattn_pl.search.greedy import GreedySearch, Point, Settings
+from uniattn_pl.search.streams import UnifiedStreams
+
+Batch = dict[str, torch.Tensor]
+ALL = Settings(tuple(KINDS), Cost("kv_bytes", 96), budget=0.6)
+
+
+def batches() -> list[Batch]:
+    """Two batches of recorded sequences, some of them shorter; every token but the first is scored."""
+    ids = recorded("init")["ids"][:12, :40]
+    mask = (torch.arange(ids.shape[1]) < torch.linspace(20, 40, len(ids)).long()[:, None]).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    parts = zip(ids.split(6), mask.split(6), labels.split(6), strict=True)
+    return [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in parts]
+
+
+def streams() -> UnifiedStreams:
+    return UnifiedStreams(stock_llama(), batches(), initialiser="joint_least_squares", ridge=1e-2)
+
+
+@torch.no_grad()
+def whole_loss(model: PreTrainedModel) -> float:
+    total, count = 0.0, 0
+    for batch in batches():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        count += int((labels != -100).sum())
+    return total / count
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(KINDS))), max_size=10), st.booleans())
+def test_any_sequence_of_changes_gives_plans_that_save_and_never_undo(
+    steps: list[tuple[int, str]], compensated: bool
+) -> None:
+    plan, shape = LayerPlan.unmodified(8), toy_shape(8)
+    for layer, kind in steps:
+        changed = Change(layer, kind).apply(plan, compensated=compensated)
+        if changed is None:
+            continue
+        assert changed.rows[layer].role == kind
+        assert set(changed.operated) == {*plan.operated, layer}
+        for cost in COSTS:
+            if not (compensated and cost in ("prefill_flops", "decode_bytes")):  # W_c costs, too
+                assert Cost(cost, 64).ratio(changed, shape) <= Cost(cost, 64).ratio(plan, shape)
+        plan = changed
+
+
+def test_readers_follow_when_their_source_changes() -> None:
+    plan = LayerPlan.unmodified(6).reuse_map([3, 4], 2, compensated=True)
+    chained = Change(2, "reuse").apply(plan, compensated=True)
+    assert chained is not None
+    assert [row.map_from for row in chained.rows] == [0, 1, 1, 1, 1, 5]
+    assert Change(2, "drop").apply(plan, compensated=True) is None
+    sharing = Change(2, "share").apply(plan, compensated=True)
+    assert sharing is not None
+    assert sharing.rows[3].map_from == 2
+    keys = LayerPlan.unmodified(6).share_keys_values([3], 2, compensated=True)
+    assert Change(2, "reuse").apply(keys, compensated=True) is None
+    moved = Change(2, "share").apply(keys, compensated=True)
+    assert moved is not None
+    assert moved.rows[3].key_from == 1
+
+
+def test_windows_limit_what_a_layer_can_become() -> None:
+    shape = toy_shape(3, windows=[4, None, 4])
+    found = possible_changes(LayerPlan.unmodified(3), shape, ("reuse",), compensated=False)
+    assert set(found) == {Change(2, "reuse")}
+
+
+def test_losses_are_those_of_whole_forwards() -> None:
+    search = streams()
+    assert search.loss == pytest.approx(whole_loss(stock_llama()), abs=1e-5)
+    for layer, kind in ((5, "reuse"), (2, "drop"), (6, "reuse"), (4, "share"), (1, "reuse")):
+        plan = Change(layer, kind).apply(search.plan, compensated=True)
+        assert plan is not None
+        search.accept(plan, layer)
+        assert search.loss == pytest.approx(whole_loss(search.model(plan)), abs=1e-5)
+
+
+def test_a_candidate_is_what_it_is_once_accepted_and_leaves_nothing_behind() -> None:
+    """Where nothing above is operated, trying and accepting a change are the same."""
+    search = streams()
+    first = Change(3, "reuse").apply(search.plan, compensated=True)
+    assert first is not None
+    search.accept(first, 3)
+    plans = possible_changes(search.plan, shape_of(stock_llama().config), tuple(KINDS), compensated=True)
+    above = {change: plan for change, plan in plans.items() if change.layer > 3}
+    tried = {change: search.try_plan(plan, change.layer) for change, plan in above.items()}
+    assert tried == {change: search.try_plan(plan, change.layer) for change, plan in above.items()}
+    chosen = Change(6, "drop")
+    assert search.accept(above[chosen], chosen.layer) == pytest.approx(tried[chosen], abs=1e-6)
+
+
+def test_the_fits_are_those_of_calibration() -> None:
+    search = streams()
+    for layer in (6, 2):  # the later, lower one has the upper one fitted again
+        plan = Change(layer, "reuse").apply(search.plan, compensated=True)
+        assert plan is not None
+        search.accept(plan, layer)
+    original = stock_llama()
+    model = converted_copy(original, search.plan)
+    calibrate(original, model, batches(), [], initialiser="joint_least_squares", ridge=1e-2)
+    for name, expected in model.state_dict().items():
+        found = search.model(search.plan).state_dict()[name]
+        assert (found - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+def test_each_step_is_the_best_single_change() -> None:
+    points = GreedySearch(streams(), shape_of(stock_llama().config), ALL).run()
+    assert points[0].cost == 1
+    assert points[-1].cost <= ALL.budget < points[-2].cost
+    search, shape = streams(), shape_of(stock_llama().config)
+    before = search.loss
+    for point in points[1:3]:
+        changes = possible_changes(search.plan, shape, ALL.kinds, compensated=True)
+        present = ALL.cost.ratio(search.plan, shape)
+
+        def score(change: Change, changes=changes, before=before, present=present) -> float:  # type: ignore[no-untyped-def]
+            increase = search.try_plan(changes[change], change.layer) - before
+            saved = present - ALL.cost.ratio(changes[change], shape)
+            return increase / saved if increase > 0 else increase * saved
+
+        best = min(changes, key=score)
+        assert (best.layer, best.kind) == (point.layer, point.kind)
+        before = search.accept(changes[best], best.layer)
+
+
+@pytest.mark.parametrize("candidates", [0, 4])
+@pytest.mark.parametrize("evaluations", [3, 9])
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(candidates: int, evaluations: int, tmp_path: Path) -> None:
+    settings, shape = Settings(("reuse", "drop"), ALL.cost, 0.7, candidates=candidates), shape_of(stock_llama().config)
+    expected = GreedySearch(streams(), shape, settings).run()
+    record, calls = tmp_path / "record.json", 0
+
+    def stop(done: int, total: int, what: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == evaluations:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        GreedySearch(streams(), shape, settings, record=record, progress=stop).run()
+    again = streams()
+    tried = []
+    again.try_plan = lambda plan, layer, f=again.try_plan: (tried.append(layer), f(plan, layer))[1]  # type: ignore
+    found = GreedySearch(again, shape, settings, record=record).run()
+    assert [(p.layer, p.kind, p.plan) for p in found] == [(p.layer, p.kind, p.plan) for p in expected]
+    assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], abs=1e-6)
+    with pytest.raises(UserError, match="belongs to a search with other settings"):
+        GreedySearch(streams(), shape, ALL, record=record)
+
+
+def test_every_point_of_a_frontier_is_a_plan_that_can_be_given(tmp_path: Path) -> None:
+    shape = shape_of(stock_llama().config)
+    points = GreedySearch(streams(), shape, Settings(("drop",), ALL.cost, 0.7)).run()
+    folder = write_frontier(tmp_path, points, ALL.cost)
+    rows = json.loads((folder / "frontier.json").read_text())["points"]
+    assert [row["loss"] for row in rows] == [point.loss for point in points]
+    for row, point in zip(rows, points, strict=True):
+        assert Given(plan=str(folder / row["plan"])).compile(shape).to_dict() == point.plan
+    assert (folder / "frontier.png").stat().st_size > 10_000
+    assert f"layer {points[1].layer}: drop" in (folder / "table.txt").read_text()
+
+
+def test_dominated_points() -> None:
+    points = [Point(1.0, 2.0, {}), Point(0.9, 2.5, {}), Point(0.8, 2.4, {})]
+    assert [is_dominated(point, points) for point in points] == [False, True, False]
+
+
+def test_what_a_search_cannot_do_is_named() -> None:
+    shape = toy_shape(4)
+    for options, message in (
+        ({"budget": 1.5}, "between 0 and 1; got 1.5"),
+        ({"kinds": ["reuse", "skip"]}, "kinds must be some of reuse, share, drop"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            Search(**options).choose(shape, None)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="chooses the layers by measurement"):
+        Search().compile(shape)
+    with pytest.raises(PlanError, match=r"no file 'gone\.json'"):
+        Given(plan="gone.json").compile(shape)
