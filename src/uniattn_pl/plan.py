@@ -226,7 +226,7 @@ class LayerPlan:
         for row in self.rows:
             if row.source is None:
                 continue
-            own, source = shape.layers[row.index].window, shape.layers[row.source].window
+            own, source = shape.layers[row.index].window, self.window(row.index, shape)
             if source is not None and (own is None or own > source):
                 sees = "every token" if own is None else f"the last {own} tokens"
                 problems.append(
@@ -238,8 +238,12 @@ class LayerPlan:
 
     def window(self, index: int, shape: ModelShape) -> int | None:
         """Tokens that layer `index` attends over (its source's window when it reads from one); None: all."""
+        return shape.layers[self.root(index)].window
+
+    def root(self, index: int) -> int:
+        """The layer whose keys layer `index` attends to in the end: a map may be computed over shared keys."""
         source = self.rows[index].source
-        return shape.layers[index if source is None else source].window
+        return index if source is None else self.root(source)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; only rows that differ from the unmodified model are listed."""

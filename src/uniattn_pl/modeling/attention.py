@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from uniattn_pl.modeling.families import FUSED, STATE_KEY, family_module, fused_rows, stock_class
-from uniattn_pl.modeling.sharing import Published, Rotary, stock_attention
+from uniattn_pl.modeling.sharing import Published, Rotary, publishing_attention, stock_attention
 from uniattn_pl.plan import LayerRow
 
 
@@ -124,7 +124,10 @@ class SharedKeyValueAttention(_OperatedAttention):
         # Rotated by the source's tables: they must match its keys.
         rotate = family_module(self).apply_rotary_pos_emb
         query, _ = rotate(query, query[:, :1], *cast("Rotary", source.position_embeddings))
-        heads, weights = stock_attention(self)(self, query, source.key, source.value, source.mask, **source.kwargs)
+        # Others may reuse the map this layer computes.
+        shared = (cast("torch.Tensor", source.key), cast("torch.Tensor", source.value))
+        options = {**source.kwargs, STATE_KEY: kwargs[STATE_KEY]}
+        heads, weights = publishing_attention(self, query, *shared, source.mask, **options)
         return self.finish(heads.reshape(*shape, -1).contiguous(), None, hidden_states, kwargs), weights
 
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:

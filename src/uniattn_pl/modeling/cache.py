@@ -64,11 +64,12 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
         missing = len(plan.rows) - len(layers)
         layers.extend(cache.layer_class_to_replicate() for _ in range(missing))
         cache.layer_class_to_replicate = None
+    stock = list(layers)
     for row in plan.rows:
         if not row.operated:
             continue
         if row.source is not None and row.caches_values:
-            layers[row.index] = _value_only_like(layers[row.source])
+            layers[row.index] = _value_only_like(stock[plan.root(row.index)])
         else:
             layers[row.index] = DummyLayer()
     vars(cache)["fitted_plan"] = plan
