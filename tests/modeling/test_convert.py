@@ -23,6 +23,9 @@ PLANS = {
     "chain": UNMODIFIED.reuse_map([2], 1, compensated=True).reuse_map([3], 2, compensated=False),
     "cla": UNMODIFIED.share_keys_values([5, 7], 4, compensated=False),
     "cla_compensated": UNMODIFIED.share_keys_values([5, 6, 7], 4, compensated=True),
+    "map_over_shared_keys": UNMODIFIED.share_keys_values([5], 4, compensated=False).reuse_map(
+        [6, 7], 5, compensated=True
+    ),
     "llmdrop": UNMODIFIED.drop([0, 6], compensated=False),
     "llmdrop_compensated": UNMODIFIED.drop([3, 6], compensated=True),
     "mixed": UNMODIFIED.reuse_map([2, 3], 1, compensated=True)
