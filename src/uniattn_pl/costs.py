@@ -60,7 +60,8 @@ def _compensation_weights(row: LayerRow, shape: ModelShape) -> int:
     sizes = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
     read = sizes.get(row.compensation_input, shape.hidden_size)
     added = sizes.get(row.compensation_output, shape.hidden_size)
-    return row.compensated * read * added
+    rank = row.compensation_rank
+    return row.compensated * (read * added if rank is None else rank * (read + added))
 
 
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:

@@ -76,7 +76,8 @@ class ModelShape:
 class LayerRow:
     """One layer of a plan; `*_from` hold layer indices, or None where the layer has no such thing.
 
-    A compensated layer's W_c reads `compensation_input` and adds to `compensation_output` (paper Table 8).
+    A compensated layer's W_c reads `compensation_input` and adds to `compensation_output` (paper Table 8), in full
+    or with `compensation_rank`. Head h of a reuse layer uses the map of the source's head `heads_from[h]`, or h.
     """
 
     index: int
@@ -87,6 +88,8 @@ class LayerRow:
     compensated: bool = False
     compensation_input: str = "attention_input"
     compensation_output: str = "attention_output"
+    compensation_rank: int | None = None
+    heads_from: tuple[int, ...] | None = None
 
     @property
     def role(self) -> str:
@@ -156,8 +159,12 @@ class LayerPlan:
         for index, row in dropped.items():
             former = self.rows[index]
             if compensated and former.compensated:
-                places = (former.compensation_input, former.compensation_output)
-                dropped[index] = replace(row, compensation_input=places[0], compensation_output=places[1])
+                dropped[index] = replace(
+                    row,
+                    compensation_input=former.compensation_input,
+                    compensation_output=former.compensation_output,
+                    compensation_rank=former.compensation_rank,
+                )
         return self._with(dropped)
 
     def place_compensation(self, *, input: str, output: str) -> LayerPlan:
@@ -166,6 +173,15 @@ class LayerPlan:
         return self._with(
             {row.index: replace(row, compensation_input=input, compensation_output=output) for row in compensated}
         )
+
+    def limit_rank(self, rank: int | None) -> LayerPlan:
+        """Let every W_c of the plan have at most this rank; None: full."""
+        compensated = [row for row in self.rows if row.compensated]
+        return self._with({row.index: replace(row, compensation_rank=rank) for row in compensated})
+
+    def align_heads(self, heads_from: Mapping[int, Sequence[int]]) -> LayerPlan:
+        """Let the heads of reuse layers use other heads of their source: layer -> source head per head."""
+        return self._with({i: replace(self.rows[i], heads_from=tuple(heads)) for i, heads in heads_from.items()})
 
     def drop_reuse(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
         """Remove the attention of reuse layers as well (UniAttn + LLMDrop, paper Figure 5).
@@ -224,6 +240,7 @@ class LayerPlan:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
         problems = []
         for row in self.rows:
+            problems += _head_problems(row, shape)
             if row.source is None:
                 continue
             own, source = shape.layers[row.index].window, self.window(row.index, shape)
@@ -255,7 +272,7 @@ class LayerPlan:
         """The inverse of `to_dict`. Raises PlanError on missing or unknown keys."""
         try:
             plan = cls.unmodified(int(data["num_layers"]))
-            rows = {int(row["index"]): LayerRow(**row) for row in data["rows"]}
+            rows = {int(row["index"]): _row_from_dict(row) for row in data["rows"]}
             plan._check_indices(rows)
             return plan._with(rows)
         except (KeyError, TypeError, ValueError) as error:
@@ -269,11 +286,16 @@ class LayerPlan:
         return "\n".join(lines)
 
 
+def _row_from_dict(data: Mapping[str, Any]) -> LayerRow:
+    heads = data.get("heads_from")
+    return LayerRow(**{**data, "heads_from": None if heads is None else tuple(int(head) for head in heads)})
+
+
 def _keeps_compensation(old: LayerRow, new: LayerRow) -> bool:
     """Whether `new` has no W_c, or the one that `old` has, in the same place."""
     if not new.compensated:
         return True
-    places = [(row.compensation_input, row.compensation_output) for row in (old, new)]
+    places = [(row.compensation_input, row.compensation_output, row.compensation_rank) for row in (old, new)]
     return old.compensated and places[0] == places[1]
 
 
@@ -289,6 +311,8 @@ def _row_problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> lis
     if row.dropped:
         links = (row.map_from, row.key_from, row.value_from)
         return [] if links == (None, None, None) else [f"{where} is dropped but still reads attention."]
+    if row.heads_from is not None and row.role != "reuse":
+        return [f"{where} reuses no map whose heads could be aligned."]
     if row.role == "full":
         return [] if row.value_from == row.index else [f"{where} has its own keys but the values of another layer."]
     if row.role == "reuse" and (row.key_from is not None or row.value_from != row.index):
@@ -311,6 +335,17 @@ def _compensation_problems(row: LayerRow) -> list[str]:
         return [f"{where} is dropped: its W_c can only read attention_input and not add to heads."]
     if reads == "value" and not row.caches_values:
         return [f"{where} has no values of its own for its W_c to read."]
+    return []
+
+
+def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """What does not fit this model about aligned heads and ranks."""
+    heads, most = row.heads_from, shape.num_heads
+    if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
+        return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
+    rank = row.compensation_rank
+    if rank is not None and not 1 <= rank <= shape.hidden_size:
+        return [f"layer {row.index} has a W_c of rank {rank}; it must be from 1 to {shape.hidden_size}."]
     return []
 
 
@@ -368,7 +403,8 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
 def _draw_compensation(row: LayerRow) -> str:
     if not row.compensated:
         return ""
-    return f"+ {_INPUT_SYMBOLS[row.compensation_input]}{_OUTPUT_WORDS[row.compensation_output]}"
+    rank = "" if row.compensation_rank is None else f" rank {row.compensation_rank}"
+    return f"+ {_INPUT_SYMBOLS[row.compensation_input]}{_OUTPUT_WORDS[row.compensation_output]}{rank}"
 
 
 def _list(numbers: Iterable[int]) -> str:

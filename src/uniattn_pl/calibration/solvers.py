@@ -13,6 +13,9 @@ import torch
 
 from uniattn_pl.config.schema import INITIALISERS
 
+DEFAULT_RIDGE = 1e-2
+RIDGES = (1e-4, 1e-3, DEFAULT_RIDGE, 1e-1, 1.0)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -27,10 +30,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fit:
-    """The solution in `nn.Linear` layout: W_c [d, d], and what to add to W_o [d, H*D], if anything."""
+    """The solution in `nn.Linear` layout: W_c [out, in], and what to add to W_o [d, H*D], if anything.
+
+    `gram` [in, in], where it is known, is the sum of x x^T that a low-rank W_c is judged by.
+    """
 
     w_c: torch.Tensor
     delta_o: torch.Tensor | None = None
+    gram: torch.Tensor | None = None
 
 
 class Solver(ABC):
@@ -39,6 +46,10 @@ class Solver(ABC):
     @abstractmethod
     def update(self, sample: Sample) -> None:
         """Add one batch to the sums."""
+
+    def observe(self, sample: Sample) -> None:
+        """See one held-out batch; only solvers that choose something by it do more than that."""
+        del sample
 
     @abstractmethod
     def solve(self) -> Fit | None:
@@ -91,50 +102,84 @@ def _grow_and_add(total: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
     return long
 
 
+class _Sums:
+    """Gram matrix of the features, their products with the error, and the error's squares, over all tokens."""
+
+    def __init__(self) -> None:
+        self.gram = self.cross = torch.zeros(0)
+        self.squares = 0.0
+
+    def add(self, blocks: list[torch.Tensor], error: torch.Tensor) -> None:
+        """Add features [T, n_i] and errors [T, out]."""
+        # Products in float32, sums over batches in float64: thousands of batches do not lose digits.
+        gram, cross = _gram(blocks).double(), torch.cat([block.T @ error for block in blocks]).double()
+        self.gram, self.cross = (gram, cross) if self.empty else (self.gram + gram, self.cross + cross)
+        self.squares += float(error.double().square().sum())
+
+    @property
+    def empty(self) -> bool:
+        return self.gram.numel() == 0
+
+    def error_of(self, solution: torch.Tensor) -> float:
+        """Squared error that the features times `solution` [n, out] leave on these tokens."""
+        explained = 2 * (solution * self.cross).sum() - (solution * (self.gram @ solution)).sum()
+        return self.squares - float(explained)
+
+
 class LeastSquares(Solver):
     """Ridge regression of the error on x over all tokens; jointly with a correction of W_o where `joint`.
 
     Args:
         ridge: added to the diagonal, relative to the mean diagonal of each block (x, heads), so that W_o is
-            pulled towards its present value and W_c towards zero.
+            pulled towards its present value and W_c towards zero; "auto" takes the one of `RIDGES` with the least
+            error on the held-out batches it observes.
         joint: also regress on the heads' output before W_o.
     """
 
-    def __init__(self, ridge: float, *, joint: bool) -> None:
+    def __init__(self, ridge: float | str, *, joint: bool) -> None:
         self.ridge, self.joint = ridge, joint
-        self.gram: torch.Tensor | None = None
-        self.cross: torch.Tensor | None = None
+        self.fitted, self.held_out = _Sums(), _Sums()
         self.blocks: list[int] = []
 
     def update(self, sample: Sample) -> None:
+        blocks = self._features(sample)
+        self.blocks = [block.shape[-1] for block in blocks]
+        self.fitted.add(blocks, sample.error[sample.mask].float())
+
+    def observe(self, sample: Sample) -> None:
+        if self.ridge == "auto":
+            self.held_out.add(self._features(sample), sample.error[sample.mask].float())
+
+    def solve(self) -> Fit | None:
+        if self.fitted.empty:
+            return None
+        parts = [part.T.contiguous() for part in self._best_solution().split(self.blocks)]
+        first = self.blocks[0]
+        return Fit(parts[0], parts[1] if len(parts) > 1 else None, self.fitted.gram[:first, :first])
+
+    def _features(self, sample: Sample) -> list[torch.Tensor]:
         blocks = [sample.x[sample.mask].float()]
         if self.joint and sample.heads is not None:
             blocks.append(sample.heads[sample.mask].float())
-        self.blocks = [block.shape[-1] for block in blocks]
-        # Products in float32, sums over batches in float64: thousands of batches do not lose digits.
-        error = sample.error[sample.mask].float()
-        products = _gram(blocks).double(), torch.cat([block.T @ error for block in blocks]).double()
-        if self.gram is None or self.cross is None:
-            self.gram, self.cross = products
-        else:
-            self.gram += products[0]
-            self.cross += products[1]
+        return blocks
 
-    def solve(self) -> Fit | None:
-        if self.gram is None or self.cross is None:
-            return None
-        gram = self.gram.clone()
+    def _best_solution(self) -> torch.Tensor:
+        if self.ridge != "auto":
+            return self._solution(float(self.ridge))
+        if self.held_out.empty:
+            return self._solution(DEFAULT_RIDGE)
+        return min(map(self._solution, RIDGES), key=self.held_out.error_of)
+
+    def _solution(self, ridge: float) -> torch.Tensor:
+        gram = self.fitted.gram.clone()
         diagonal = gram.diagonal()
         for block in diagonal.split(self.blocks):
-            block += max(self.ridge * block.mean().item(), torch.finfo(torch.float64).tiny)
+            block += max(ridge * block.mean().item(), torch.finfo(torch.float64).tiny)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if failed:
             # Without ridge and with fewer tokens than features the smallest-norm solution is the sensible one.
-            solution = torch.linalg.lstsq(gram, self.cross, driver="gelsd").solution
-        else:
-            solution = torch.cholesky_solve(self.cross, factor)
-        parts = [part.T.contiguous() for part in solution.split(self.blocks)]
-        return Fit(parts[0], parts[1] if len(parts) > 1 else None)
+            return torch.linalg.lstsq(gram, self.fitted.cross, driver="gelsd").solution
+        return torch.cholesky_solve(self.fitted.cross, factor)
 
 
 def _gram(blocks: list[torch.Tensor]) -> torch.Tensor:
@@ -145,7 +190,7 @@ def _gram(blocks: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([torch.cat(row, dim=1) for row in rows])
 
 
-def make_solver(initialiser: str, ridge: float) -> Solver:
+def make_solver(initialiser: str, ridge: float | str) -> Solver:
     """The solver of an initialiser's name. Raises ValueError for an unknown one."""
     if initialiser == "zero":
         return Zero()

@@ -67,7 +67,7 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     """
     shape = shape_of_model(loaded)
     try:
-        plan = _chosen_plan(loaded) or loaded.architecture.compile(shape)
+        plan = _chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
         plan.check(shape)
     except UserError as error:
         place = at(loaded.provenance["architecture.name"])

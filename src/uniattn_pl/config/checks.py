@@ -128,6 +128,14 @@ def _root(config: ExperimentConfig) -> str | None:
     return f"'{root}' is a file, not a folder." if Path(root).expanduser().is_file() else None
 
 
+@_check("calibration.ridge")
+def _ridge(config: ExperimentConfig) -> str | None:
+    ridge = config.calibration.ridge
+    if ridge == "auto" or (isinstance(ridge, int | float) and 0 <= ridge < math.inf):
+        return None
+    return f"expected auto or a number of at least 0; got {ridge!r}."
+
+
 @_check("training.early_stop.decay")
 def _decay(config: ExperimentConfig) -> str | None:
     decay = config.training.early_stop.decay

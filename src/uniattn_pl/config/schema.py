@@ -30,6 +30,11 @@ INITIALISERS = {
     "least_squares": "ridge regression of W_c on the attention error, over all tokens",
     "joint_least_squares": "ridge regression of W_o and W_c together, over all tokens",
 }
+HEAD_ALIGNMENTS = {
+    "none": "head h of a reuse layer uses the map of the source's head h",
+    "similarity": "it uses the source head whose map is most like its own",
+    "output_error": "it uses the source head whose map leaves the least error in its output",
+}
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
@@ -79,7 +84,11 @@ class CalibrationConfig:
     num_samples: int = option(1000, "training sequences of the pass (paper: 1,000)", minimum=1)
     held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
     batch_size: int = option(8, "sequences advanced together", minimum=1)
-    ridge: float = option(1e-2, "ridge, relative to the mean diagonal of the Gram matrix", minimum=0.0)
+    ridge: float | str = option(
+        1e-2, "ridge, relative to the mean diagonal of the Gram matrix; auto: the best on held-out rows, by layer"
+    )
+    rank: int | None = option(None, "rank of W_c, as two thin matrices; default: full", minimum=1)
+    head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
     memory_limit_gib: float = option(
         0.0, "hidden streams beyond this go to temporary files ($TMPDIR); 0: all of them", minimum=0.0
     )

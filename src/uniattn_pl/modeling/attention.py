@@ -6,12 +6,13 @@ published (sharing.py) and lacks the projections it no longer needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from uniattn_pl.modeling.compensation import make_compensation
 from uniattn_pl.modeling.families import FUSED, STATE_KEY, family_module, fused_rows, stock_class
 from uniattn_pl.modeling.sharing import Published, Rotary, publishing_attention, stock_attention
 from uniattn_pl.plan import LayerRow
@@ -33,7 +34,8 @@ class _OperatedAttention(nn.Module):
     layer_row: LayerRow
     layer_idx: int
     head_dim: int
-    w_c: nn.Linear | None
+    w_c: nn.Module | None
+    head_index: HeadIndex | None
     o_proj: nn.Linear
 
     def projection(self, part: str) -> nn.Linear:
@@ -92,10 +94,40 @@ class ReuseAttention(_OperatedAttention):
         source = self.published(kwargs)
         weights = source.attention_map
         if weights is not None:
-            heads = _grouped_product(weights, value)
+            heads = _grouped_product(self.aligned(weights), value)
         else:
-            heads, weights = stock_attention(self)(self, source.query, source.key, value, source.mask, **source.kwargs)
+            heads, weights = self._replay(source, value)
         return self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs), weights
+
+    def aligned(self, per_head: torch.Tensor) -> torch.Tensor:
+        """Of the source's heads [B, H, ...], the one that serves each head of this layer."""
+        return per_head if self.head_index is None else per_head[:, self.head_index.on(per_head.device)]
+
+    def _replay(self, source: Published, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key = cast("torch.Tensor", source.query), cast("torch.Tensor", source.key)
+        if self.head_index is not None:
+            # Aligned heads need not lie in the group of their values: every head gets its own key and value.
+            groups = query.shape[1] // key.shape[1]
+            query, key = self.aligned(query), self.aligned(key.repeat_interleave(groups, dim=1))
+            value = value.repeat_interleave(groups, dim=1)
+        return stock_attention(self)(self, query, key, value, source.mask, **source.kwargs)
+
+
+class HeadIndex:
+    """Which head of the source serves each head; its tensor is made once per device.
+
+    Not a buffer: models are built on the meta device, where one that is not saved would stay without values.
+    """
+
+    def __init__(self, heads: Sequence[int]) -> None:
+        self.heads = tuple(heads)
+        self._tensors: dict[torch.device, torch.Tensor] = {}
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The indices [H] on a device."""
+        if device not in self._tensors:
+            self._tensors[device] = torch.tensor(self.heads, device=device)
+        return self._tensors[device]
 
 
 def _grouped_product(attention_map: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -168,24 +200,19 @@ def operate(attention: Any, row: LayerRow) -> None:
         name = mixin.__name__.removesuffix("Attention") + stock.__name__
         _SUBCLASSES[stock, mixin] = type(name, (mixin, stock), {"stock": stock})
     former = getattr(attention, "w_c", None)
-    w_c = former or (_zero_compensation(attention, row) if row.compensated else None)
+    w_c = former or (make_compensation(attention, row) if row.compensated else None)
     _reduce(attention, mixin.kept)
     attention.__class__ = _SUBCLASSES[stock, mixin]
     attention.layer_row = row
     attention.w_c = w_c if row.compensated else None
+    align_heads(attention, row.heads_from)
 
 
-def _zero_compensation(attention: Any, row: LayerRow) -> nn.Linear:
-    config, o_proj = attention.config, attention.o_proj
-    heads, hidden = o_proj.in_features, o_proj.out_features
-    sizes = {"value": config.num_key_value_heads * attention.head_dim, "heads": heads}
-    read, added = sizes.get(row.compensation_input, hidden), sizes.get(row.compensation_output, hidden)
-    weight = o_proj.weight
-    # A quantised W_o holds integers; W_c is kept in the dtype the model computes in.
-    dtype = weight.dtype if weight.is_floating_point() else config.dtype
-    w_c = nn.Linear(read, added, bias=False, device=weight.device, dtype=dtype)
-    nn.init.zeros_(w_c.weight)
-    return w_c
+def align_heads(attention: Any, heads_from: Sequence[int] | None) -> None:
+    """Let each head of a reuse layer use the source head that `heads_from` [H] names; None: the one of its index."""
+    attention.head_index = None if heads_from is None else HeadIndex(heads_from)
+    if heads_from is not None:
+        attention.num_key_value_groups = 1  # what the kernel expands keys and values by
 
 
 def _reduce(attention: Any, kept: tuple[str, ...]) -> None:

@@ -81,7 +81,7 @@ def _reads_itself_wrongly(
         "share": LayerRow(index, map_from=index, key_from=elsewhere, value_from=elsewhere),
     }[role]
     state = SharedState()
-    source, reader = _publishing_copy(stock), _publishing_copy(stock)
+    source, reader = publishing_copy(stock), publishing_copy(stock)
     source.publishes, reader.publishes = PUBLISHES[role], frozenset()
     if role == "share":
         publish_positions(source, (), {**kwargs, STATE_KEY: state})
@@ -92,7 +92,7 @@ def _reads_itself_wrongly(
     return bool((found - expected).norm() > RELATIVE_TOLERANCE * expected.norm())
 
 
-def _publishing_copy(attention: Any) -> Any:
+def publishing_copy(attention: Any) -> Any:
     """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
     twin = sharing_copy(attention)
     twin.config = copy.copy(attention.config)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.maps import map_rows
 from uniattn_pl.modeling.copies import sharing_copy
 from uniattn_pl.modeling.families import STATE_KEY, decoder_layers
-from uniattn_pl.modeling.sharing import PREFIX, Published, SharedState, additive_mask
+from uniattn_pl.modeling.sharing import PREFIX, SharedState
 
 Batch = dict[str, torch.Tensor]
 CHUNK_BYTES = 2**28
@@ -37,24 +37,7 @@ def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
         chunk = max(1, CHUNK_BYTES // (4 * len(published) * heads * length))
         for start in range(0, length, chunk):
             stop = min(start + chunk, length)
-            yield torch.stack([_map(entry, start, stop) for entry in published])
-
-
-def _map(entry: Published, start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of a layer's attention map [H, C, S], in float32, as its eager kernel computes it."""
-    query, key, options = entry.query, entry.key, entry.kwargs
-    assert query is not None
-    assert key is not None
-    groups = query.shape[1] // key.shape[1]
-    scores = query[0, :, start:stop].float() @ key[0].repeat_interleave(groups, dim=0).float().transpose(-1, -2)
-    scores = scores * options["scaling"]
-    cap = options.get("softcap")
-    if cap is not None:
-        scores = cap * torch.tanh(scores / cap)
-    mask: Any = additive_mask(entry.mask, query, key)
-    if mask is not None:
-        scores = scores + mask[0, :, start:stop, : key.shape[-2]].float()
-    return scores.softmax(dim=-1)
+            yield torch.stack([map_rows(entry, 0, start, stop) for entry in published])
 
 
 def adjacent_similarity(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float | None]:

@@ -26,6 +26,7 @@ from uniattn_pl.calibration.layers import (
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.streaming import adjusts_output_projection, set_weights
 from uniattn_pl.modeling import converted_copy
+from uniattn_pl.modeling.compensation import make_compensation
 from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
 from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.sharing import SharedState
@@ -121,7 +122,7 @@ class UnifiedStreams:
         return self._loss(model, hidden_states)
 
     def _remember(self, index: int, attention: Any) -> None:
-        weights = {"w_c.weight": attention.w_c.weight.detach()}
+        weights = {f"w_c.{name}": parameter.detach() for name, parameter in attention.w_c.named_parameters()}
         if hasattr(attention, "o_proj"):
             weights["o_proj.weight"] = attention.o_proj.weight.detach()
         self.fitted[index] = weights
@@ -140,7 +141,7 @@ class UnifiedStreams:
         original = decoder_layers(self.original)[row.index].self_attn
         if hasattr(layer.self_attn, "o_proj"):
             layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
-        layer.self_attn.w_c.weight = nn.Parameter(torch.zeros_like(layer.self_attn.w_c.weight), requires_grad=False)
+        layer.self_attn.w_c = make_compensation(original, row)
         solver = make_solver(self.initialiser, self.ridge)
         for batch, hidden in enumerate(hidden_states):
             seen: dict[str, torch.Tensor] = {}

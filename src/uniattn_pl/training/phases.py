@@ -108,6 +108,7 @@ def _calibrate(session: FitSession, converted: PreTrainedModel) -> dict[str, Any
             data.validation_batches(options.held_out_samples, options.batch_size),
             initialiser=options.initialiser,
             ridge=options.ridge,
+            head_alignment=options.head_alignment,
             memory_limit_bytes=int(options.memory_limit_gib * 2**30),
             progress=progress.update,
         )

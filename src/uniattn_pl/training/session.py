@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
@@ -78,18 +79,19 @@ class FitSession:
             return LayerPlan.from_dict(recorded)
         architecture = self.loaded.architecture
         if not architecture.measured:
-            return architecture.compile(self.shape)
+            return architecture.compile(self.shape).limit_rank(self.config.calibration.rank)
+        ridge = self.config.calibration.ridge
         with ProgressReporter(f"choosing layers ({architecture.name})", self.console) as progress:
             measurements = ModelMeasurements(
                 self.original,
                 self.shape,
                 self._train_tokens,
                 num_tokens=MEASURED_TOKENS,
-                ridge=self.config.calibration.ridge,
+                ridge=DEFAULT_RIDGE if ridge == "auto" else float(ridge),
                 folder=self.folder / SEARCH_FOLDER,
                 progress=progress.update,
             )
-            plan = architecture.choose(self.shape, measurements)
+            plan = architecture.choose(self.shape, measurements).limit_rank(self.config.calibration.rank)
         plan.check(self.shape)
         return plan
 

@@ -27,7 +27,8 @@ class CompensationInit(pl.Callback):
         batches: calibration batches of input_ids and attention_mask [B, L], right padded.
         held_out: batches on which the error before and after is reported.
         initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
-        ridge: relative to the mean diagonal of the Gram matrix.
+        ridge: relative to the mean diagonal of the Gram matrix, or "auto".
+        head_alignment: "none", "similarity" or "output_error".
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, what).
 
@@ -42,12 +43,13 @@ class CompensationInit(pl.Callback):
         held_out: Batches,
         *,
         initialiser: str = "joint_least_squares",
-        ridge: float = 1e-2,
+        ridge: float | str = 1e-2,
+        head_alignment: str = "none",
         memory_limit_bytes: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
-        self.initialiser, self.ridge = initialiser, ridge
+        self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
         self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
         self.done = False
         self.report: CalibrationReport | None = None
@@ -74,6 +76,7 @@ class CompensationInit(pl.Callback):
             list(self.held_out),
             initialiser=self.initialiser,
             ridge=self.ridge,
+            head_alignment=self.head_alignment,
             memory_limit_bytes=self.memory_limit_bytes,
             progress=self.progress,
         )

@@ -7,7 +7,7 @@ from torch import nn
 
 from uniattn_pl.errors import UserError
 
-COMPENSATION_SUFFIX = "self_attn.w_c.weight"
+COMPENSATION = "self_attn.w_c."
 
 
 def freeze_for_stage(module: nn.Module, stage: int) -> int:
@@ -19,13 +19,13 @@ def freeze_for_stage(module: nn.Module, stage: int) -> int:
     if stage not in (1, 2):
         raise UserError(f"there is no training stage {stage}; choose 1 (only W_c) or 2 (all parameters).")
     parameters = dict(module.named_parameters())
-    if stage == 1 and not any(name.endswith(COMPENSATION_SUFFIX) for name in parameters):
+    if stage == 1 and not any(COMPENSATION in name for name in parameters):
         raise UserError(
             "stage 1 trains the compensations W_c, but this model has none: "
             "choose an architecture with compensation=true, or disable training.stage1."
         )
     for name, parameter in parameters.items():
-        parameter.requires_grad_(stage == 2 or name.endswith(COMPENSATION_SUFFIX))
+        parameter.requires_grad_(stage == 2 or COMPENSATION in name)
     return sum(p.numel() for p in parameters.values() if p.requires_grad)
 
 
@@ -36,7 +36,7 @@ class StageFreezing(pl.Callback):
     A module that builds its model in `configure_model` calls `freeze_for_stage` there instead.
 
     Args:
-        stage: 1 (only `*.self_attn.w_c.weight`) or 2 (everything).
+        stage: 1 (only `*.self_attn.w_c.*`) or 2 (everything).
     """
 
     def __init__(self, stage: int) -> None:

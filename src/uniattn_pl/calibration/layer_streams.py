@@ -1,0 +1,141 @@
+"""All batches between two layers, of the original and of the converted model, and what their sources published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from uniattn_pl.calibration.layers import LayerInputs, Progress, layer_inputs
+from uniattn_pl.calibration.store import TensorStore
+from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.sharing import Published, SharedState
+from uniattn_pl.plan import LayerPlan, LayerRow
+
+Batch = dict[str, torch.Tensor]
+KEPT_INPUT_BYTES = 2**24
+LENGTH_STEP = 16
+PUBLISHED_TENSORS = ("query", "key", "value")
+
+
+class LayerStreams:
+    """Advances batches layer by layer through both models, keeping streams and publications in a store.
+
+    Streams are named by the layer they enter; below the first operated layer there is only the original one, as
+    both models agree there.
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        converted: PreTrainedModel,
+        batches: Sequence[Batch],
+        held_out: Sequence[Batch],
+        store: TensorStore,
+        progress: Progress | None,
+    ) -> None:
+        self.original, self.converted, self.store, self.progress = original, converted, store, progress
+        self.plan: LayerPlan = converted.get_decoder().layer_plan
+        self.batches = [_few_lengths(batch) for batch in (*batches, *held_out)]
+        self.num_fitted = len(batches)
+        self.masks = [batch["attention_mask"].bool() for batch in self.batches]
+        self.norm_name = anatomy_of(original.config).norm_after_attention
+        self.first_operated = min(self.plan.operated)
+        self.source_kwargs: dict[int, dict[str, Any]] = {}
+        self.kept_inputs: dict[int, LayerInputs] = {}
+        self.rows = self.plan.rows[: max(self.plan.compensated) + 1]
+        moves = sum(len(self._moving_on(row)) for row in self.rows if row.compensated)
+        self.done, self.total = 0, len(self.rows) * len(self.batches) + moves
+
+    def _hidden(self, model: str, index: int, batch: int, inputs: LayerInputs) -> torch.Tensor:
+        if index == 0:
+            return inputs.hidden
+        name = "original" if index <= self.first_operated else model
+        return self.store.get(f"{name}-{index}", batch).to(inputs.hidden.device)
+
+    def _advance_both_as_one(self, row: LayerRow) -> None:
+        for batch in range(len(self.batches)):
+            inputs = self._inputs(batch, row)
+            hidden = self._run_converted(row, self._hidden("original", row.index, batch, inputs), batch, inputs)
+            self.store.put(f"original-{row.index + 1}", batch, hidden)
+
+    def _advance_both(self, row: LayerRow) -> None:
+        for batch in range(len(self.batches)):
+            inputs = self._inputs(batch, row)
+            unified = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
+            original = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
+            self.store.put(f"unified-{row.index + 1}", batch, unified)
+            self.store.put(f"original-{row.index + 1}", batch, original)
+
+    def _moving_on(self, row: LayerRow) -> range:
+        """Batches that have to pass a layer once it is solved: above the top one only those that are measured."""
+        return range(self.num_fitted if row is self.rows[-1] else 0, len(self.batches))
+
+    def _run_original(self, row: LayerRow, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        layer = decoder_layers(self.original)[row.index]
+        return layer(hidden, **inputs.arguments[row.index])
+
+    def _run_converted(self, row: LayerRow, hidden: torch.Tensor, batch: int, inputs: LayerInputs) -> torch.Tensor:
+        """Run one converted layer with what its source published for this batch; keep what it publishes."""
+        state = SharedState()
+        if row.source is not None:
+            state[row.source] = self._published(row.source, batch, inputs)
+        layer = decoder_layers(self.converted)[row.index]
+        hidden = layer(hidden, **{**inputs.arguments[row.index], STATE_KEY: state})
+        if row.index in state:
+            self._keep_published(row.index, batch, state[row.index])
+        return hidden
+
+    def _keep_published(self, source: int, batch: int, entry: Published) -> None:
+        for name in PUBLISHED_TENSORS:
+            tensor = getattr(entry, name)
+            if tensor is not None:
+                self.store.put(f"{name}-of-{source}", batch, tensor)
+        self.source_kwargs[source] = {k: v for k, v in entry.kwargs.items() if not isinstance(v, torch.Tensor)}
+
+    def _published(self, source: int, batch: int, inputs: LayerInputs) -> Published:
+        arguments = inputs.arguments[source]
+        entry = Published(
+            position_embeddings=arguments["position_embeddings"],
+            mask=arguments.get("attention_mask"),
+            kwargs=self.source_kwargs[source],
+        )
+        publishes = decoder_layers(self.converted)[source].self_attn.publishes
+        names = ["key"] + ["query"] * ("map" in publishes) + ["value"] * ("key_value" in publishes)
+        for name in names:
+            setattr(entry, name, self.store.get(f"{name}-of-{source}", batch).to(inputs.hidden.device))
+        return entry
+
+    def _inputs(self, batch: int, row: LayerRow) -> LayerInputs:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, f"layer {row.index}")
+        if batch in self.kept_inputs:
+            return self.kept_inputs[batch]
+        inputs = layer_inputs(self.original, self.batches[batch])
+        # The first batches that fit are kept: they are visited in the same order layer after layer.
+        if sum(kept.nbytes for kept in self.kept_inputs.values()) + inputs.nbytes <= KEPT_INPUT_BYTES:
+            self.kept_inputs[batch] = inputs
+        return inputs
+
+    def _forget_below(self, index: int) -> None:
+        """Drop streams nobody reads any more."""
+        for model in ("original", "unified"):
+            self.store.drop(f"{model}-{index}")
+        read_later = {row.source for row in self.plan.rows[index + 1 :]}
+        for source in [s for s in self.source_kwargs if s not in read_later]:
+            for name in PUBLISHED_TENSORS:
+                self.store.drop(f"{name}-of-{source}")
+            del self.source_kwargs[source]
+
+
+def _few_lengths(batch: Batch) -> Batch:
+    """Pad [B, L] on the right to a multiple of `LENGTH_STEP`.
+
+    Every new length leaves the allocator holes of new sizes, and the process grew with the number of samples.
+    """
+    extra = -batch["attention_mask"].shape[1] % LENGTH_STEP
+    return {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
