@@ -38,7 +38,7 @@ def batches() -> list[Batch]:
 
 
 def streams() -> UnifiedStreams:
-    return UnifiedStreams(stock_llama(), batches(), initialiser="joint_least_squares", ridge=1e-2)
+    return UnifiedStreams(stock_llama(), batches(), batches(), initialiser="joint_least_squares", ridge=1e-2)
 
 
 @torch.no_grad()

@@ -115,9 +115,9 @@ class InstructionDataModule(pl.LightningDataModule):
         """Tokens of one training row."""
         return int(self._rows("train").lengths[row])
 
-    def train_batches(self, num_samples: int, batch_size: int) -> list[Batch]:
-        """Return the first `num_samples` training rows (all, if fewer) as batches, the longest first, unsharded."""
-        return self._batches("train", num_samples, batch_size)
+    def train_batches(self, num_samples: int, batch_size: int, *, first: int = 0) -> list[Batch]:
+        """Return `num_samples` training rows from `first` on (all, if fewer) as batches, longest first, unsharded."""
+        return self._batches("train", num_samples, batch_size, first)
 
     def validation_batches(self, num_samples: int, batch_size: int) -> list[Batch]:
         """Return the first `num_samples` validation rows (all, if fewer) as batches, the longest first, unsharded.
@@ -126,9 +126,9 @@ class InstructionDataModule(pl.LightningDataModule):
         """
         return self._batches("validation", num_samples, batch_size)
 
-    def _batches(self, name: str, num_samples: int, batch_size: int) -> list[Batch]:
+    def _batches(self, name: str, num_samples: int, batch_size: int, first: int = 0) -> list[Batch]:
         rows, collator = self._rows(name), self._collator(name)
-        order = torch.argsort(rows.lengths[:num_samples], descending=True, stable=True)
+        order = first + torch.argsort(rows.lengths[first : first + num_samples], descending=True, stable=True)
         parts = [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
         return [collator([rows[index] for index in part]) for part in parts]
 

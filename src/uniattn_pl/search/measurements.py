@@ -18,6 +18,7 @@ from uniattn_pl.search.streams import UnifiedStreams
 
 Batch = dict[str, torch.Tensor]
 SEARCH_INITIALISER = "joint_least_squares"
+FITTED_PER_MEASURED = 3
 
 
 class ModelMeasurements:
@@ -26,7 +27,7 @@ class ModelMeasurements:
     Args:
         model: the original.
         shape: of the model.
-        batches: gives training batches that hold about so many tokens.
+        batches: gives training batches that hold about so many tokens, after so many others.
         num_tokens: training tokens for similarity and importance.
         ridge: of the fits inside a search.
         folder: where a search writes its record and its frontier.
@@ -37,7 +38,7 @@ class ModelMeasurements:
         self,
         model: PreTrainedModel,
         shape: ModelShape,
-        batches: Callable[[int], Sequence[Batch]],
+        batches: Callable[[int, int], Sequence[Batch]],
         *,
         num_tokens: int,
         ridge: float,
@@ -49,11 +50,11 @@ class ModelMeasurements:
 
     def map_similarity(self) -> Sequence[float | None]:
         """By layer, the mean cosine between its head-averaged attention map and the layer below's."""
-        return adjacent_similarity(self.model, self.batches(self.num_tokens))
+        return adjacent_similarity(self.model, self.batches(self.num_tokens, 0))
 
     def attention_importance(self) -> Sequence[float]:
         """By layer, 1 - cosine between the stream before and after its attention."""
-        return attention_importance(self.model, self.batches(self.num_tokens))
+        return attention_importance(self.model, self.batches(self.num_tokens, 0))
 
     def greedy(
         self,
@@ -68,7 +69,9 @@ class ModelMeasurements:
     ) -> LayerPlan:
         """Search, going on from the record of a killed one, and write the frontier into the folder."""
         settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
-        streams = UnifiedStreams(self.model, self.batches(tokens), initialiser=SEARCH_INITIALISER, ridge=self.ridge)
+        fitted = self.batches(FITTED_PER_MEASURED * tokens, tokens) if compensated else []
+        measured = self.batches(tokens, 0)
+        streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
         search = GreedySearch(streams, self.shape, settings, record=self.folder / "record.json", progress=self.progress)
         points = search.run()
         write_frontier(self.folder, points, settings.cost)

@@ -41,13 +41,26 @@ class UnifiedStreams:
 
     Args:
         original: the stock model; unchanged.
-        batches: input_ids, attention_mask and labels [B, L]; the loss is over labels other than -100.
+        fitted: batches (input_ids, attention_mask, labels [B, L]) that compensations are fitted on.
+        measured: batches that the loss is taken on, over labels other than -100. Others than the fitted ones: with
+            few tokens a fit to the same ones looks better than it is.
         initialiser: how compensations are fitted.
         ridge: of the least-squares initialisers.
     """
 
-    def __init__(self, original: PreTrainedModel, batches: Sequence[Batch], *, initialiser: str, ridge: float) -> None:
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        fitted: Sequence[Batch],
+        measured: Sequence[Batch],
+        *,
+        initialiser: str,
+        ridge: float,
+    ) -> None:
         self.original, self.initialiser, self.ridge = original, initialiser, ridge
+        batches = [*fitted, *measured]
+        self.fitted_batches = list(range(len(fitted)))
+        self.measured_batches = list(range(len(fitted), len(batches)))
         self.inputs = [layer_inputs(original, batch) for batch in batches]
         self.masks = [batch["attention_mask"].bool().to(original.device) for batch in batches]
         self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
@@ -100,26 +113,33 @@ class UnifiedStreams:
             self.targets.append(targets)
             self.streams.append(following)
             hidden = following
-        return self._loss(self.original, hidden)
+        return self._loss(self.original, dict(enumerate(hidden)))
 
     def _pass(self, model: PreTrainedModel, plan: LayerPlan, start: int, *, refit: set[int], keep: bool) -> float:
-        """Run every batch from layer `start` to the loss, fitting the layers `refit` on the way."""
-        states = [SharedState() for _ in self.inputs]
-        for source in _sources_below(plan, start):
-            for batch, hidden in enumerate(self.streams[source]):
-                self._layer(model, plan.rows[source], batch, hidden, states[batch])
-        hidden_states = self.streams[start]
+        """Run from layer `start` to the loss, fitting the layers `refit`; only what is kept or measured goes on."""
+        running = dict(enumerate(self.streams[start]))
+        states = self._published_below(model, plan, start)
         for row in plan.rows[start:]:
-            if row.index in refit:
-                fit = self._fit(model, row, hidden_states, states)
+            if row.index in refit and row.compensated:
+                fit = self._fit(model, row, running, states)
                 attention = decoder_layers(model)[row.index].self_attn
                 set_weights(attention, fit)
                 if keep:
                     self._remember(row.index, attention)
-            hidden_states = [self._layer(model, row, b, h, states[b]) for b, h in enumerate(hidden_states)]
+            if not keep:
+                running = {batch: running[batch] for batch in self.measured_batches}
+            running = {batch: self._layer(model, row, batch, h, states[batch]) for batch, h in running.items()}
             if keep:
-                self.streams[row.index + 1] = hidden_states
-        return self._loss(model, hidden_states)
+                self.streams[row.index + 1] = list(running.values())
+        return self._loss(model, running)
+
+    def _published_below(self, model: PreTrainedModel, plan: LayerPlan, start: int) -> list[SharedState]:
+        """By batch, what layers below `start` publish for those at or above it."""
+        states = [SharedState() for _ in self.inputs]
+        for source in _sources_below(plan, start):
+            for batch, hidden in enumerate(self.streams[source]):
+                self._layer(model, plan.rows[source], batch, hidden, states[batch])
+        return states
 
     def _remember(self, index: int, attention: Any) -> None:
         weights = {f"w_c.{name}": parameter.detach() for name, parameter in attention.w_c.named_parameters()}
@@ -134,7 +154,7 @@ class UnifiedStreams:
         return layer(hidden, **{**self.inputs[batch].arguments[row.index], STATE_KEY: state})
 
     def _fit(
-        self, model: PreTrainedModel, row: LayerRow, hidden_states: list[torch.Tensor], states: list[SharedState]
+        self, model: PreTrainedModel, row: LayerRow, running: dict[int, torch.Tensor], states: list[SharedState]
     ) -> Fit | None:
         layer = decoder_layers(model)[row.index]
         # Fitted from where the original left off, not from an earlier fit.
@@ -143,7 +163,7 @@ class UnifiedStreams:
             layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
         layer.self_attn.w_c = make_compensation(original, row)
         solver = make_solver(self.initialiser, self.ridge)
-        for batch, hidden in enumerate(hidden_states):
+        for batch in self.fitted_batches:
             seen: dict[str, torch.Tensor] = {}
             with ExitStack() as stack:
                 stack.enter_context(capture(read_point(layer.self_attn, row), seen, "x"))
@@ -151,17 +171,18 @@ class UnifiedStreams:
                     stack.enter_context(capture(Point(layer.self_attn.o_proj), seen, "heads"))
                 point = repaired_point(layer, row, self.norm_name)
                 stack.enter_context(capture(point, seen, "unified", stop=True))
-                self._layer(model, row, batch, hidden, states[batch])
+                self._layer(model, row, batch, running[batch], states[batch])
             error = self.targets[row.index][batch].float() - seen["unified"].float()
             solver.update(Sample(seen["x"], error, seen.get("heads"), self.masks[batch]))
         return solver.solve()
 
-    def _loss(self, model: PreTrainedModel, hidden_states: list[torch.Tensor]) -> float:
+    def _loss(self, model: PreTrainedModel, last: dict[int, torch.Tensor]) -> float:
         """Mean cross-entropy of the labelled tokens, by the model's own head on the given last hidden states."""
         total, count = 0.0, 0
-        for batch, hidden in zip(self.batches, hidden_states, strict=True):
+        for index in self.measured_batches:
+            batch = self.batches[index]
             scored = ScoredTokens.of(batch["labels"])
-            with replaced_layers(model, lambda _, hidden=hidden, **__: hidden):
+            with replaced_layers(model, lambda _, hidden=last[index], **__: hidden):
                 total += float(summed_response_loss(model, batch, scored))
             count += scored.targets.numel()
         return total / max(count, 1)

@@ -95,13 +95,19 @@ class FitSession:
         plan.check(self.shape)
         return plan
 
-    def _train_tokens(self, tokens: int) -> list[dict[str, torch.Tensor]]:
-        """The first training rows that together hold at least so many tokens, as batches."""
-        rows, held = 0, 0
-        while held < tokens and rows < self.data.num_train_rows:
-            held += self.data.train_length(rows)
-            rows += 1
-        return self.data.train_batches(rows, self.config.calibration.batch_size)
+    def _train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
+        """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones."""
+        first = self._rows_of(after, 0)
+        number = self._rows_of(tokens, first)
+        return self.data.train_batches(number, self.config.calibration.batch_size, first=first)
+
+    def _rows_of(self, tokens: int, first: int) -> int:
+        """How many training rows from `first` on it takes to hold so many tokens."""
+        held, row = 0, first
+        while held < tokens and row < self.data.num_train_rows:
+            held += self.data.train_length(row)
+            row += 1
+        return row - first
 
     @property
     def folder(self) -> Path:
