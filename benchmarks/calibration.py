@@ -97,7 +97,8 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mib("VmRSS")
     run_calibration(prepared, arguments, held_out=True)
-    print(json.dumps({"before_mib": before, "peak_mib": resident_mib("VmHWM")}))
+    used = sum(len(batch["input_ids"]) for batch in prepared["batches"])
+    print(json.dumps({"samples": used, "before_mib": before, "peak_mib": resident_mib("VmHWM")}))
 
 
 def resident_mib(kind: str) -> float:
@@ -113,7 +114,7 @@ def compare_memory(arguments: argparse.Namespace) -> None:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         measured = json.loads(output.splitlines()[-1])
         print(
-            f"{samples} samples: peak {measured['peak_mib']:.0f} MiB, "
+            f"{measured['samples']} samples: peak {measured['peak_mib']:.0f} MiB, "
             f"{measured['peak_mib'] - measured['before_mib']:.0f} MiB above the loaded model",
             flush=True,
         )

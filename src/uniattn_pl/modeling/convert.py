@@ -11,7 +11,7 @@ from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.copies import sharing_copy
 from uniattn_pl.modeling.families import FAMILIES, MODEL_TYPE_PREFIX, shape_of, stock_model_type
-from uniattn_pl.modeling.install import install
+from uniattn_pl.modeling.install import check_convertible, install
 from uniattn_pl.modeling.probe import check_exact
 from uniattn_pl.modeling.registration import auto_classes
 from uniattn_pl.plan import LayerPlan
@@ -57,6 +57,7 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
         return model
+    check_convertible(model.config, plan)
     if not converted:
         _become_converted(model)
     install(model, plan)
@@ -70,10 +71,10 @@ def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated
     Args:
         model: stock or converted.
         layers: 0-based indices.
-        compensated: keep the W_c that a layer has.
+        compensated: keep the W_c that a layer has; one that has none gets one at zero, unless it was converted before.
 
     Raises:
-        UserError: another layer reads from one of them, or one has no such layer or W_c.
+        UserError: another layer reads from one of them, there is no such layer, or a W_c cannot stay where it is.
     """
     plan = getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
     return apply_plan(model, plan.drop(list(layers), compensated=compensated))

@@ -22,7 +22,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         UserError: the model drops attention weights at random, or it has another depth.
     """
     config, layers = model.config, decoder_layers(model)
-    _check(config, plan)
+    check_convertible(config, plan)
     backend = config._attn_implementation or "eager"
     config._attn_implementation = PREFIX + backend.removeprefix(PREFIX)
     decoder = model.get_decoder()
@@ -42,7 +42,8 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
 
 
-def _check(config: Any, plan: LayerPlan) -> None:
+def check_convertible(config: Any, plan: LayerPlan) -> None:
+    """Raise UserError when a model of this config cannot have this plan, with every reason."""
     problems = []
     if getattr(config, "attention_dropout", 0.0):
         problems.append(

@@ -1,0 +1,148 @@
+"""One tiny model of random weights per family, and one plan per way of operating on its layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from uniattn_pl.architectures import CLA, LLMDrop, SharedAttention, UniAttn
+from uniattn_pl.modeling import apply_plan, shape_of
+from uniattn_pl.modeling.families import FAMILIES
+from uniattn_pl.plan import LayerPlan, ModelShape
+
+LAYERS, VOCABULARY, WINDOW = 6, 64, 6
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+MODES = ("materialise", "replay")
+UNMODIFIED = LayerPlan.unmodified(LAYERS)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Layers 1 and 3 of both Gemmas are global, so that local layers can read from global ones and from local ones.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": WINDOW},
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma2": {
+        "sliding_window": WINDOW,
+        "layer_types": [LOCAL, GLOBAL] * 3,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 10.0,
+        "tie_word_embeddings": False,
+    },
+    "gemma3_text": {
+        "sliding_window": WINDOW,
+        "layer_types": [LOCAL, GLOBAL, LOCAL, GLOBAL, LOCAL, LOCAL],
+        "query_pre_attn_scalar": 8,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            LOCAL: {"rope_type": "default", "rope_theta": 100.0},
+            GLOBAL: {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "smollm3": {"no_rope_layer_interval": 3},
+}
+EAGER_ONLY = frozenset({"gemma2"})
+
+ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
+    # Layers 2 and 3 read from layer 1: on Gemma local from global and global from global.
+    "uniattn": UniAttn(superblock_size=3, num_superblocks=1, first_layer=1).compile,
+    # On Gemma local from local: the values, too, are kept for a window only.
+    "uniattn_windowed": lambda _: UNMODIFIED.reuse_map([2, 4], 0, compensated=True),
+    "cla": CLA(superblock_size=2, num_superblocks=2, first_layer=1, compensation=True).compile,
+    "llmdrop": LLMDrop(layers=[0, 4]).compile,
+    "shared_attention": SharedAttention(first_layer=1).compile,
+    "uniattn_llmdrop": UniAttn(
+        superblock_size=4, num_superblocks=1, first_layer=1, dropped_layers=[2], dropped_compensation=True
+    ).compile,
+    # Layer 1 gives both its map and its keys and values; layer 2 shares those of a local layer.
+    "mixed": lambda _: (
+        UNMODIFIED.share_keys_values([2], 0, compensated=False)
+        .reuse_map([3], 1, compensated=True)
+        .share_keys_values([4], 1, compensated=True)
+        .drop([5], compensated=True)
+    ),
+}
+
+
+def cases(*, modes: bool) -> pytest.MarkDecorator:
+    """Families x architectures, and x modes where an attention map is shared (elsewhere there is nothing to choose)."""
+    names = ("family", "architecture", "mode") if modes else ("family", "architecture")
+    rows = []
+    for family in FAMILIES:
+        for architecture in ARCHITECTURES:
+            shares_map = bool(plan_of(family, architecture).map_sources)
+            of_case = MODES if shares_map else ("auto",)
+            rows += [(family, architecture, mode)[: len(names)] for mode in (of_case if modes else ("auto",))]
+    return pytest.mark.parametrize(names, rows)
+
+
+@lru_cache
+def shape(family: str) -> ModelShape:
+    return shape_of(_built(family).config)
+
+
+@lru_cache
+def plan_of(family: str, architecture: str) -> LayerPlan:
+    return ARCHITECTURES[architecture](shape(family))
+
+
+@lru_cache
+def _built(family: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(family, **SIZES | SPECIAL.get(family, {}))
+    torch.manual_seed(0)
+    backend = "eager" if family in EAGER_ONLY else "sdpa"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=backend).eval()
+    for parameter in model.parameters():
+        # Norms and biases that do something.
+        if parameter.dim() == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def stock(family: str) -> PreTrainedModel:
+    """The family's tiny model, for the caller alone."""
+    return copy.deepcopy(_built(family))
+
+
+@lru_cache
+def _converted(family: str, architecture: str) -> PreTrainedModel:
+    return with_random_compensations(apply_plan(stock(family), plan_of(family, architecture)))
+
+
+def converted(family: str, architecture: str, mode: str = "auto") -> PreTrainedModel:
+    """The tiny model under an architecture, with compensations that do something, for the caller alone."""
+    model = copy.deepcopy(_converted(family, architecture))
+    model.config.reuse_mode = mode
+    return model
+
+
+def with_random_compensations(model: PreTrainedModel) -> PreTrainedModel:
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "w_c" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def tokens(batch: int, length: int, *, seed: int = 1) -> torch.Tensor:
+    """Random token ids [batch, length], none of them special."""
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
