@@ -6,6 +6,7 @@ A command imports torch and its friends inside functions, so that its help answe
 COMMANDS = {
     "fit": "convert a model, calibrate, post-train in two stages and report what was lost and saved",
     "plan": "draw which layer uses whose attention, and what that costs",
+    "analyze": "measure attention maps, importance, depth and what compensation repairs",
     "list": "list architectures, models or initialisers",
     "generate": "generate text with a post-trained model",
     "export": "write a run's model as an ordinary Hugging Face folder",

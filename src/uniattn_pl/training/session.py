@@ -85,7 +85,7 @@ class FitSession:
             measurements = ModelMeasurements(
                 self.original,
                 self.shape,
-                self._train_tokens,
+                self.train_tokens,
                 num_tokens=MEASURED_TOKENS,
                 ridge=DEFAULT_RIDGE if ridge == "auto" else float(ridge),
                 folder=self.folder / SEARCH_FOLDER,
@@ -95,7 +95,7 @@ class FitSession:
         plan.check(self.shape)
         return plan
 
-    def _train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
+    def train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
         """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones."""
         first = self._rows_of(after, 0)
         number = self._rows_of(tokens, first)

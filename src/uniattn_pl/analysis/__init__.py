@@ -1,0 +1,1 @@
+"""Seeing why an architecture works on a model: attention maps, depth, importance, what compensation repairs."""
