@@ -54,8 +54,8 @@ def head_matches(found: MapSimilarity) -> Figure:
     for column, row in enumerate(found.head_matches):
         for head, match in enumerate(row):
             axes.text(column, head, str(match), ha="center", va="center", fontsize=6)
-    step = max(1, len(found.head_matches) // 10)
-    axes.set_xticks(range(0, len(found.head_matches), step), range(1, len(found.head_matches) + 1, step))
+    ticks = range(0, len(found.head_matches), max(1, len(found.head_matches) // 10))
+    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
     axes.set_xlabel("layer (0-based)")
     axes.set_ylabel("head (number: most similar head of the layer below)")
     return figure
