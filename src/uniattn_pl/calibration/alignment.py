@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from uniattn_pl.calibration.maps import map_rows
+from uniattn_pl.calibration.sharing import sum_over_ranks
 from uniattn_pl.modeling.sharing import Published
 
 CHUNK_BYTES = 2**26
@@ -54,6 +55,11 @@ class HeadAlignment:
             for start, stop in _chunks(seen.own, int(length)):
                 part = score(seen, sequence, start, stop).double().cpu()
                 self.badness = part if self.badness is None else self.badness + part
+
+    def share(self) -> None:
+        """Add up what all ranks have seen."""
+        if self.badness is not None:
+            self.badness = sum_over_ranks(self.badness)
 
     def best(self) -> list[int]:
         """For each head [H] the source head that serves it best. Raises ValueError before any update."""

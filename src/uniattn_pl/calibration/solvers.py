@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from uniattn_pl.calibration.sharing import sum_over_ranks, sum_rows_over_ranks
 from uniattn_pl.config.schema import INITIALISERS
 
 DEFAULT_RIDGE = 1e-2
@@ -52,6 +53,10 @@ class Solver(ABC):
         del sample
 
     @abstractmethod
+    def share(self) -> None:
+        """Add up the sums of all ranks, each of which has seen other batches."""
+
+    @abstractmethod
     def solve(self) -> Fit | None:
         """The weights that fit all batches, or None to leave them as they are."""
 
@@ -60,6 +65,9 @@ class Zero(Solver):
     """W_c = 0 (paper Table 2, zero-init)."""
 
     def update(self, sample: Sample) -> None:
+        pass
+
+    def share(self) -> None:
         pass
 
     def solve(self) -> Fit | None:
@@ -83,6 +91,9 @@ class Theorem37(Solver):
         self.x = _grow_and_add(self.x, (sample.x * mask).float().sum(0))
         self.error = _grow_and_add(self.error, (sample.error * mask).float().sum(0))
         self.count = _grow_and_add(self.count, mask.float().sum(0))
+
+    def share(self) -> None:
+        self.x, self.error, self.count = map(sum_rows_over_ranks, (self.x, self.error, self.count))
 
     def solve(self) -> Fit | None:
         seen = self.count[:, 0] > 0
@@ -115,6 +126,11 @@ class _Sums:
         gram, cross = _gram(blocks).double(), torch.cat([block.T @ error for block in blocks]).double()
         self.gram, self.cross = (gram, cross) if self.empty else (self.gram + gram, self.cross + cross)
         self.squares += float(error.double().square().sum())
+
+    def share(self) -> None:
+        """Add up the sums of all ranks."""
+        self.gram, self.cross = sum_over_ranks(self.gram), sum_over_ranks(self.cross)
+        self.squares = float(sum_over_ranks(torch.tensor(self.squares, dtype=torch.float64)))
 
     @property
     def empty(self) -> bool:
@@ -149,6 +165,11 @@ class LeastSquares(Solver):
     def observe(self, sample: Sample) -> None:
         if self.ridge == "auto":
             self.held_out.add(self._features(sample), sample.error[sample.mask].float())
+
+    def share(self) -> None:
+        self.fitted.share()
+        if self.ridge == "auto":
+            self.held_out.share()
 
     def solve(self) -> Fit | None:
         if self.fitted.empty:

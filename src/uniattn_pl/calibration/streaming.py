@@ -27,6 +27,7 @@ from uniattn_pl.calibration.layers import (
     repaired_point,
 )
 from uniattn_pl.calibration.report import CalibrationReport, LayerError
+from uniattn_pl.calibration.sharing import sum_over_ranks
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.store import TensorStore
 from uniattn_pl.errors import UserError
@@ -47,6 +48,7 @@ def calibrate(
     initialiser: str = "joint_least_squares",
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
+    sharded: bool = False,
     memory_limit_bytes: int = 0,
     progress: Progress | None = None,
 ) -> CalibrationReport:
@@ -62,6 +64,8 @@ def calibrate(
             least error on `held_out`.
         head_alignment: a name of `HEAD_ALIGNMENTS`; reuse layers then use the source heads that serve theirs best,
             and the model's plan says so.
+        sharded: this rank of the default process group got a share of all batches (at least one of each kind);
+            every rank then ends with the weights and the report of all of them.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
 
@@ -78,13 +82,16 @@ def calibrate(
     try:
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
             streaming = _StreamingPass(original, converted, batches, held_out, store, progress)
+            streaming.sharded = sharded
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode
 
 
 class _StreamingPass(LayerStreams):
-    """Fits every compensated layer as all batches reach it."""
+    """Fits every compensated layer as all batches reach it; `sharded` when ranks have a share of them each."""
+
+    sharded = False
 
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
@@ -105,8 +112,10 @@ class _StreamingPass(LayerStreams):
         self.converted.get_decoder().layer_plan = self.plan
         self.converted.config.layer_plan = self.plan.to_dict()
         tokens = [int(mask.sum()) for mask in self.masks]
-        fitted, held_out = sum(tokens[: self.num_fitted]), sum(tokens[self.num_fitted :])
-        return CalibrationReport(initialiser, fitted, held_out, tuple(rows))
+        counts = torch.tensor([sum(tokens[: self.num_fitted]), sum(tokens[self.num_fitted :])])
+        if self.sharded:
+            counts = sum_over_ranks(counts)
+        return CalibrationReport(initialiser, int(counts[0]), int(counts[1]), tuple(rows))
 
     def _align_heads(self, row: LayerRow, criterion: str) -> None:
         """Choose the source head of every head of a reuse layer, all batches having reached it."""
@@ -114,6 +123,8 @@ class _StreamingPass(LayerStreams):
         for batch in range(self.num_fitted):
             inputs = self._inputs(batch, row)
             alignment.update(self._head_observation(row, batch, inputs))
+        if self.sharded:
+            alignment.share()
         self.plan = self.plan.align_heads({row.index: alignment.best()})
         align_heads(decoder_layers(self.converted)[row.index].self_attn, self.plan.rows[row.index].heads_from)
 
@@ -165,6 +176,8 @@ class _StreamingPass(LayerStreams):
                 self.store.put("target", batch, seen["target"])
                 before.add(sample.error, mask)
                 scale.add(seen["target"], mask)
+        if self.sharded:
+            solver.share()
         set_weights(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
@@ -175,6 +188,8 @@ class _StreamingPass(LayerStreams):
             if batch >= self.num_fitted:
                 target = self.store.get("target", batch).to(hidden.device)
                 after.add(target.float() - seen["unified"].float(), self.masks[batch])
+        for mean in (before, after, scale) if self.sharded else ():
+            mean.share()
         return LayerError(row.index, before.value, after.value, scale.value)
 
     def _unified_sample(
@@ -220,6 +235,11 @@ class _Mean:
         norms = vectors.float().norm(dim=-1)[mask.to(vectors.device)]
         self.total += norms.double().sum().item()
         self.count += norms.numel()
+
+    def share(self) -> None:
+        """Add up the sums of all ranks."""
+        both = sum_over_ranks(torch.tensor([self.total, self.count], dtype=torch.float64))
+        self.total, self.count = float(both[0]), int(both[1])
 
     @property
     def value(self) -> float:

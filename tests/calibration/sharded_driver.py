@@ -1,0 +1,33 @@
+"""One rank of a sharded calibration: python sharded_driver.py RANK WORLD_SIZE RENDEZVOUS INITIALISER OUTPUT."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import torch
+from tests.calibration.test_calibrate import PLANS, batches
+from tests.parity import stock_llama
+from torch import distributed
+
+from uniattn_pl.calibration import calibrate
+from uniattn_pl.modeling import converted_copy
+
+rank, world_size, rendezvous, initialiser, output = sys.argv[1:]
+distributed.init_process_group("gloo", f"file://{rendezvous}", rank=int(rank), world_size=int(world_size))
+data = batches(padded=True)
+fitted, held_out = data[:2], data[2:]
+original = stock_llama()
+model = converted_copy(original, PLANS["mixed"])
+report = calibrate(
+    original,
+    model,
+    fitted[int(rank) :: int(world_size)],
+    held_out[int(rank) :: int(world_size)],
+    initialiser=initialiser,
+    ridge="auto",
+    head_alignment="output_error",
+    sharded=True,
+)
+torch.save({"weights": model.state_dict(), "report": asdict(report), "plan": model.layer_plan.to_dict()}, output)
+distributed.destroy_process_group()

@@ -1,0 +1,49 @@
+"""Ranks that calibrate on a share of the batches each get the weights of one process with all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from tests.calibration.test_calibrate import PLANS, batches
+from tests.parity import stock_llama
+
+from uniattn_pl.calibration import calibrate
+from uniattn_pl.modeling import converted_copy
+from uniattn_pl.plan import LayerPlan
+
+DRIVER = Path(__file__).with_name("sharded_driver.py")
+
+
+@pytest.mark.parametrize("initialiser", ["joint_least_squares", "theorem37"])
+def test_two_ranks_give_the_weights_of_one_process(initialiser: str, tmp_path: Path) -> None:
+    outputs = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(DRIVER)]
+    processes = [
+        subprocess.Popen([*command, str(rank), "2", str(tmp_path / "meet"), initialiser, str(output)], env=environment)
+        for rank, output in enumerate(outputs)
+    ]
+    data, original = batches(padded=True), stock_llama()
+    model = converted_copy(original, PLANS["mixed"])
+    options = {"initialiser": initialiser, "ridge": "auto", "head_alignment": "output_error"}
+    report = calibrate(original, model, data[:2], data[2:], **options)  # type: ignore[arg-type]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    # The pseudo-inverse of Theorem 3.7 amplifies the order of summation.
+    tolerance = 1e-5 if initialiser == "joint_least_squares" else 2e-2
+    for output in outputs:
+        found = torch.load(output, weights_only=True)
+        assert LayerPlan.from_dict(found["plan"]) == model.layer_plan
+        for name, expected in model.state_dict().items():
+            assert (found["weights"][name] - expected).norm() <= tolerance * expected.norm(), name
+        assert found["report"]["tokens"] == report.tokens
+        assert found["report"]["held_out_tokens"] == report.held_out_tokens
+        for row, expected in zip(found["report"]["rows"], asdict(report)["rows"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-2 if initialiser == "theorem37" else 1e-4)
+    first, second = (torch.load(output, weights_only=True)["weights"] for output in outputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
