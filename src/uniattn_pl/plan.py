@@ -175,7 +175,9 @@ class LayerPlan:
         )
 
     def limit_rank(self, rank: int | None) -> LayerPlan:
-        """Let every W_c of the plan have at most this rank; None: full."""
+        """Let every W_c of the plan have this rank; None: leave each as it is."""
+        if rank is None:
+            return self
         compensated = [row for row in self.rows if row.compensated]
         return self._with({row.index: replace(row, compensation_rank=rank) for row in compensated})
 
@@ -238,7 +240,9 @@ class LayerPlan:
         """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
         if len(self.rows) != shape.num_layers:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
-        problems = []
+        problems = _rank_problems(self.rows, shape)
+        if self.rows and all(row.dropped for row in self.rows):
+            problems.append("every layer drops its attention; a model needs at least one that keeps it.")
         for row in self.rows:
             problems += _head_problems(row, shape)
             if row.source is None:
@@ -287,7 +291,9 @@ class LayerPlan:
 
 
 def _row_from_dict(data: Mapping[str, Any]) -> LayerRow:
-    heads = data.get("heads_from")
+    heads, rank = data.get("heads_from"), data.get("compensation_rank")
+    if rank is not None and not isinstance(rank, int):
+        raise ValueError(f"compensation_rank is {rank!r}, not a whole number")
     return LayerRow(**{**data, "heads_from": None if heads is None else tuple(int(head) for head in heads)})
 
 
@@ -339,14 +345,21 @@ def _compensation_problems(row: LayerRow) -> list[str]:
 
 
 def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
-    """What does not fit this model about aligned heads and ranks."""
+    """What does not fit this model about aligned heads."""
     heads, most = row.heads_from, shape.num_heads
     if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
         return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
-    rank = row.compensation_rank
-    if rank is not None and not 1 <= rank <= shape.hidden_size:
-        return [f"layer {row.index} has a W_c of rank {rank}; it must be from 1 to {shape.hidden_size}."]
     return []
+
+
+def _rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
+    """Ranks that W_c cannot have, each once, however many layers have it."""
+    ranks = {row.compensation_rank for row in rows if row.compensation_rank is not None}
+    return [
+        f"the plan gives W_c rank {rank}; it must be from 1 to {shape.hidden_size}."
+        for rank in sorted(ranks)
+        if not 1 <= rank <= shape.hidden_size
+    ]
 
 
 def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:

@@ -34,6 +34,17 @@ def override(word: str, *expected: str) -> Wrong:
     return Wrong(("fit", *TINY, word, "--dry-run"), expected)
 
 
+def fitted(text: str, *expected: str) -> Wrong:
+    """`fit` of an architecture whose options are only checked when its layers are chosen."""
+    few = ("data.num_samples=10", "data.max_length=700")
+    return Wrong(("fit", *TINY, "--config", "a.yaml", *few), expected, {"a.yaml": text})
+
+
+def given(content: str, *expected: str) -> Wrong:
+    """`fit --dry-run` of the plan in a file."""
+    return config("architecture: {name: given, plan: p.json}", "a.yaml:1: architecture: ", *expected, p__json=content)
+
+
 def data(name: str, content: str, *expected: str, words: tuple[str, ...] = ()) -> Wrong:
     """`fit --dry-run` on a data file."""
     return Wrong(("fit", *TINY, f"data.source={name}", "--dry-run", *words), expected, {name: content})
@@ -53,7 +64,8 @@ WRONG = {
     "section with a value": config("model: tiny-llama", "a.yaml:1: model: expected keys below it"),
     "below minimum": config("data: {max_length: 2}", "a.yaml:1: data.max_length: must be at least 8, got 2"),
     "not allowed": config("model: {dtype: bf16}", "model.dtype: must be one of auto, float32", "'bfloat16'?"),
-    "infinite": config("calibration: {ridge: .inf}", "calibration.ridge: expected a number"),
+    "infinite": config("training: {max_grad_norm: .inf}", "training.max_grad_norm: expected a number"),
+    "infinite ridge": config("calibration: {ridge: .inf}", "calibration.ridge: expected auto or a number", "'.inf'"),
     "key set twice": config("seed: 1\nseed: 2", "a.yaml:2: 'seed' is set twice, first at a.yaml:1"),
     "no value given": config("name: ???", "name: a value must be given"),
     "architecture name": config(
@@ -161,6 +173,30 @@ WRONG = {
     "dropped layers that reuse nothing": override(
         "architecture.dropped_layers=[3]", "layer 3 reuses no attention map; reuse layers: 5, 6, 7"
     ),
+    # layers chosen by measurement, and what calibration does with them
+    "unknown selection": override(
+        "architecture.selection=gredy", "must be one of top, similarity, greedy, given", "Did you mean 'greedy'?"
+    ),
+    "selection given without layers": override("architecture.selection=given", "architecture: layers must be a list"),
+    "search budget below zero": config(
+        "architecture:\n  name: search\n  budget: -1", "a.yaml:3: architecture.budget: must be at least 0, got -1"
+    ),
+    "search budget above one": fitted("architecture: {name: search, budget: 1.5}", "between 0 and 1; got 1.5"),
+    "unknown kinds": fitted("architecture: {name: search, kinds: [skip]}", "some of reuse, share, drop", "['skip']"),
+    "unknown cost": config("architecture: {name: search, cost: kv_byte}", "Did you mean 'kv_bytes'?"),
+    "given without a file": config("architecture: {name: given}", "a.yaml:1: architecture: given needs plan"),
+    "given a file that is not there": config("architecture: {name: given, plan: gone.json}", "no file 'gone.json'"),
+    "given a file that is not JSON": given("{oops", "'p.json' is not JSON"),
+    "given a list": given("[1]", "'p.json' holds no layer plan"),
+    "given something else": given('{"points": []}', "this is not a layer plan"),
+    "given another model's plan": given('{"num_layers": 9, "rows": []}', "the plan has 9 layers"),
+    "given a layer outside": given(
+        '{"num_layers": 8, "rows": [{"index": 8, "map_from": 4, "key_from": null, "value_from": 8}]}', "layers 0 to 7"
+    ),
+    "ridge that is a word": override("calibration.ridge=abc", "calibration.ridge: expected auto or a number", "'abc'"),
+    "ridge below zero": override("calibration.ridge=-1", "calibration.ridge: expected auto or a number of at least 0"),
+    "head alignment": override("calibration.head_alignment=similarty", "Did you mean 'similarity'?"),
+    "rank of zero": override("calibration.rank=0", "calibration.rank: must be at least 1, got 0"),
     # data files
     "missing data file": Wrong(
         ("fit", *TINY, "data.source=rows.jsnl.json"),

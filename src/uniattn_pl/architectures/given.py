@@ -31,4 +31,7 @@ class Given(Architecture):
             raise PlanError(f"'{path}' is not JSON ({error}).") from error
         if not isinstance(data, dict):
             raise PlanError(f"'{path}' holds no layer plan; expected an object with num_layers and rows.")
-        return LayerPlan.from_dict(data)
+        try:
+            return LayerPlan.from_dict(data)
+        except PlanError as error:
+            raise PlanError(*(f"in '{path}': {problem}" for problem in error.problems)) from error

@@ -32,13 +32,20 @@ class LLMDrop(Architecture):
     def measured(self) -> bool:
         return self.num_dropped is not None
 
-    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
-        if self.layers:
+    def check(self, shape: ModelShape) -> None:
+        number, available = self.num_dropped or 0, shape.num_layers - self._first(shape)
+        if self.measured and self.layers:
             raise PlanError("llmdrop takes layers or num_dropped, not both.")
-        first = shape.num_layers // 2 if self.among == "top_half" else 0
-        number = self.num_dropped or 0
-        if number > shape.num_layers - first:
-            raise PlanError(f"num_dropped is {number}; {self.among} has {shape.num_layers - first} layers.")
+        if number > available:
+            raise PlanError(f"num_dropped is {number}; {self.among} has {available} layers.")
+        super().check(shape)
+
+    def _first(self, shape: ModelShape) -> int:
+        return shape.num_layers // 2 if self.among == "top_half" else 0
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        self.check(shape)
+        first, number = self._first(shape), self.num_dropped or 0
         importance = measurements.attention_importance()
         ranked = sorted(range(first, shape.num_layers), key=lambda layer: importance[layer])
         return LayerPlan.unmodified(shape.num_layers).drop(sorted(ranked[:number]), compensated=self.compensation)

@@ -27,6 +27,11 @@ class Architecture(ABC):
         """Whether the layers are chosen by measurement, so that `choose` and not `compile` gives the plan."""
         return False
 
+    def check(self, shape: ModelShape) -> None:
+        """Raise PlanError when the options cannot work on a model of this shape, before anything is measured."""
+        if not self.measured:
+            self.compile(shape).check(shape)
+
     @abstractmethod
     def compile(self, shape: ModelShape) -> LayerPlan:
         """Return the plan for a model of this shape. Raises PlanError when the options do not fit it."""

@@ -38,12 +38,15 @@ class Search(Architecture):
     def compile(self, shape: ModelShape) -> LayerPlan:
         raise PlanError("search chooses the layers by measurement, when a fit starts.")
 
-    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+    def check(self, shape: ModelShape) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             raise PlanError(f"kinds must be some of {', '.join(KINDS)}; got {self.kinds}.")
         if not 0 < self.budget < 1:
             raise PlanError(f"budget is a share of the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
+
+    def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
+        self.check(shape)
         return measurements.greedy(
             kinds=self.kinds,
             cost=self.cost,

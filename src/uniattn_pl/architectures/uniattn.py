@@ -63,10 +63,19 @@ class UniAttn(Architecture):
             plan = plan.reuse_map(readers, source, compensated=self.compensation)
         return self._finish(plan)
 
+    @property
+    def _count(self) -> int:
+        return self.num_reused or (self.superblock_size - 1) * self.num_superblocks
+
+    def check(self, shape: ModelShape) -> None:
+        if self.measured and self._count >= shape.num_layers:
+            most = shape.num_layers - 1
+            raise PlanError(f"num_reused is {self._count}; at most {most} of {shape.num_layers} layers fit.")
+        super().check(shape)
+
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
-        count = self.num_reused or (self.superblock_size - 1) * self.num_superblocks
-        if count >= shape.num_layers:
-            raise PlanError(f"num_reused is {count}; at most {shape.num_layers - 1} of {shape.num_layers} layers fit.")
+        self.check(shape)
+        count = self._count
         if self.selection == "similarity":
             similarity = measurements.map_similarity()
             ranked = sorted(range(1, shape.num_layers), key=lambda layer: similarity[layer] or 0.0, reverse=True)

@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
-    from uniattn_pl.commands.plan import compile_plan, shape_of_model
+    from uniattn_pl.commands.plan import checked_shape, compile_plan
     from uniattn_pl.data.split import load_split
 
     config = loaded.config
     if loaded.architecture.measured:
         drawing, compensated = "the layers are chosen by measurement when the fit starts.", "every"
-        num_layers = shape_of_model(loaded).num_layers
+        num_layers = checked_shape(loaded).num_layers
     else:
         plan, shape = compile_plan(loaded)
         drawing, compensated, num_layers = plan.draw(), str(len(plan.compensated)), shape.num_layers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,22 +67,36 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     Raises:
         UserError: there is no such model, or the plan does not fit it.
     """
-    shape = shape_of_model(loaded)
-    try:
+    shape = checked_shape(loaded)
+    with _placed(loaded):
         plan = _chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
         plan.check(shape)
-    except UserError as error:
-        place = at(loaded.provenance["architecture.name"])
-        raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
     return plan, shape
 
 
-def shape_of_model(loaded: LoadedConfig) -> ModelShape:
-    """The shape of an experiment's model. Raises UserError when there is no such model."""
+def checked_shape(loaded: LoadedConfig) -> ModelShape:
+    """The shape of an experiment's model, which its architecture fits.
+
+    Raises:
+        UserError: there is no such model, or the architecture's options cannot work on it.
+    """
     from uniattn_pl.modeling.loading import load_shape
 
     model = loaded.config.model
-    return load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    shape = load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    with _placed(loaded):
+        loaded.architecture.check(shape)
+    return shape
+
+
+@contextmanager
+def _placed(loaded: LoadedConfig) -> Iterator[None]:
+    """Put where the architecture was named in front of its problems."""
+    try:
+        yield
+    except UserError as error:
+        place = at(loaded.provenance["architecture.name"])
+        raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
 
 
 def _chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.search.cost import Cost
 from uniattn_pl.search.frontier import write_frontier
@@ -71,6 +72,11 @@ class ModelMeasurements:
         settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
         fitted = self.batches(FITTED_PER_MEASURED * tokens, tokens) if compensated else []
         measured = self.batches(tokens, 0)
+        if compensated and not fitted:
+            raise UserError(
+                f"a search that measures on {tokens} training tokens leaves none to fit W_c on; "
+                "lower architecture.search_tokens or give more rows."
+            )
         streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
         search = GreedySearch(streams, self.shape, settings, record=self.folder / "record.json", progress=self.progress)
         points = search.run()

@@ -51,6 +51,7 @@ class FitSession:
         origin: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         self._origin = origin
         self.shape = load_shape(model.source, **origin)
+        loaded.architecture.check(self.shape)
         if not loaded.architecture.measured:
             self.plan.check(self.shape)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.source, **origin)
