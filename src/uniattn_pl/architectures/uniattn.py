@@ -87,10 +87,10 @@ class UniAttn(Architecture):
             cost="key_caches",
             length=1,
             budget=budget,
-            compensated=self.compensation,
+            compensated=False,  # on few tokens a choice among fitted layers follows the fits' noise
             tokens=self.search_tokens,
         )
-        return self._finish(plan)
+        return self._finish(self._chained(shape, plan.operated))
 
     def _chained(self, shape: ModelShape, layers: Sequence[int]) -> LayerPlan:
         """Each of `layers` uses the map of the layer below it, or of the one that layer uses."""
