@@ -39,14 +39,18 @@ class Finding:
     figures: dict[str, Figure]
 
 
-def analyze(loaded: LoadedConfig, topics: Sequence[str], *, tokens: int) -> Path:
+def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) -> Path:
     """Analyse an experiment's model on about `tokens` of its training tokens; returns the folder of results.
+
+    `topics` None stands for all that apply: a plan without W_c has no compensation to look at.
 
     Raises:
         UserError: the input does not work out, or the compensation is asked for and there is none.
     """
     console = Console()
     session = FitSession(loaded, Manifest.read(_root(loaded)) or Manifest(plain_config(loaded)), console)
+    if topics is None:
+        topics = [topic for topic in TOPICS if topic != "compensation" or session.plan.compensated]
     folder = session.folder / FOLDER
     config = session.config
     tags = {"uniattn_pl.kind": "analysis", "uniattn_pl.architecture": loaded.architecture.name}

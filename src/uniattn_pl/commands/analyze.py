@@ -53,7 +53,5 @@ def run(arguments: argparse.Namespace) -> int:
     from uniattn_pl.training.stage import quiet_libraries
 
     quiet_libraries()
-    if arguments.only is None and loaded.architecture.name == "baseline":
-        topics.remove("compensation")
-    analyze(loaded, topics, tokens=arguments.tokens)
+    analyze(loaded, topics if arguments.only else None, tokens=arguments.tokens)
     return 0
