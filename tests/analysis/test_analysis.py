@@ -88,10 +88,10 @@ def test_the_command_writes_tables_and_figures_to_disk_and_mlflow(
     assert main(["analyze", "--config", "a.yaml", "--tokens", "1200"]) == 0
     assert "written to runs/tiny/analysis" in capsys.readouterr().out
     folder = tmp_path / "runs" / "tiny" / "analysis"
-    tables = {"similarity", "importance", "depth", "compensation"}
+    tables = {"similarity", "importance", "depth", "selection", "compensation"}
     assert {path.stem for path in folder.glob("*.txt")} == tables
-    drawings = {"similarity_matrix", "similarity_adjacent", "head_matches", "importance", "depth", "compensation"}
-    assert {path.stem for path in folder.glob("*.png")} == drawings
+    similarity = {"similarity_matrix", "similarity_adjacent", "head_matches"}
+    assert {path.stem for path in folder.glob("*.png")} == similarity | tables - {"similarity"}
     depth = json.loads((folder / "depth.json").read_text())
     assert list(depth) == ["original", "uniattn", "cla on the same layers"]
     assert depth["original"][:6] == depth["uniattn"][:6] == depth["cla on the same layers"][:6]

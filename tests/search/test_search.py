@@ -22,6 +22,7 @@ from uniattn_pl.search.changes import KINDS, Change, possible_changes
 from uniattn_pl.search.cost import COSTS, Cost
 from uniattn_pl.search.frontier import is_dominated, write_frontier
 from uniattn_pl.search.greedy import GreedySearch, Point, Settings
+from uniattn_pl.search.measurements import ModelMeasurements
 from uniattn_pl.search.streams import UnifiedStreams
 
 Batch = dict[str, torch.Tensor]
@@ -186,6 +187,27 @@ def test_every_point_of_a_frontier_is_a_plan_that_can_be_given(tmp_path: Path) -
     assert f"layer {points[1].layer}: drop" in (folder / "table.txt").read_text()
 
 
+def test_a_budget_that_is_never_reached_is_named_and_the_plans_on_the_way_are_kept(tmp_path: Path) -> None:
+    shape = shape_of(stock_llama().config)
+    measurements = ModelMeasurements(
+        stock_llama(), shape, lambda tokens, after: batches()[:1], num_tokens=40, ridge=1e-2, folder=tmp_path
+    )
+    with pytest.raises(UserError, match=r"ended at 56\.2% .* no further layer can change, and the budget is 50\.0%"):
+        measurements.greedy(kinds=["reuse"], cost="key_caches", length=1, budget=0.5, compensated=False, tokens=40)
+    assert len(list((tmp_path / "frontier" / "plans").iterdir())) == 8
+
+
+@pytest.mark.parametrize("compensated", [False, True])
+def test_progress_says_how_far_the_whole_search_is(compensated: bool) -> None:
+    seen: list[tuple[int, int]] = []
+    settings = Settings(("drop",), ALL.cost, 0.75, compensated)
+    shape = shape_of(stock_llama().config)
+    GreedySearch(streams(), shape, settings, progress=lambda done, total, _: seen.append((done, total))).run()
+    assert [done for done, _ in seen] == list(range(1, 8 + 7 + 1))
+    assert seen[0][1] == 16, "two rounds of eight, as far as the first one can know"
+    assert seen[-1] == (15, 15)
+
+
 def test_dominated_points() -> None:
     points = [Point(1.0, 2.0, {}), Point(0.9, 2.5, {}), Point(0.8, 2.4, {})]
     assert [is_dominated(point, points) for point in points] == [False, True, False]
@@ -196,6 +218,10 @@ def test_what_a_search_cannot_do_is_named() -> None:
     for options, message in (
         ({"budget": 1.5}, "between 0 and 1; got 1.5"),
         ({"kinds": ["reuse", "skip"]}, "kinds must be some of reuse, share, drop"),
+        (
+            {"budget": 0.6, "kinds": ["reuse"]},
+            r"cannot fall below 62\.5% with kinds reuse; the nearest budget .* 0\.63",
+        ),
     ):
         with pytest.raises(PlanError, match=message):
             Search(**options).choose(shape, None)  # type: ignore[arg-type]

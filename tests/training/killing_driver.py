@@ -18,6 +18,7 @@ import mlflow.tracking  # noqa: F401
 
 import uniattn_pl.training.runner  # noqa: F401
 from uniattn_pl import files
+from uniattn_pl.calibration.record import CalibrationRecord
 from uniattn_pl.cli import main
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
@@ -50,6 +51,10 @@ def at_step(stage: int, step: int) -> Callable[..., bool]:
     return lambda _, trainer, module, *rest: (module.stage, trainer.global_step) == (stage, step)
 
 
+def layer(index: int) -> Callable[..., bool]:
+    return lambda record, solved: solved.error.layer == index
+
+
 def in_phase(phase: str) -> Callable[..., bool]:
     return lambda manifest, *rest: manifest.phase == phase
 
@@ -62,6 +67,8 @@ KILL_POINTS: dict[str, Callable[[], None]] = {
     "after the run was created, before its id was recorded": lambda: patch(
         MLflowRun, "log_params", before=lambda *_: True
     ),
+    "in calibration, the first of two layers solved": lambda: patch(CalibrationRecord, "save", after=layer(6)),
+    "in calibration, the second solved but not recorded": lambda: patch(CalibrationRecord, "save", before=layer(7)),
     "between initialisation's folder and its commit": lambda: patch(Manifest, "commit", before=in_phase("initialise")),
     "stage 1, step 4": lambda: patch(StepCheckpoint, "on_train_batch_end", after=at_step(1, 4)),
     "stage 1, metrics of step 6 written but its checkpoint not": lambda: patch(

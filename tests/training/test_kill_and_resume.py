@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 CONFIG = """
 name: killed
 model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
+architecture: {name: uniattn, superblock_size: 3, num_superblocks: 1}
 data: {source: rows.jsonl, validation_size: 4}
 calibration: {num_samples: 4, held_out_samples: 2}
 training:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from uniattn_pl.analysis.selection import SelectionTrace
 from uniattn_pl.analysis.similarity import MapSimilarity
 from uniattn_pl.calibration import CalibrationReport
 from uniattn_pl.tracking.plots import new_figure
@@ -58,6 +59,20 @@ def head_matches(found: MapSimilarity) -> Figure:
     axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
     axes.set_xlabel("layer (0-based)")
     axes.set_ylabel("head (number: most similar head of the layer below)")
+    return figure
+
+
+def selection_losses(traces: Mapping[str, SelectionTrace]) -> Figure:
+    """Loss against the number of reuse layers, one line per way of choosing them; the unmodified model's is dashed."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for name, trace in traces.items():
+        axes.plot(range(len(trace.losses)), trace.losses, marker="o", markersize=3, label=name)
+        axes.axhline(trace.losses[0], color="grey", linestyle="--", linewidth=1, zorder=0)
+    axes.set_xlabel("reuse layers")
+    axes.set_ylabel("response loss without W_c (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(title="selection", fontsize=8)
     return figure
 
 

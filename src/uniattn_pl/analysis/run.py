@@ -13,6 +13,7 @@ from rich.console import Console
 
 from uniattn_pl.analysis import figures
 from uniattn_pl.analysis.depth import depth_factor
+from uniattn_pl.analysis.selection import selection_traces, trace_lines
 from uniattn_pl.analysis.similarity import VARIANTS, map_similarity
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.files import atomic_file
@@ -22,7 +23,8 @@ from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.session import FitSession, plain_config
+from uniattn_pl.training.progress import ProgressReporter
+from uniattn_pl.training.session import MEASURED_TOKENS, FitSession, plain_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,6 +141,15 @@ def _sharing_instead(plan: LayerPlan) -> LayerPlan:
     return shared
 
 
+def _selection(session: FitSession, tokens: int) -> Finding:
+    count = min(max(len(session.plan.operated), 1), session.shape.num_layers - 1)
+    with ProgressReporter("choosing layers one by one", session.console) as progress:
+        measurements = session.measurements(progress)
+        found = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
+    data = {name: asdict(trace) for name, trace in found.items()}
+    return Finding(data, trace_lines(found), {"selection": figures.selection_losses(found)})
+
+
 def _compensation(session: FitSession, tokens: int) -> Finding:
     options = session.config.calibration
     callback = CompensationInit(
@@ -157,5 +168,6 @@ TOPICS: dict[str, tuple[str, Callable[[FitSession, int], Finding]]] = {
     "similarity": ("cosine of attention maps across layers (paper Figure 2)", _similarity),
     "importance": ("how much each attention changes the stream (LLMDrop)", _importance),
     "depth": ("how much each layer changes its input (Propositions 3.6 and 3.8)", _depth),
+    "selection": ("loss as more layers reuse, for each way of choosing them (Table 9)", _selection),
     "compensation": ("error before and after W_c on held-out rows (section 3.3)", _compensation),
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from uniattn_pl.architectures.measurements import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.config.schema import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
-from uniattn_pl.search.changes import KINDS
-from uniattn_pl.search.cost import COSTS
+from uniattn_pl.search.changes import KINDS, Change, possible_changes
+from uniattn_pl.search.cost import COSTS, Cost
 
 
 @register
@@ -44,6 +45,21 @@ class Search(Architecture):
             raise PlanError(f"kinds must be some of {', '.join(KINDS)}; got {self.kinds}.")
         if not 0 < self.budget < 1:
             raise PlanError(f"budget is a share of the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
+        cost = Cost(self.cost, self.cost_length)
+        least = min(cost.ratio(self._everywhere(kind, shape), shape) for kind in self.kinds)
+        if least > self.budget:
+            raise PlanError(
+                f"budget is {self.budget:g}, but {COSTS[self.cost]} at {self.cost_length} tokens cannot fall below "
+                f"{least:.1%} with kinds {', '.join(self.kinds)}; the nearest budget is {math.ceil(least * 100) / 100}."
+            )
+
+    def _everywhere(self, kind: str, shape: ModelShape) -> LayerPlan:
+        """Every layer that can become `kind` has become it."""
+        plan = LayerPlan.unmodified(shape.num_layers)
+        for layer in range(shape.num_layers):
+            changes = possible_changes(plan, shape, [kind], compensated=self.compensation)
+            plan = changes.get(Change(layer, kind), plan)
+        return plan
 
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
         self.check(shape)

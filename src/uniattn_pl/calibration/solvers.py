@@ -49,8 +49,8 @@ class Solver(ABC):
         """Add one batch to the sums."""
 
     def observe(self, sample: Sample) -> None:
-        """See one held-out batch; only solvers that choose something by it do more than that."""
-        del sample
+        """See one batch that choices are made by; solvers that choose nothing fit it like any other."""
+        self.update(sample)
 
     @abstractmethod
     def share(self) -> None:
@@ -132,6 +132,12 @@ class _Sums:
         self.gram, self.cross = sum_over_ranks(self.gram), sum_over_ranks(self.cross)
         self.squares = float(sum_over_ranks(torch.tensor(self.squares, dtype=torch.float64)))
 
+    def __add__(self, other: _Sums) -> _Sums:
+        total = _Sums()
+        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
+        total.squares = self.squares + other.squares
+        return total
+
     @property
     def empty(self) -> bool:
         return self.gram.numel() == 0
@@ -148,13 +154,13 @@ class LeastSquares(Solver):
     Args:
         ridge: added to the diagonal, relative to the mean diagonal of each block (x, heads), so that W_o is
             pulled towards its present value and W_c towards zero; "auto" takes the one of `RIDGES` with the least
-            error on the held-out batches it observes.
+            error on the batches it observes, and then fits them, too.
         joint: also regress on the heads' output before W_o.
     """
 
     def __init__(self, ridge: float | str, *, joint: bool) -> None:
         self.ridge, self.joint = ridge, joint
-        self.fitted, self.held_out = _Sums(), _Sums()
+        self.fitted, self.observed = _Sums(), _Sums()
         self.blocks: list[int] = []
 
     def update(self, sample: Sample) -> None:
@@ -164,19 +170,23 @@ class LeastSquares(Solver):
 
     def observe(self, sample: Sample) -> None:
         if self.ridge == "auto":
-            self.held_out.add(self._features(sample), sample.error[sample.mask].float())
+            self.observed.add(self._features(sample), sample.error[sample.mask].float())
+        else:
+            self.update(sample)
 
     def share(self) -> None:
         self.fitted.share()
         if self.ridge == "auto":
-            self.held_out.share()
+            self.observed.share()
 
     def solve(self) -> Fit | None:
         if self.fitted.empty:
             return None
-        parts = [part.T.contiguous() for part in self._best_solution().split(self.blocks)]
+        everything = self.fitted if self.observed.empty else self.fitted + self.observed
+        solution = self._solution(everything, self._chosen_ridge())
+        parts = [part.T.contiguous() for part in solution.split(self.blocks)]
         first = self.blocks[0]
-        return Fit(parts[0], parts[1] if len(parts) > 1 else None, self.fitted.gram[:first, :first])
+        return Fit(parts[0], parts[1] if len(parts) > 1 else None, everything.gram[:first, :first])
 
     def _features(self, sample: Sample) -> list[torch.Tensor]:
         blocks = [sample.x[sample.mask].float()]
@@ -184,23 +194,23 @@ class LeastSquares(Solver):
             blocks.append(sample.heads[sample.mask].float())
         return blocks
 
-    def _best_solution(self) -> torch.Tensor:
+    def _chosen_ridge(self) -> float:
         if self.ridge != "auto":
-            return self._solution(float(self.ridge))
-        if self.held_out.empty:
-            return self._solution(DEFAULT_RIDGE)
-        return min(map(self._solution, RIDGES), key=self.held_out.error_of)
+            return float(self.ridge)
+        if self.observed.empty:
+            return DEFAULT_RIDGE
+        return min(RIDGES, key=lambda ridge: self.observed.error_of(self._solution(self.fitted, ridge)))
 
-    def _solution(self, ridge: float) -> torch.Tensor:
-        gram = self.fitted.gram.clone()
+    def _solution(self, sums: _Sums, ridge: float) -> torch.Tensor:
+        gram = sums.gram.clone()
         diagonal = gram.diagonal()
         for block in diagonal.split(self.blocks):
             block += max(ridge * block.mean().item(), torch.finfo(torch.float64).tiny)
         factor, failed = torch.linalg.cholesky_ex(gram)
         if failed:
             # Without ridge and with fewer tokens than features the smallest-norm solution is the sensible one.
-            return torch.linalg.lstsq(gram, self.fitted.cross, driver="gelsd").solution
-        return torch.cholesky_solve(self.fitted.cross, factor)
+            return torch.linalg.lstsq(gram, sums.cross, driver="gelsd").solution
+        return torch.cholesky_solve(sums.cross, factor)
 
 
 def _gram(blocks: list[torch.Tensor]) -> torch.Tensor:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.alignment import HeadAlignment, Observation
@@ -26,17 +26,21 @@ from uniattn_pl.calibration.layers import (
     read_point,
     repaired_point,
 )
+from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
 from uniattn_pl.calibration.report import CalibrationReport, LayerError
 from uniattn_pl.calibration.sharing import sum_over_ranks
-from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
+from uniattn_pl.calibration.solvers import Sample, make_solver
 from uniattn_pl.calibration.store import TensorStore
+from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import align_heads
-from uniattn_pl.modeling.compensation import reset_compensation, set_compensation
+from uniattn_pl.modeling.compensation import reset_compensation
 from uniattn_pl.modeling.families import STATE_KEY, decoder_layers
 from uniattn_pl.modeling.probe import publishing_copy
 from uniattn_pl.modeling.sharing import SharedState
 from uniattn_pl.plan import LayerPlan, LayerRow
+
+CHOOSING = 8  # one batch of so many decides what an initialiser chooses, such as the ridge
 
 
 def calibrate(
@@ -49,6 +53,7 @@ def calibrate(
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
     sharded: bool = False,
+    record: Path | None = None,
     memory_limit_bytes: int = 0,
     progress: Progress | None = None,
 ) -> CalibrationReport:
@@ -61,16 +66,18 @@ def calibrate(
         held_out: batches of the same kind, on which the errors of the report are measured.
         initialiser: a name of `INITIALISERS`.
         ridge: relative ridge of the least-squares initialisers; "auto" takes, layer by layer, the one with the
-            least error on `held_out`.
+            least error on every eighth of `batches`, fitted on the others.
         head_alignment: a name of `HEAD_ALIGNMENTS`; reuse layers then use the source heads that serve theirs best,
             and the model's plan says so.
         sharded: this rank of the default process group got a share of all batches (at least one of each kind);
             every rank then ends with the weights and the report of all of them.
+        record: folder that keeps every solved layer; a pass that was killed goes on from it. Of one rank only.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
 
     Raises:
-        UserError: no layer of `converted` is compensated, so there is nothing to fit.
+        UserError: no layer of `converted` is compensated, so there is nothing to fit; or the record is of another
+            pass.
     """
     plan: LayerPlan | None = getattr(converted, "layer_plan", None)
     if plan is None or not plan.compensated:
@@ -83,6 +90,9 @@ def calibrate(
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
             streaming = _StreamingPass(original, converted, batches, held_out, store, progress)
             streaming.sharded = sharded
+            if record is not None:
+                wanted = {"initialiser": initialiser, "ridge": ridge, "head_alignment": head_alignment}
+                streaming.record = CalibrationRecord(record, wanted, plan, batches)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode
@@ -92,6 +102,7 @@ class _StreamingPass(LayerStreams):
     """Fits every compensated layer as all batches reach it; `sharded` when ranks have a share of them each."""
 
     sharded = False
+    record: CalibrationRecord | None = None
 
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
@@ -100,12 +111,17 @@ class _StreamingPass(LayerStreams):
         for index in self.plan.compensated:
             reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
         for row in self.rows:
+            solved = self.record.load(row.index) if self.record is not None else None
+            if solved is not None:
+                rows += self._take_solved(row, solved, aligned=row in aligned)
+                continue
             if row in aligned:
                 self._align_heads(row, head_alignment)
             if row.index < self.first_operated:
                 self._advance_both_as_one(row)
             elif row.compensated:
                 rows.append(self._fit_layer(row, initialiser, ridge))
+                self._record(row, rows[-1])
             else:
                 self._advance_both(row)
             self._forget_below(row.index)
@@ -117,6 +133,27 @@ class _StreamingPass(LayerStreams):
             counts = sum_over_ranks(counts)
         return CalibrationReport(initialiser, int(counts[0]), int(counts[1]), tuple(rows))
 
+    def _record(self, row: LayerRow, error: LayerError) -> None:
+        if self.record is not None:
+            attention = decoder_layers(self.converted)[row.index].self_attn
+            heads_from = self.plan.rows[row.index].heads_from
+            self.record.save(SolvedLayer(error, read_weights(attention, row), heads_from))
+
+    def _take_solved(self, row: LayerRow, solved: SolvedLayer, *, aligned: bool) -> list[LayerError]:
+        """Move all batches past a layer that a killed pass had solved."""
+        attention = decoder_layers(self.converted)[row.index].self_attn
+        if solved.heads_from is not None:
+            self._use_heads(row, solved.heads_from)
+        write_weights(attention, solved.weights)
+        self._advance_both(row)
+        self._forget_below(row.index)
+        self.total -= len(self._moving_on(row)) + self.num_fitted * aligned
+        return [solved.error]
+
+    def _use_heads(self, row: LayerRow, heads_from: Sequence[int]) -> None:
+        self.plan = self.plan.align_heads({row.index: heads_from})
+        align_heads(decoder_layers(self.converted)[row.index].self_attn, self.plan.rows[row.index].heads_from)
+
     def _align_heads(self, row: LayerRow, criterion: str) -> None:
         """Choose the source head of every head of a reuse layer, all batches having reached it."""
         alignment = HeadAlignment(criterion)
@@ -125,8 +162,7 @@ class _StreamingPass(LayerStreams):
             alignment.update(self._head_observation(row, batch, inputs))
         if self.sharded:
             alignment.share()
-        self.plan = self.plan.align_heads({row.index: alignment.best()})
-        align_heads(decoder_layers(self.converted)[row.index].self_attn, self.plan.rows[row.index].heads_from)
+        self._use_heads(row, alignment.best())
 
     def _head_observation(self, row: LayerRow, batch: int, inputs: LayerInputs) -> Observation:
         original = decoder_layers(self.original)[row.index]
@@ -170,15 +206,14 @@ class _StreamingPass(LayerStreams):
             self.store.put(f"original-{row.index + 1}", batch, hidden)
             sample = self._unified_sample(row, batch, inputs, seen["target"], points[1])
             if batch < self.num_fitted:
-                solver.update(sample)
+                (solver.observe if batch % CHOOSING == CHOOSING - 1 else solver.update)(sample)
             else:
-                solver.observe(sample)
                 self.store.put("target", batch, seen["target"])
                 before.add(sample.error, mask)
                 scale.add(seen["target"], mask)
         if self.sharded:
             solver.share()
-        set_weights(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
+        set_fit(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
@@ -206,23 +241,6 @@ class _StreamingPass(LayerStreams):
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         error = target.float() - seen["unified"].float()
         return Sample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
-
-
-def adjusts_output_projection(row: LayerRow) -> bool:
-    """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does."""
-    linear = row.compensation_output == "attention_output" and row.compensation_input != "heads"
-    return linear and not row.dropped
-
-
-def set_weights(attention: Any, fit: Fit | None) -> None:
-    """Write a solution into W_c, and into a W_o of the converted model's own (the original shares the old one)."""
-    if fit is None:
-        return
-    set_compensation(attention.w_c, fit.w_c, fit.gram)
-    if fit.delta_o is not None:
-        o_proj = attention.o_proj
-        updated = o_proj.weight.double() + fit.delta_o.to(o_proj.weight.device)
-        o_proj.weight = nn.Parameter(updated.to(o_proj.weight.dtype), requires_grad=o_proj.weight.requires_grad)
 
 
 class _Mean:

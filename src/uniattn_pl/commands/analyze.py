@@ -9,12 +9,13 @@ from uniattn_pl.errors import UserError, did_you_mean
 
 DESCRIPTION = """\
 Measures an experiment's model on its training rows: similarity of attention maps across layers, importance of
-each attention, depth factor, what the compensation repairs. Each is a table and a figure, in the run folder's
-analysis/ and in MLflow."""
+each attention, depth factor, the loss as more layers reuse, what the compensation repairs. Each is a table and a
+figure, in the run folder's analysis/ and in MLflow. `selection` measures every layer again and again: 7 minutes on
+two CPU cores for 12 reuse layers of a 135M model, and it goes on where it was when killed."""
 EXAMPLE = """\
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml --only similarity --tokens 8000"""
-TOPICS = ("similarity", "importance", "depth", "compensation")
+TOPICS = ("similarity", "importance", "depth", "selection", "compensation")
 
 
 def add_arguments(parser: Parser) -> None:

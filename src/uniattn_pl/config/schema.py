@@ -82,6 +82,7 @@ class CalibrationConfig:
 
     initialiser: str = option("joint_least_squares", "how W_c (and W_o) are fitted", allowed=tuple(INITIALISERS))
     num_samples: int = option(1000, "training sequences of the pass (paper: 1,000)", minimum=1)
+    skip_samples: int = option(0, "training sequences passed over first, for another sample", minimum=0)
     held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
     batch_size: int = option(8, "sequences advanced together", minimum=1)
     ridge: float | str = option(

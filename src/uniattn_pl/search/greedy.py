@@ -7,6 +7,7 @@ killed search goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from uniattn_pl.search.cost import Cost
 from uniattn_pl.search.streams import UnifiedStreams
 
 Progress = Callable[[int, int, str], None]
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class GreedySearch:
         shape: of that model.
         settings: what is asked for.
         record: the file that keeps every evaluation; a search with the same settings goes on from it.
-        progress: called with (done, total, what) after each evaluation.
+        progress: called with (evaluations made, how many there will be about, what) after each of them.
 
     Raises:
         UserError: the record belongs to other settings.
@@ -83,11 +85,12 @@ class GreedySearch:
         self.points = [self._point(streams.plan, streams.loss)]
         self.known: dict[Change, float] = {}
         self.round: dict[Change, float] = {}
+        self.evaluations = 0
         self._resume()
 
     def run(self) -> list[Point]:
         """Search until the budget is met or nothing more can change; returns the unmodified model and every step."""
-        while self.points[-1].cost > self.settings.budget:
+        while not self.budget_met:
             changes = possible_changes(
                 self.streams.plan, self.shape, self.settings.kinds, compensated=self.settings.compensated
             )
@@ -98,12 +101,33 @@ class GreedySearch:
                 if change not in self.round:
                     self.round[change] = self.streams.try_plan(changes[change], change.layer)
                     self._save()
-                if self.progress is not None:
-                    so_far = f"{len(self.points) - 1} changed, cost {self.points[-1].cost:.1%}"
-                    self.progress(number + 1, len(chosen), f"{so_far}, layer {change.layer} {change.kind}")
+                    self.evaluations += 1
+                self._report(change, len(chosen) - number - 1, len(chosen))
             best = min(chosen, key=lambda change: self._score(changes[change], self.round[change]))
             self._take(best, changes[best])
         return self.points
+
+    @property
+    def budget_met(self) -> bool:
+        """Whether the last plan costs no more than asked for, to within rounding."""
+        return self.points[-1].cost <= self.settings.budget + ROUNDING
+
+    def _report(self, change: Change, left: int, per_round: int) -> None:
+        """Tell how far the whole search is; the rounds to come are judged by what a round has saved so far."""
+        if self.progress is None:
+            return
+        cost, rounds = self.points[-1].cost, len(self.points) - 1
+        to_save = cost - self.settings.budget
+        to_come = math.ceil(to_save / ((1 - cost) / rounds)) if rounds and cost < 1 else self._rounds_at_first(change)
+        total = self.evaluations + left + max(to_come - 1, 0) * per_round
+        text = f"{rounds} changed, cost {cost:.1%}, layer {change.layer} {change.kind}"
+        self.progress(self.evaluations, total, text)
+
+    def _rounds_at_first(self, change: Change) -> int:
+        """Rounds, were every one to save what this change does."""
+        plan = change.apply(self.streams.plan, compensated=self.settings.compensated)
+        saved = self._saved(plan) if plan is not None else 0.0
+        return math.ceil((self.points[-1].cost - self.settings.budget) / saved) if saved > 0 else 1
 
     def _take(self, change: Change, plan: LayerPlan) -> None:
         present = self.points[-1].loss

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,9 +13,9 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.search.cost import Cost
+from uniattn_pl.search.cost import COSTS, Cost
 from uniattn_pl.search.frontier import write_frontier
-from uniattn_pl.search.greedy import GreedySearch, Progress, Settings
+from uniattn_pl.search.greedy import ROUNDING, GreedySearch, Point, Progress, Settings
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.search.similarity import adjacent_similarity
 from uniattn_pl.search.streams import UnifiedStreams
@@ -68,8 +71,29 @@ class ModelMeasurements:
         candidates: int = 0,
         tokens: int = 2000,
     ) -> LayerPlan:
-        """Search, going on from the record of a killed one, and write the frontier into the folder."""
+        """Search, going on from the record of a killed one, and write the frontier into the folder.
+
+        Raises:
+            UserError: no row is left to fit on, or the budget cannot be reached.
+        """
         settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
+        points = self.search(settings, tokens)
+        frontier = write_frontier(self.folder, points, settings.cost)
+        if points[-1].cost > budget + ROUNDING:
+            raise UserError(
+                f"the search ended at {points[-1].cost:.1%} of the unmodified model ({COSTS[cost]}): no further layer "
+                f"can change, and the budget is {budget:.1%}. Raise it, or let layers become something else as well. "
+                f"The plans so far are in {frontier}."
+            )
+        return LayerPlan.from_dict(points[-1].plan)
+
+    def search(self, settings: Settings, tokens: int) -> list[Point]:
+        """The unmodified model and every step of a search that measures on about so many tokens.
+
+        Raises:
+            UserError: no row is left to fit on.
+        """
+        compensated = settings.compensated
         fitted = self.batches(FITTED_PER_MEASURED * tokens, tokens) if compensated else []
         measured = self.batches(tokens, 0)
         if compensated and not fitted:
@@ -78,7 +102,11 @@ class ModelMeasurements:
                 "lower architecture.search_tokens or give more rows."
             )
         streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
-        search = GreedySearch(streams, self.shape, settings, record=self.folder / "record.json", progress=self.progress)
-        points = search.run()
-        write_frontier(self.folder, points, settings.cost)
-        return LayerPlan.from_dict(points[-1].plan)
+        record = self.folder / f"record-{_digest(settings, tokens)}.json"
+        return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
+
+
+def _digest(settings: Settings, tokens: int) -> str:
+    """Names a search, so that several keep their records in one folder."""
+    text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from uniattn_pl.calibration.layers import (
     replaced_layers,
 )
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
-from uniattn_pl.calibration.streaming import adjusts_output_projection, set_weights
+from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.modeling.compensation import make_compensation
 from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
@@ -33,7 +32,6 @@ from uniattn_pl.modeling.sharing import SharedState
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]
-Weights = dict[str, torch.Tensor]
 
 
 class UnifiedStreams:
@@ -93,10 +91,7 @@ class UnifiedStreams:
         model = converted_copy(self.original, plan)
         model.config.reuse_mode = "replay"
         for index, weights in self.fitted.items():
-            attention = decoder_layers(model)[index].self_attn
-            for name, weight in weights.items():
-                module, _, parameter = name.rpartition(".")
-                setattr(attention.get_submodule(module), parameter, nn.Parameter(weight, requires_grad=False))
+            write_weights(decoder_layers(model)[index].self_attn, weights)
         return model
 
     @torch.no_grad()
@@ -123,9 +118,9 @@ class UnifiedStreams:
             if row.index in refit and row.compensated:
                 fit = self._fit(model, row, running, states)
                 attention = decoder_layers(model)[row.index].self_attn
-                set_weights(attention, fit)
+                set_fit(attention, fit)
                 if keep:
-                    self._remember(row.index, attention)
+                    self.fitted[row.index] = read_weights(attention, row)
             if not keep:
                 running = {batch: running[batch] for batch in self.measured_batches}
             running = {batch: self._layer(model, row, batch, h, states[batch]) for batch, h in running.items()}
@@ -140,12 +135,6 @@ class UnifiedStreams:
             for batch, hidden in enumerate(self.streams[source]):
                 self._layer(model, plan.rows[source], batch, hidden, states[batch])
         return states
-
-    def _remember(self, index: int, attention: Any) -> None:
-        weights = {f"w_c.{name}": parameter.detach() for name, parameter in attention.w_c.named_parameters()}
-        if hasattr(attention, "o_proj"):
-            weights["o_proj.weight"] = attention.o_proj.weight.detach()
-        self.fitted[index] = weights
 
     def _layer(
         self, model: PreTrainedModel, row: LayerRow, batch: int, hidden: torch.Tensor, state: SharedState

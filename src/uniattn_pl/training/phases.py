@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
 from uniattn_pl.training.storage import save_model
 
 CACHE_LENGTH = 512
+CALIBRATION_FOLDER = "calibration"
 PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt"
 
 
@@ -93,6 +95,7 @@ def initialise(session: FitSession) -> None:
         report = _calibrate(session, converted)
         results = {"calibration": report, "milestones": session.milestone(INITIAL, converted, step=0)}
     save_model(session.folder / "initial", converted, session.tokenizer)
+    shutil.rmtree(session.folder / CALIBRATION_FOLDER, ignore_errors=True)
     if session.run is not None:
         session.run.flush()
     session.forget_original()
@@ -104,11 +107,12 @@ def _calibrate(session: FitSession, converted: PreTrainedModel) -> dict[str, Any
     with ProgressReporter("calibration", session.console) as progress:
         callback = CompensationInit(
             session.original,
-            data.train_batches(options.num_samples, options.batch_size),
+            data.train_batches(options.num_samples, options.batch_size, first=options.skip_samples),
             data.validation_batches(options.held_out_samples, options.batch_size),
             initialiser=options.initialiser,
             ridge=options.ridge,
             head_alignment=options.head_alignment,
+            record=session.folder / CALIBRATION_FOLDER,
             memory_limit_bytes=int(options.memory_limit_gib * 2**30),
             progress=progress.update,
         )

@@ -71,6 +71,12 @@ class FitSession:
             world_size=self.world_size,
         )
         self.data.setup()
+        skipped = self.config.calibration.skip_samples
+        if skipped >= self.data.num_train_rows:
+            raise UserError(
+                f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are "
+                f"{self.data.num_train_rows} training rows."
+            )
 
     @cached_property
     def plan(self) -> LayerPlan:
@@ -81,26 +87,33 @@ class FitSession:
         architecture = self.loaded.architecture
         if not architecture.measured:
             return architecture.compile(self.shape).limit_rank(self.config.calibration.rank)
-        ridge = self.config.calibration.ridge
         with ProgressReporter(f"choosing layers ({architecture.name})", self.console) as progress:
-            measurements = ModelMeasurements(
-                self.original,
-                self.shape,
-                self.train_tokens,
-                num_tokens=MEASURED_TOKENS,
-                ridge=DEFAULT_RIDGE if ridge == "auto" else float(ridge),
-                folder=self.folder / SEARCH_FOLDER,
-                progress=progress.update,
-            )
-            plan = architecture.choose(self.shape, measurements).limit_rank(self.config.calibration.rank)
+            plan = architecture.choose(self.shape, self.measurements(progress))
+        plan = plan.limit_rank(self.config.calibration.rank)
         plan.check(self.shape)
         return plan
 
+    def measurements(self, progress: ProgressReporter) -> ModelMeasurements:
+        """What can be measured on the original with training tokens, kept in the run folder."""
+        ridge = self.config.calibration.ridge
+        return ModelMeasurements(
+            self.original,
+            self.shape,
+            self.train_tokens,
+            num_tokens=MEASURED_TOKENS,
+            ridge=DEFAULT_RIDGE if ridge == "auto" else float(ridge),
+            folder=self.folder / SEARCH_FOLDER,
+            progress=progress.update,
+        )
+
     def train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
-        """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones."""
-        first = self._rows_of(after, 0)
-        number = self._rows_of(tokens, first)
-        return self.data.train_batches(number, self.config.calibration.batch_size, first=first)
+        """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones.
+
+        One row per batch: a search runs the same few rows hundreds of times, and would compute their padding as often.
+        """
+        skipped = self.config.calibration.skip_samples
+        first = skipped + self._rows_of(after, skipped)
+        return self.data.train_batches(self._rows_of(tokens, first), 1, first=first)
 
     def _rows_of(self, tokens: int, first: int) -> int:
         """How many training rows from `first` on it takes to hold so many tokens."""

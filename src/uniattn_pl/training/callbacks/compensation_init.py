@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,6 +30,7 @@ class CompensationInit(pl.Callback):
         initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
         ridge: relative to the mean diagonal of the Gram matrix, or "auto".
         head_alignment: "none", "similarity" or "output_error".
+        record: folder that keeps every solved layer, from which a killed pass goes on.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, what).
 
@@ -45,12 +47,13 @@ class CompensationInit(pl.Callback):
         initialiser: str = "joint_least_squares",
         ridge: float | str = 1e-2,
         head_alignment: str = "none",
+        record: Path | None = None,
         memory_limit_bytes: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
         self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
-        self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
+        self.record, self.memory_limit_bytes, self.progress = record, memory_limit_bytes, progress
         self.done = False
         self.report: CalibrationReport | None = None
 
@@ -77,6 +80,7 @@ class CompensationInit(pl.Callback):
             initialiser=self.initialiser,
             ridge=self.ridge,
             head_alignment=self.head_alignment,
+            record=self.record,
             memory_limit_bytes=self.memory_limit_bytes,
             progress=self.progress,
         )

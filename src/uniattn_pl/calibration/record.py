@@ -1,0 +1,86 @@
+"""The layers a calibration pass has solved, on disk, so that a killed pass need not solve them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from uniattn_pl.calibration.report import LayerError
+from uniattn_pl.calibration.weights import Weights
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_file
+from uniattn_pl.plan import LayerPlan
+
+PASS_FILE = "pass.json"
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """What calibration made of one layer: the error it reports, the weights, and the source heads it chose."""
+
+    error: LayerError
+    weights: Weights
+    heads_from: tuple[int, ...] | None
+
+
+class CalibrationRecord:
+    """One safetensors file per solved layer in a folder that belongs to one pass.
+
+    Args:
+        folder: created when absent.
+        options: of the pass, plain data.
+        plan: of the converted model before the pass.
+        batches: that are fitted.
+
+    Raises:
+        UserError: the folder has the layers of a pass with other options, plan or batches.
+    """
+
+    def __init__(
+        self, folder: Path, options: Mapping[str, Any], plan: LayerPlan, batches: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        self.folder = folder
+        wanted = {**options, "plan": plan.to_dict(), "batches": _digest(batches)}
+        file = folder / PASS_FILE
+        if not file.exists():
+            with atomic_file(file) as handle:
+                handle.write(json.dumps(wanted, indent=1).encode())
+        elif json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
+            raise UserError(f"{folder} belongs to a calibration of something else; delete it to start a new one.")
+
+    def save(self, solved: SolvedLayer) -> None:
+        """Write one solved layer, atomically."""
+        about = {"error": json.dumps(asdict(solved.error)), "heads_from": json.dumps(solved.heads_from)}
+        weights = {name: weight.contiguous().cpu() for name, weight in solved.weights.items()}
+        with atomic_file(self._file(solved.error.layer)) as handle:
+            handle.write(save(weights, metadata=about))
+
+    def load(self, layer: int) -> SolvedLayer | None:
+        """What is known of a layer, or None."""
+        if not self._file(layer).exists():
+            return None
+        with safe_open(self._file(layer), "pt") as file:
+            about = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        heads = json.loads(about["heads_from"])
+        return SolvedLayer(LayerError(**json.loads(about["error"])), weights, heads and tuple(heads))
+
+    def _file(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:03d}.safetensors"
+
+
+def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
+    """Of the tokens, batch by batch."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in ("input_ids", "attention_mask"):
+            digest.update(batch[name].cpu().numpy().tobytes())
+    return digest.hexdigest()
