@@ -40,6 +40,9 @@ class UniAttn(Architecture):
         None, "reuse layers of selection=similarity and greedy; default: as many as the Superblocks have", minimum=1
     )
     search_tokens: int = option(2000, "training tokens that selection=greedy measures on", minimum=16)
+    candidates: int = option(
+        16, "layers that selection=greedy measures per round, the most promising ones; 0: all", minimum=0
+    )
     compensation: bool = option(True, "give every reuse layer a W_c")
     compensation_input: str = option("attention_input", "what W_c reads (Table 8)", allowed=tuple(COMPENSATION_INPUTS))
     compensation_output: str = option(
@@ -88,6 +91,7 @@ class UniAttn(Architecture):
             length=1,
             budget=budget,
             compensated=False,  # on few tokens a choice among fitted layers follows the fits' noise
+            candidates=self.candidates,
             tokens=self.search_tokens,
         )
         return self._finish(self._chained(shape, plan.operated))
