@@ -236,6 +236,10 @@ class LayerPlan:
         """Layers whose keys and values others read."""
         return frozenset(row.source for row in self.rows if row.role == "share" and row.source is not None)
 
+    def last_reader(self, index: int) -> int:
+        """The uppermost layer that uses the attention map of layer `index`: itself, when none does."""
+        return max((row.index for row in self.rows if row.role == "reuse" and row.source == index), default=index)
+
     def check(self, shape: ModelShape) -> None:
         """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
         if len(self.rows) != shape.num_layers:

@@ -7,6 +7,7 @@ COMMANDS = {
     "fit": "convert a model, calibrate, post-train in two stages and report what was lost and saved",
     "plan": "draw which layer uses whose attention, and what that costs",
     "analyze": "measure attention maps, importance, depth and what compensation repairs",
+    "bench": "measure time to first token, time per token, memory and cache of several architectures side by side",
     "list": "list architectures, models or initialisers",
     "generate": "generate text with a post-trained model",
     "export": "write a run's model as an ordinary Hugging Face folder",

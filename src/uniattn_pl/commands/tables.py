@@ -11,15 +11,24 @@ COUNT_UNITS = ("", " k", " M", " G", " T", " P")
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text under a title; every column but the first is right-aligned when it holds numbers."""
-    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(columns))]
     if sys.stdout.isatty():
-        _print_rich(title, columns, rows, numeric)
-        return
+        _print_rich(title, columns, rows, _numeric(columns, rows))
+    else:
+        print("\n".join(table_text(title, columns, rows)))
+
+
+def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The table as lines of aligned text."""
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    print(title)
+    lines = [title]
     for row in (columns, *rows):
-        cells = zip(row, widths, numeric, strict=True)
-        print("  " + "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in cells).rstrip())
+        cells = zip(row, widths, _numeric(columns, rows), strict=True)
+        lines.append("  " + "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in cells).rstrip())
+    return lines
+
+
+def _numeric(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    return [all(row[i][:1].isdigit() for row in rows) for i in range(len(columns))]
 
 
 def _print_rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:

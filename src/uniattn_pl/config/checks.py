@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uniattn_pl.config.documents import DEFAULT, at, nearest_file
-from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED, ExperimentConfig
+from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, ExperimentConfig
+from uniattn_pl.errors import did_you_mean
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
@@ -154,3 +155,32 @@ def _warmup_2(config: ExperimentConfig) -> str | None:
 
 def _share(value: float) -> str | None:
     return None if value <= 1 and math.isfinite(value) else f"is a share of the steps, at most 1; got {value:g}."
+
+
+@_check("bench.lengths")
+def _lengths(config: ExperimentConfig) -> str | None:
+    return _counts(config.bench.lengths)
+
+
+@_check("bench.batch_sizes")
+def _batch_sizes(config: ExperimentConfig) -> str | None:
+    return _counts(config.bench.batch_sizes)
+
+
+def _counts(values: list[int]) -> str | None:
+    return None if values and min(values) >= 1 else f"expected numbers of at least 1, got {values}."
+
+
+@_check("bench.backends")
+def _backends(config: ExperimentConfig) -> str | None:
+    unknown = [backend for backend in config.bench.backends if backend not in ATTENTION_BACKENDS]
+    if config.bench.backends and not unknown:
+        return None
+    near = did_you_mean(unknown[0], ATTENTION_BACKENDS) if unknown else ""
+    return f"expected some of {', '.join(ATTENTION_BACKENDS)}; got {config.bench.backends}.{near}"
+
+
+@_check("bench.beside")
+def _beside(config: ExperimentConfig) -> str | None:
+    missing = [file for file in config.bench.beside if not Path(file).expanduser().is_file()]
+    return f"there is no file '{missing[0]}'.{nearest_file(Path(missing[0]))}" if missing else None

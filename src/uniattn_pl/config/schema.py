@@ -52,6 +52,11 @@ class ModelConfig:
         "how reuse layers get the map: keep it (materialise), recompute it from the source's Q and K (replay)",
         allowed=REUSE_MODES,
     )
+    map_memory_mib: int | None = option(
+        None,
+        "MiB for one attention map, bounds the chunks of a prefill; default: 64 on a CPU, else 1024",
+        minimum=1,
+    )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run Python code that comes with a hub model")
 
@@ -155,6 +160,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class BenchConfig:
+    """What `bench` measures, besides this experiment's architecture and its references."""
+
+    lengths: list[int] = option([512, 4096, 8192], "tokens of the prompt")
+    batch_sizes: list[int] = option([1], "sequences decoded together")
+    backends: list[str] = option(["sdpa"], "attention kernels: " + ", ".join(ATTENTION_BACKENDS))
+    beside: list[str] = option([], "config files whose architectures are measured in the same process")
+    new_tokens: int = option(17, "tokens generated per measurement, the first by the prefill", minimum=2)
+    rounds: int = option(5, "measurements of each model at each setting, interleaved", minimum=1)
+    chunk_size: int | None = option(None, "queries per chunk of the prefill; default: by memory", minimum=1)
+
+
+@dataclass
 class TrackingConfig:
     """Where MLflow keeps runs."""
 
@@ -176,4 +194,5 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -14,6 +14,7 @@ from torch import nn
 
 from uniattn_pl.modeling.compensation import make_compensation
 from uniattn_pl.modeling.families import FUSED, STATE_KEY, family_module, fused_rows, stock_class
+from uniattn_pl.modeling.grouped import aligned_product, grouped_product
 from uniattn_pl.modeling.sharing import Published, Rotary, publishing_attention, stock_attention
 from uniattn_pl.plan import LayerRow
 
@@ -94,10 +95,16 @@ class ReuseAttention(_OperatedAttention):
         source = self.published(kwargs)
         weights = source.attention_map
         if weights is not None:
-            heads = _grouped_product(self.aligned(weights), value)
+            heads = self._from_map(weights, value)
         else:
             heads, weights = self._replay(source, value)
         return self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs), weights
+
+    def _from_map(self, attention_map: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The map [B, H, L, S] times values [B, Hkv, S, D]: [B, L, H, D]. One row is copied faster than taken apart."""
+        if self.head_index is None or attention_map.shape[-2] == 1 or torch.compiler.is_compiling():
+            return grouped_product(self.aligned(attention_map), value)
+        return aligned_product(attention_map, self.head_index.heads, value)
 
     def aligned(self, per_head: torch.Tensor) -> torch.Tensor:
         """Of the source's heads [B, H, ...], the one that serves each head of this layer."""
@@ -128,13 +135,6 @@ class HeadIndex:
         if device not in self._tensors:
             self._tensors[device] = torch.tensor(self.heads, device=device)
         return self._tensors[device]
-
-
-def _grouped_product(attention_map: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`attention_map` [B, H, L, S] times `value` [B, Hkv, S, D] without repeating values; returns [B, L, H, D]."""
-    batch, heads, length, total = attention_map.shape
-    grouped = attention_map.reshape(batch, value.shape[1], -1, total) @ value
-    return grouped.view(batch, heads, length, -1).transpose(1, 2)
 
 
 class SharedKeyValueAttention(_OperatedAttention):

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
+from uniattn_pl.modeling.grouped import automatic_chunk
 from uniattn_pl.modeling.install import install
 from uniattn_pl.modeling.sharing import PREFIX
 from uniattn_pl.plan import REUSE_MODES, LayerPlan
@@ -65,16 +66,42 @@ def make_model_class(
             )
         stock.activation_checkpointing_enable(self, activation_checkpointing_kwargs=options, **kwargs)
 
+    def generate(self: PreTrainedModel, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """The stock one, long prompts in chunks unless `prefill_chunk_size` says otherwise."""
+        chunk = _prefill_chunk(self, inputs, generation_config, kwargs)
+        if chunk is not None:
+            kwargs["prefill_chunk_size"] = chunk
+        return stock.generate(self, inputs, generation_config, **kwargs)  # type: ignore[attr-defined]
+
     members = {
         "__init__": __init__,
         "__module__": module,
         "config_class": config_class,
         "from_pretrained": classmethod(from_pretrained),
+        "generate": generate,
         "layer_plan": property(layer_plan),
         "set_attn_implementation": set_attn_implementation,
         "activation_checkpointing_enable": activation_checkpointing_enable,
     }
     return type(CLASS_PREFIX + stock.__name__, (stock,), members)
+
+
+def _prefill_chunk(model: Any, inputs: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
+    """The chunk size that suits this prompt; None where it is one chunk, nothing is cached, or the caller chose."""
+    prompt = kwargs.get("input_ids") if inputs is None else inputs
+    settings = generation_config or model.generation_config
+
+    def chosen(name: str, default: Any) -> Any:
+        value = kwargs.get(name)
+        value = getattr(settings, name, None) if value is None else value
+        return default if value is None else value
+
+    if prompt is None or not chosen("use_cache", True) or chosen("prefill_chunk_size", None) is not None:
+        return None
+    batch, length = prompt.shape[:2]
+    together = batch * max(chosen("num_beams", 1), chosen("num_return_sequences", 1))
+    chunk = automatic_chunk(model.config, model.device, model.dtype, batch_size=together, length=length)
+    return chunk if chunk < length else None
 
 
 def _plan_of(config: Any) -> LayerPlan:

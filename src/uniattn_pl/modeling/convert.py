@@ -57,8 +57,12 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
         return model
+    return _convert(model, plan)
+
+
+def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     check_convertible(model.config, plan)
-    if not converted:
+    if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)
     install(model, plan)
     model.config.layer_plan = plan.to_dict()
@@ -86,6 +90,14 @@ def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     (And, where q, k and v are one projection, the rows of it that an operated layer keeps.)
     """
     return apply_plan(sharing_copy(model), plan)
+
+
+def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a stock model, sharing its weights, that computes the same but attends and caches as converted ones do.
+
+    What a plan saves is measured against it; the difference to the stock model is the kernels'.
+    """
+    return _convert(sharing_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
 
 
 def _become_converted(model: PreTrainedModel) -> None:

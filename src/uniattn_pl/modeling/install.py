@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import add_late_correction, operate
-from uniattn_pl.modeling.cache import fit_cache
+from uniattn_pl.modeling.cache import fit_cache, map_buffers
 from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
 from uniattn_pl.modeling.sharing import PREFIX, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan
@@ -32,6 +32,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         if "key_value" in publishes and (former is None or row.index not in former.key_value_sources):
             layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
         layer.self_attn.publishes = publishes
+        layer.self_attn.last_reader = plan.last_reader(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
             operate(layer.self_attn, row)
             if row.compensated and row.compensation_output == "layer_output":
@@ -72,12 +73,13 @@ def _publishes(plan: LayerPlan, index: int) -> frozenset[str]:
 
 def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give this forward a fresh shared state, and a cache fitted to the plan where one is used."""
-    kwargs = {**kwargs, STATE_KEY: SharedState()}
     cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
     use_cache = decoder.config.use_cache if use_cache is None else use_cache
     checkpointing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
     if cache is None and use_cache and not checkpointing:
-        cache = kwargs["past_key_values"] = DynamicCache(config=decoder.config)
+        cache = DynamicCache(config=decoder.config)
+        kwargs = {**kwargs, "past_key_values": cache}
+    buffers = None
     if cache is not None:
-        fit_cache(cache, decoder.layer_plan)
-    return args, kwargs
+        buffers = map_buffers(fit_cache(cache, decoder.layer_plan))
+    return args, {**kwargs, STATE_KEY: SharedState(buffers)}

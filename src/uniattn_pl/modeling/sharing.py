@@ -18,6 +18,15 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from uniattn_pl.modeling.families import STATE_KEY, family_module
+from uniattn_pl.modeling.grouped import (
+    MapBuffers,
+    causal_mask,
+    grouped_attention,
+    is_plain,
+    map_bytes,
+    map_limit,
+    masked_span,
+)
 
 PREFIX = "uniattn_"
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -44,12 +53,22 @@ class Published:
 class SharedState(UserDict[int, Published]):
     """Source layer index -> Published, for one forward. A UserDict, because FSDP2 casts plain dicts it finds.
 
-    `late` holds, by layer and only inside that layer's forward, what its W_c adds after the feed-forward.
+    `late` holds, by layer and only inside that layer's forward, what its W_c adds after the feed-forward; `buffers`
+    is the memory for maps that are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: MapBuffers | None = None) -> None:
         super().__init__()
         self.late: dict[int, torch.Tensor] = {}
+        self.buffers = MapBuffers() if buffers is None else buffers
+        self.buffers.begin_forward()
+        self._masked: dict[int, tuple[int, int]] = {}
+
+    def masked_span(self, mask: torch.Tensor) -> tuple[int, int]:
+        """Of a mask that the layers of this forward have in common, looked at once."""
+        if id(mask) not in self._masked:
+            self._masked[id(mask)] = masked_span(mask)
+        return self._masked[id(mask)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedState:
         """Move every tensor, as accelerate asks when layers live on several devices."""
@@ -84,41 +103,78 @@ def publishing_attention(
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D].
     """
     state: SharedState | None = kwargs.pop(STATE_KEY, None)
-    if state is None or not attention.publishes:
+    if state is None:
         return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-    entry = state.setdefault(attention.layer_idx, Published())
-    entry.mask, entry.kwargs = attention_mask, kwargs
-    if "key_value" in attention.publishes:
-        entry.key, entry.value = key, value
-    if "map" not in attention.publishes:
-        return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
-    if _materialises(attention, query):
-        mask = additive_mask(attention_mask, query, key)
+    source_of_map = "map" in attention.publishes
+    keeps_map = source_of_map and _materialises(attention, query, key)
+    if attention.publishes:
+        entry = state.setdefault(attention.layer_idx, Published())
+        entry.mask, entry.kwargs = attention_mask, kwargs
+        if "key_value" in attention.publishes:
+            entry.key, entry.value = key, value
+        if source_of_map and not keeps_map:
+            entry.query, entry.key = query, key
+    if _can_group(attention, query, kwargs) and (keeps_map or _groups_faster(attention, query, key)):
+        output, attention_map = _grouped(attention, state, (query, key, value), attention_mask, kwargs)
+    elif keeps_map:
         eager = family_module(attention).eager_attention_forward
-        output, entry.attention_map = eager(attention, query, key, value, mask, **kwargs)
-        return output, entry.attention_map
-    entry.query, entry.key = query, key
-    return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
+        output, attention_map = eager(attention, query, key, value, additive_mask(attention_mask, query, key), **kwargs)
+    else:
+        return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
+    if keeps_map:
+        entry.attention_map = attention_map
+    return output, attention_map
 
 
-def _materialises(attention: Any, query: torch.Tensor) -> bool:
-    """Keep the map, or keep Q and K? auto: keep it where it is computed anyway (eager) or is one row (decoding)."""
+def _materialises(attention: Any, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Keep the map, or keep Q and K? auto: keep it where it is computed anyway (eager), is one row (decoding), or is
+    small and needs no gradient (a chunk of a prompt)."""
     mode = attention.config.reuse_mode
     if mode != "auto":
         return bool(mode == "materialise")
-    eager = attention.config._attn_implementation == PREFIX + "eager"
-    return eager or query.shape[-2] == 1
+    if _is_eager(attention) or query.shape[-2] == 1:
+        return True
+    small = map_bytes(query, key) <= map_limit(attention.config, query.device)
+    return small and not torch.is_grad_enabled()
+
+
+def _is_eager(attention: Any) -> bool:
+    return bool(attention.config._attn_implementation == PREFIX + "eager")
+
+
+def _can_group(attention: Any, query: torch.Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether the grouped kernel computes what this layer's own one would, and nothing needs its gradient or graph."""
+    plain = not _is_eager(attention) and is_plain(arguments)
+    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _groups_faster(attention: Any, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Where a layer whose map nobody reads is faster with one: on a CPU, for queries over a cache longer than they."""
+    if query.device.type != "cpu" or query.shape[-2] == key.shape[-2]:
+        return False
+    return map_bytes(query, key) <= map_limit(attention.config, query.device)
+
+
+def _grouped(
+    attention: Any,
+    state: SharedState,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    arguments: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = attention.layer_idx
+
+    def take(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return state.buffers.take(layer, attention.last_reader, shape, like)
+
+    scaling = arguments.get("scaling")
+    return grouped_attention(*tensors, mask, scaling=scaling, take=take, masked_span=state.masked_span)
 
 
 def additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
     """Turn an sdpa mask (boolean, or None for causal) into the additive mask [B, 1, L, S] an eager kernel adds."""
-    if mask is None:
-        length, total = query.shape[-2], key.shape[-2]
-        if length == 1:
-            return None
-        # As sdpa's is_causal: from the top left. A static cache is longer than what was prefilled.
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril()[None, None]
-    if mask.dtype == torch.bool:
+    mask = causal_mask(mask, query, key)
+    if mask is not None and mask.dtype == torch.bool:
         zeros = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = torch.where(mask, zeros, torch.finfo(query.dtype).min)
     return mask

@@ -35,6 +35,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def describe_machine() -> str:
+    """The devices and what computes on them, in one line to stand beside measured figures."""
+    model = next((line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), "")
+    return ", ".join([*_devices(), model or platform.machine(), f"torch {_version('torch')}"])
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return commit, branch, whether tracked files changed, and the change's SHA-256; None outside one."""
     if _git(folder, "rev-parse", "--git-dir") is None:

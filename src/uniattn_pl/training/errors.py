@@ -7,7 +7,3 @@ from uniattn_pl.errors import RunFailure
 
 class TrainingDivergedError(RunFailure):
     """The loss or a gradient is NaN or infinite; the message names the step and the last good checkpoint."""
-
-
-class CacheMismatchError(RuntimeError):
-    """The KV cache of the converted model does not hold the bytes its plan predicts: a defect, not user input."""

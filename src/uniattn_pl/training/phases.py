@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl import costs
 from uniattn_pl.modeling import kv_cache_bytes
+from uniattn_pl.modeling.cache import CacheMismatchError
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.frontier import FRONTIER
 from uniattn_pl.tracking import plots
@@ -22,7 +23,6 @@ from uniattn_pl.tracking.results import CONVERTED, INITIAL, ORIGINAL, CacheCost
 from uniattn_pl.tracking.tables import as_text, final_report
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
-from uniattn_pl.training.errors import CacheMismatchError
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
 from uniattn_pl.training.storage import save_model

@@ -181,6 +181,7 @@ class FitSession:
         model.to(self.device)  # type: ignore[arg-type]
         if hasattr(model.config, "reuse_mode"):
             model.config.reuse_mode = self.config.model.reuse
+            model.config.map_memory_mib = self.config.model.map_memory_mib
         return model
 
     @cached_property

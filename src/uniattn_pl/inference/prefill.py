@@ -1,0 +1,62 @@
+"""A prompt through the model in chunks of queries, so that attention maps stay small whatever its length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.grouped import automatic_chunk
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    past_key_values: Any = None,
+    chunk_size: int | None = None,
+) -> Any:
+    """Fill a cache with a prompt, chunk by chunk; exact: every chunk attends to all before it.
+
+    Args:
+        model: stock or converted.
+        input_ids: prompt [B, L], padded on the left where sequences differ.
+        attention_mask: [B, L], with a cache that holds P tokens already [B, P + L]; default: nothing is padding.
+        past_key_values: a cache to continue; default: a new one.
+        chunk_size: queries per chunk; default: chosen so that one attention map keeps to the config's
+            `map_memory_mib`.
+
+    Returns:
+        The model's output for the last chunk: `logits` [B, 1, vocabulary] of the last token, `past_key_values`.
+
+    Raises:
+        UserError: chunk_size is below 1, or the prompt is empty.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if input_ids.shape[1] == 0:
+        raise UserError("the prompt is empty.")
+    cache = DynamicCache(config=model.config) if past_key_values is None else past_key_values
+    past, length = int(cache.get_seq_length()), input_ids.shape[1]
+    if chunk_size is None:
+        chunk_size = automatic_chunk(
+            model.config, model.device, model.dtype, batch_size=len(input_ids), length=past + length
+        )
+    positions = None
+    if attention_mask is not None:
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
+    for start in range(0, length, chunk_size):
+        stop = min(start + chunk_size, length)
+        output = model(
+            input_ids=input_ids[:, start:stop],
+            attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
+            position_ids=None if positions is None else positions[:, start:stop],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return output

@@ -1,0 +1,56 @@
+"""What the machine can do at most, to judge a measured time by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from uniattn_pl import costs
+from uniattn_pl.plan import LayerPlan, ModelShape
+
+PRODUCT_SIZE = 2048
+COPY_BYTES = 2**28
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Best of a few tries: FLOPs per second of a large matrix product, bytes per second read and written by a copy."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Take the two peaks on this device, in the dtype the model computes in."""
+    left = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype)
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = min(_seconds(lambda: left @ left, device) for _ in range(REPEATS))
+    copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(REPEATS))
+    return Machine(2 * PRODUCT_SIZE**3 / product, 2 * COPY_BYTES / copied)
+
+
+def prefill_bound_s(machine: Machine, plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> float:
+    """Seconds a prefill takes at least: its matrix-product FLOPs at the machine's peak."""
+    return costs.prefill_flops(plan, shape, batch_size=batch_size, length=length) / machine.flops_per_s
+
+
+def decode_bound_s(
+    machine: Machine, plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int
+) -> float:
+    """Seconds a decoded token takes at least: weights and cache read once, or its FLOPs, whichever is slower."""
+    size = {"batch_size": batch_size, "length": length}
+    read = costs.decode_bytes(plan, shape, **size, bytes_per_element=bytes_per_element) / machine.bytes_per_s
+    return max(read, costs.decode_flops(plan, shape, **size) / machine.flops_per_s)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
