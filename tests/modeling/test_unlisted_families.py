@@ -29,7 +29,7 @@ SHARE = (
     .drop([4], compensated=True)
 )
 LOAD = "import torch, uniattn_pl; model = uniattn_pl.load_model({folder!r}, dtype='float32'); "
-PRINT = "torch.save(model(torch.load({ids!r})).logits.detach(), {logits!r})"
+PRINT = "torch.set_grad_enabled(False); torch.save(model(torch.load({ids!r})).logits, {logits!r})"
 
 
 def converted(plan: LayerPlan, mode: str = "auto") -> PreTrainedModel:

@@ -97,7 +97,7 @@ def grouped_attention(
         value: [B, Hkv, S, D].
         mask: boolean (True: attend) or additive [B or 1, 1, L, S]; None: causal from the top left, as sdpa has it.
         scaling: of the products; None: 1 / sqrt(D).
-        take: gives memory for the map (`MapBuffers.take`).
+        take: gives memory for the map, and for what leads to it (`MapBuffers.take`).
         masked_span: gives the first and one past the last column that a boolean mask masks anywhere.
 
     Returns:
@@ -108,7 +108,13 @@ def grouped_attention(
     rows = query.reshape(batch * groups, -1, size)
     scores = take((batch * groups, rows.shape[1], total), query)
     scale = size**-0.5 if scaling is None else scaling
-    torch.baddbmm(scores, rows, key.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale, out=scores)
+    keys = key.flatten(0, 1)
+    if length == 1:
+        # In this order a CPU reads the keys as they lie in their room; in the other it first copies them.
+        columns = take((batch * groups, total, rows.shape[1]), query)
+        torch.mul(torch.bmm(keys, rows.transpose(1, 2), out=columns).transpose(1, 2), scale, out=scores)
+    else:
+        torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
     _mask(scores.view(batch, groups, -1, length, total), causal_mask(mask, query, key), masked_span)
     # The CPU kernel reads each row whole before it writes it; others promise no such thing.
     attention_map = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
