@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.grouped import automatic_chunk
+from uniattn_pl.modeling.heavy_hitters import H2OCache
 
 
 @torch.no_grad()
@@ -41,6 +42,8 @@ def prefill(
     if input_ids.shape[1] == 0:
         raise UserError("the prompt is empty.")
     cache = DynamicCache(config=model.config) if past_key_values is None else past_key_values
+    if isinstance(cache, H2OCache):
+        cache.expect_prompt(input_ids.shape[1])
     past, length = int(cache.get_seq_length()), input_ids.shape[1]
     if chunk_size is None:
         chunk_size = automatic_chunk(

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
 from uniattn_pl.modeling.grouped import automatic_chunk
+from uniattn_pl.modeling.heavy_hitters import H2OCache
 from uniattn_pl.modeling.install import install
 from uniattn_pl.modeling.sharing import PREFIX
 from uniattn_pl.plan import REUSE_MODES, LayerPlan
@@ -68,7 +69,10 @@ def make_model_class(
 
     def generate(self: PreTrainedModel, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """The stock one, long prompts in chunks unless `prefill_chunk_size` says otherwise."""
-        chunk = _prefill_chunk(self, inputs, generation_config, kwargs)
+        cache, prompt = kwargs.get("past_key_values"), kwargs.get("input_ids") if inputs is None else inputs
+        if isinstance(cache, H2OCache) and prompt is not None:
+            cache.expect_prompt(prompt.shape[1] - int(cache.get_seq_length()))
+        chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
         if chunk is not None:
             kwargs["prefill_chunk_size"] = chunk
         return stock.generate(self, inputs, generation_config, **kwargs)  # type: ignore[attr-defined]
@@ -86,9 +90,8 @@ def make_model_class(
     return type(CLASS_PREFIX + stock.__name__, (stock,), members)
 
 
-def _prefill_chunk(model: Any, inputs: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
+def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
     """The chunk size that suits this prompt; None where it is one chunk, nothing is cached, or the caller chose."""
-    prompt = kwargs.get("input_ids") if inputs is None else inputs
     settings = generation_config or model.generation_config
 
     def chosen(name: str, default: Any) -> Any:

@@ -51,9 +51,9 @@ class MapBuffers:
         buffer = self._buffers[slot]
         fits = buffer.numel() >= size and buffer.dtype == like.dtype and buffer.device == like.device
         if not fits or not may_write(buffer):
-            grown = int(buffer.numel() * GROWTH)
+            room = max(int(buffer.numel() * GROWTH), size + size // 8)  # the next token's map is a little longer
             self._buffers[slot] = like.new_empty(0)  # given back before more is asked for
-            self._buffers[slot] = buffer = like.new_empty(max(size, grown))
+            self._buffers[slot] = buffer = like.new_empty(room)
         return buffer[:size].view(shape)
 
 

@@ -11,6 +11,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.attention import add_late_correction, operate
 from uniattn_pl.modeling.cache import fit_cache, map_buffers
 from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.heavy_hitters import H2OCache
 from uniattn_pl.modeling.sharing import PREFIX, SharedState, publish_positions
 from uniattn_pl.plan import LayerPlan
 
@@ -33,6 +34,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
             layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
         layer.self_attn.publishes = publishes
         layer.self_attn.last_reader = plan.last_reader(row.index)
+        layer.self_attn.key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
             operate(layer.self_attn, row)
             if row.compensated and row.compensation_output == "layer_output":
@@ -82,4 +84,8 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     buffers = None
     if cache is not None:
         buffers = map_buffers(fit_cache(cache, decoder.layer_plan))
-    return args, {**kwargs, STATE_KEY: SharedState(buffers)}
+    eviction = cache if isinstance(cache, H2OCache) else None
+    if eviction is not None:
+        inputs = next(t for t in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if t is not None)
+        eviction.begin_forward(inputs.shape[1])
+    return args, {**kwargs, STATE_KEY: SharedState(buffers, eviction)}

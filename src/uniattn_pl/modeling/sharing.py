@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,6 +27,9 @@ from uniattn_pl.modeling.grouped import (
     map_limit,
     masked_span,
 )
+
+if TYPE_CHECKING:
+    from uniattn_pl.modeling.heavy_hitters import H2OCache
 
 PREFIX = "uniattn_"
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -54,11 +57,12 @@ class SharedState(UserDict[int, Published]):
     """Source layer index -> Published, for one forward. A UserDict, because FSDP2 casts plain dicts it finds.
 
     `late` holds, by layer and only inside that layer's forward, what its W_c adds after the feed-forward; `buffers`
-    is the memory for maps that are kept.
+    is the memory for maps that are kept; `eviction` the cache, where it gives tokens up.
     """
 
-    def __init__(self, buffers: MapBuffers | None = None) -> None:
+    def __init__(self, buffers: MapBuffers | None = None, eviction: H2OCache | None = None) -> None:
         super().__init__()
+        self.eviction = eviction
         self.late: dict[int, torch.Tensor] = {}
         self.buffers = MapBuffers() if buffers is None else buffers
         self.buffers.begin_forward()
@@ -106,7 +110,7 @@ def publishing_attention(
     if state is None:
         return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
     source_of_map = "map" in attention.publishes
-    keeps_map = source_of_map and _materialises(attention, query, key)
+    keeps_map = source_of_map and (state.eviction is not None or _materialises(attention, query, key))
     if attention.publishes:
         entry = state.setdefault(attention.layer_idx, Published())
         entry.mask, entry.kwargs = attention_mask, kwargs
@@ -114,15 +118,25 @@ def publishing_attention(
             entry.key, entry.value = key, value
         if source_of_map and not keeps_map:
             entry.query, entry.key = query, key
-    if _can_group(attention, query, kwargs) and (keeps_map or _groups_faster(attention, query, key)):
+    eviction, root = state.eviction, attention.key_root
+    observes = eviction is not None and eviction.observes(root)
+    if eviction is not None:
+        attention_mask = eviction.visible(root, attention_mask)
+    wants_map = keeps_map or observes
+    if _can_group(attention, query, kwargs) and (wants_map or _groups_faster(attention, query, key)):
         output, attention_map = _grouped(attention, state, (query, key, value), attention_mask, kwargs)
-    elif keeps_map:
+    elif wants_map:
         eager = family_module(attention).eager_attention_forward
-        output, attention_map = eager(attention, query, key, value, additive_mask(attention_mask, query, key), **kwargs)
+        mask = additive_mask(attention_mask, query, key)
+        if mask is not None and mask.shape[1] > 1:  # one per key head
+            mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+        output, attention_map = eager(attention, query, key, value, mask, **kwargs)
     else:
         return stock_attention(attention)(attention, query, key, value, attention_mask, **kwargs)
     if keeps_map:
         entry.attention_map = attention_map
+    if eviction is not None and observes:
+        eviction.observe(root, attention_map, key.shape[1], attention_mask)
     return output, attention_map
 
 
