@@ -27,6 +27,12 @@ def add_arguments(parser: Parser) -> None:
         "--quantization", metavar="BITS", help="8bit or 4bit weights, through bitsandbytes; default: as saved"
     )
     parser.add_argument(
+        "--h2o",
+        type=float,
+        metavar="RATE",
+        help="keep this share of the prompt's cache: most attended and most recent tokens; default: all",
+    )
+    parser.add_argument(
         "--instruction", action="store_true", help="put each prompt into the template that the training rows use"
     )
 
@@ -43,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}.")
     if not 0 <= arguments.temperature < float("inf"):
         problems.append(f"--temperature must be at least 0, got {arguments.temperature:g}.")
+    if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
+        problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
     if arguments.quantization not in (None, *QUANTIZATIONS):
         problems.append(no_such_quantization(arguments.quantization))
     if problems:
@@ -63,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         instruction=arguments.instruction,
         quantization=arguments.quantization,
+        h2o_retain_rate=arguments.h2o,
     )
     for text in texts:
         print(text)

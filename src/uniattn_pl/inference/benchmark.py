@@ -1,6 +1,6 @@
 """What several architectures cost on one machine, measured side by side: interleaved, in one process.
 
-The first subject is the stock model with transformers' SDPA and one forward for the prompt; `baseline` is the same
+The first subject is the stock model with transformers' SDPA (where it has one) and one forward for the prompt; `baseline` is the same
 function under this package's kernels, cache and chunked prefill. What an architecture saves is its distance to
 the second; the first is what users have today.
 """
@@ -23,6 +23,7 @@ from uniattn_pl.modeling.copies import sharing_copy
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 STOCK, BASELINE, BOUND = "stock", "baseline", "llmdrop on the same layers"
+REFERENCE_BACKEND = "sdpa"
 Progress = Callable[[int, int, str], None]
 
 
@@ -91,10 +92,15 @@ def subjects_of(
     unmodified = LayerPlan.unmodified(shape.num_layers)
     stock = sharing_copy(original)
     stock.set_attn_implementation(backend)
-    subjects = [
-        Subject(STOCK, stock, unmodified, chunked=False),
-        Subject(BASELINE, unmodified_copy(stock), unmodified, chunked=True, chunk_size=chunk_size),
-    ]
+    subjects = [Subject(STOCK, stock, unmodified, chunked=False)]
+    if backend != REFERENCE_BACKEND and _has_sdpa(original):
+        fused = sharing_copy(original)
+        fused.set_attn_implementation(REFERENCE_BACKEND)
+        subjects = [
+            Subject(STOCK, fused, unmodified, chunked=False),
+            Subject(f"{STOCK} {backend}", stock, unmodified, chunked=False),
+        ]
+    subjects.append(Subject(BASELINE, unmodified_copy(stock), unmodified, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items():
         subjects.append(Subject(label, converted_copy(stock, plan), plan, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items():
@@ -103,6 +109,11 @@ def subjects_of(
             name = BOUND if len(plans) == 1 else f"{BOUND} as {label}"
             subjects.append(Subject(name, converted_copy(stock, dropped), dropped, chunked=True, chunk_size=chunk_size))
     return subjects
+
+
+def _has_sdpa(model: PreTrainedModel) -> bool:
+    """Soft-capped attention has no fused kernel."""
+    return model._supports_sdpa and getattr(model.config, "attn_logit_softcapping", None) is None
 
 
 def run_setting(

@@ -14,6 +14,7 @@ def generate(
     temperature: float = 0.0,
     instruction: bool = False,
     quantization: str | None = None,
+    h2o_retain_rate: float | None = None,
 ) -> list[str]:
     """Continue each prompt with the model in `folder`, one after the other.
 
@@ -24,20 +25,29 @@ def generate(
         temperature: 0 decodes greedily, above 0 samples.
         instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
         quantization: None, or "8bit" or "4bit" weights.
+        h2o_retain_rate: share of each prompt's cache that is kept while decoding; None: all of it.
     """
     import torch
     from transformers import AutoTokenizer
 
     from uniattn_pl.data.prompts import format_prompt
+    from uniattn_pl.modeling import unmodified_copy
+    from uniattn_pl.modeling.heavy_hitters import H2OCache
     from uniattn_pl.modeling.loading import load_folder
 
     model: Any = load_folder(folder, quantization=quantization)
+    if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
+        model = unmodified_copy(model)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
     texts = []
     for prompt in prompts:
         text = format_prompt(instruction=prompt, input="") if instruction else prompt
         inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        if h2o_retain_rate is not None:
+            sampling["past_key_values"] = H2OCache(model, h2o_retain_rate)
         with torch.inference_mode():
             output = model.generate(
                 **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
