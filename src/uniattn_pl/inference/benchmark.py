@@ -1,8 +1,8 @@
 """What several architectures cost on one machine, measured side by side: interleaved, in one process.
 
-The first subject is the stock model with transformers' SDPA (where it has one) and one forward for the prompt; `baseline` is the same
-function under this package's kernels, cache and chunked prefill. What an architecture saves is its distance to
-the second; the first is what users have today.
+The first subject is the stock model with transformers' SDPA (where it has one) and one forward for the prompt;
+`baseline` is the same function under this package's kernels, cache and chunked prefill. What an architecture saves is
+its distance to the second; the first is what users have today.
 """
 
 from __future__ import annotations
