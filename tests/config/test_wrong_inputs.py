@@ -196,6 +196,12 @@ WRONG = {
     "ridge that is a word": override("calibration.ridge=abc", "calibration.ridge: expected auto or a number", "'abc'"),
     "ridge below zero": override("calibration.ridge=-1", "calibration.ridge: expected auto or a number of at least 0"),
     "head alignment": override("calibration.head_alignment=similarty", "Did you mean 'similarity'?"),
+    "head alignment of nothing": config(
+        "architecture: {compensation: false}\ncalibration: {head_alignment: similarity}",
+        "a.yaml:2, a.yaml:1: calibration.head_alignment",
+        "leaves nothing to fit",
+    ),
+    "no row left to calibrate on": fitted("calibration: {skip_samples: 100}", "leaves no row to calibrate on"),
     "rank of zero": override("calibration.rank=0", "calibration.rank: must be at least 1, got 0"),
     # data files
     "missing data file": Wrong(

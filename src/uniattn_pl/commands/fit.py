@@ -46,7 +46,8 @@ def _dry_run(loaded: LoadedConfig) -> None:
 
     config = loaded.config
     if loaded.architecture.measured:
-        drawing, compensated = "the layers are chosen by measurement when the fit starts.", "every"
+        drawing = "the layers are chosen by measurement when the fit starts."
+        compensated = "every" if getattr(loaded.architecture, "compensation", False) else "0"
         num_layers = checked_shape(loaded).num_layers
     else:
         plan, shape = compile_plan(loaded)

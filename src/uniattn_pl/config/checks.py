@@ -137,6 +137,13 @@ def _ridge(config: ExperimentConfig) -> str | None:
     return f"expected auto or a number of at least 0; got {ridge!r}."
 
 
+@_check("calibration.head_alignment", "architecture.compensation")
+def _alignment(config: ExperimentConfig) -> str | None:
+    if config.calibration.head_alignment == "none" or config.architecture.get("compensation", True):
+        return None
+    return "heads are aligned while W_c is fitted, and architecture.compensation=false leaves nothing to fit."
+
+
 @_check("training.early_stop.decay")
 def _decay(config: ExperimentConfig) -> str | None:
     decay = config.training.early_stop.decay
