@@ -94,7 +94,9 @@ def test_the_command_writes_tables_and_figures_to_disk_and_mlflow(
     assert {path.stem for path in folder.glob("*.png")} == similarity | tables - {"similarity"}
     depth = json.loads((folder / "depth.json").read_text())
     assert list(depth) == ["original", "uniattn", "cla on the same layers"]
-    assert depth["original"][:6] == depth["uniattn"][:6] == depth["cla on the same layers"][:6]
+    for name in ("uniattn", "cla on the same layers"):  # a source may compute its own output by another kernel
+        assert depth[name][:6] == pytest.approx(depth["original"][:6], rel=1e-5)
+        assert depth[name][6] != pytest.approx(depth["original"][6], rel=1e-5)
     artifacts = {path.name for path in (tmp_path / "mlruns" / "artifacts").rglob("analysis/*")}
     assert artifacts == {path.name for path in folder.iterdir()}
 

@@ -156,8 +156,8 @@ def test_the_ratios_are_printed_and_written(done: Done) -> None:
     measured = done.measured()
     table = (done.folder / "table.txt").read_text()
     for batch_size, (own, other) in product(BATCH_SIZES, [("uniattn", "baseline"), ("uniattn", "cla")]):
-        entries = [measured[label, 40, batch_size] for label in (own, other)]
-        texts = [f"{name} {ratio_text(*entries, key)}" for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"))]
+        left, right = (measured[label, 40, batch_size] for label in (own, other))
+        texts = [f"{name} {ratio_text(left, right, key)}" for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"))]
         line = f"{own} / {other}, 40 tokens: {', '.join(texts)}"
         assert line in done.printed.splitlines()
         assert line in table.splitlines()
@@ -219,7 +219,7 @@ def test_one_batch_size_and_another_kernel(done: Done, monkeypatch: pytest.Monke
     words = ["bench.batch_sizes=[1]", "bench.lengths=[9]", "bench.rounds=1", "bench.beside=[]"]
     assert main([*BENCH, "name=eager", *words, "bench.backends=[eager]", "bench.chunk_size=4"]) == 0
     runs = done.runs("eager")
-    assert set(runs) == {"stock", "baseline", "uniattn", "llmdrop on the same layers"}
+    assert set(runs) == {"stock", "stock eager", "baseline", "uniattn", "llmdrop on the same layers"}
     results = json.loads((done.base / "runs/eager/bench/results.json").read_text())
     assert {entry["setting"]["backend"] for entry in results["measured"]} == {"eager"}
     for run in runs.values():

@@ -113,23 +113,34 @@ def test_peak_memory_is_what_the_prefill_adds_at_its_peak() -> None:
         assert (peak < 16 * MIB) if kind is Idle else (60 * MIB <= peak < 100 * MIB), f"{kind.__name__}: {peak / MIB}"
 
 
-def test_subjects_share_the_weights_and_leave_the_original_as_it_was() -> None:
-    original = stock("llama")
-    before = original(tokens(1, 9)).logits
-    plans = {name: plan_of("llama", name) for name in ("uniattn", "cla")}
-    subjects = subjects_of(original, plans, "eager", chunk_size=4)
+@pytest.mark.parametrize(
+    ("family", "backend", "stocks"),
+    [
+        ("llama", "sdpa", {"stock": "sdpa"}),
+        ("llama", "eager", {"stock": "sdpa", "stock eager": "eager"}),
+        ("gemma2", "eager", {"stock": "eager"}),  # soft-capped: no sdpa to be had
+    ],
+)
+def test_subjects_share_the_weights_and_leave_the_original_as_it_was(
+    family: str, backend: str, stocks: dict[str, str]
+) -> None:
+    original, ids = stock(family), tokens(1, LENGTH)
+    kernel, before = original.config._attn_implementation, original(ids).logits
+    plans = {name: plan_of(family, name) for name in ("uniattn", "cla")}
+    subjects = subjects_of(original, plans, backend, chunk_size=4)
     dropped = [f"llmdrop on the same layers as {name}" for name in plans]
-    assert [one.label for one in subjects] == ["stock", "baseline", "uniattn", "cla", *dropped]
+    assert [one.label for one in subjects] == [*stocks, "baseline", *plans, *dropped]
     weight = original.get_input_embeddings().weight.data_ptr()
-    assert all(one.model.get_input_embeddings().weight.data_ptr() == weight for one in subjects)
     for one in subjects:
+        assert one.model.get_input_embeddings().weight.data_ptr() == weight
+        assert one.model.config._attn_implementation.removeprefix("uniattn_") == stocks.get(one.label, backend)
         calls = recorded(one.model)
-        one.prefill(tokens(1, LENGTH))
-        sizes = [call["input_ids"].shape[1] for call in calls]
-        assert sizes == ([LENGTH] if one.label == "stock" else [4, 4, 4, 1])
-        assert one.model.config._attn_implementation == "eager"
-    assert original.config._attn_implementation == "sdpa"
-    assert torch.equal(original(tokens(1, 9)).logits, before)
+        output = one.prefill(ids)
+        assert [call["input_ids"].shape[1] for call in calls] == ([LENGTH] if one.label in stocks else [4, 4, 4, 1])
+        if one.plan.operated == ():
+            torch.testing.assert_close(output.logits, before[:, -1:], rtol=0, atol=1e-4)
+    assert original.config._attn_implementation == kernel
+    assert torch.equal(original(ids).logits, before)
 
 
 def test_the_bound_drops_the_same_layers_once() -> None:

@@ -118,10 +118,10 @@ def publishing_attention(
             entry.key, entry.value = key, value
         if source_of_map and not keeps_map:
             entry.query, entry.key = query, key
-    eviction, root = state.eviction, attention.key_root
-    observes = eviction is not None and eviction.observes(root)
+    eviction = state.eviction
+    observes = eviction is not None and eviction.observes(attention.key_root)
     if eviction is not None:
-        attention_mask = eviction.visible(root, attention_mask)
+        attention_mask = eviction.visible(attention.key_root, attention_mask)
     wants_map = keeps_map or observes
     if _can_group(attention, query, kwargs) and (wants_map or _groups_faster(attention, query, key)):
         output, attention_map = _grouped(attention, state, (query, key, value), attention_mask, kwargs)
@@ -136,7 +136,7 @@ def publishing_attention(
     if keeps_map:
         entry.attention_map = attention_map
     if eviction is not None and observes:
-        eviction.observe(root, attention_map, key.shape[1], attention_mask)
+        eviction.observe(attention.key_root, attention_map, key.shape[1], attention_mask)
     return output, attention_map
 
 
