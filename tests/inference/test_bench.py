@@ -16,6 +16,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from tests.tiny_models import stock
 
 from uniattn_pl import costs
 from uniattn_pl.architectures import CLA, UniAttn
@@ -216,15 +217,15 @@ def test_every_subject_has_one_finished_mlflow_run(done: Done) -> None:
 
 def test_one_batch_size_and_another_kernel(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done.base)
-    words = ["bench.batch_sizes=[1]", "bench.lengths=[9]", "bench.rounds=1", "bench.beside=[]"]
+    words = ["bench.batch_sizes=[1]", "bench.lengths=[9,5,9]", "bench.rounds=1", "bench.beside=[]"]
     assert main([*BENCH, "name=eager", *words, "bench.backends=[eager]", "bench.chunk_size=4"]) == 0
     runs = done.runs("eager")
     assert set(runs) == {"stock", "stock eager", "baseline", "uniattn", "llmdrop on the same layers"}
     results = json.loads((done.base / "runs/eager/bench/results.json").read_text())
     assert {entry["setting"]["backend"] for entry in results["measured"]} == {"eager"}
     for run in runs.values():
-        (point,) = done.client().get_metric_history(run.info.run_id, "cost/ttft_s")
-        assert point.step == 9
+        points = done.client().get_metric_history(run.info.run_id, "cost/ttft_s")
+        assert [point.step for point in points] == [5, 9], "in order, and once"
     assert (done.base / "runs/eager/bench/ttft_batch1_eager.png").is_file()
 
 
@@ -242,12 +243,17 @@ WRONG = {
     "does not fit": ("bench.beside=[big.yaml]", ["big.yaml:1: architecture: 9 Superblocks", "the model has 8"]),
     "typo beside": ("bench.beside=[typo.yaml]", ["typo.yaml:1: unknown key 'architecure'", "mean 'architecture'?"]),
     "not searched yet": ("architecture={name: search}", ["architecture: search chooses the layers by measurement"]),
+    "label taken by a reference": ("bench.beside=[stock.yaml]", ["would be measured as 'stock'", "rename it"]),
+    "label taken by itself": ("bench.beside=[uniattn.yaml]", ["would be measured as 'uniattn'", "rename it"]),
+    "a folder": ("bench.beside=[some]", ["bench.beside: 'some' is a folder"]),
     "not searched yet, beside": ("bench.beside=[search.yaml]", ["search.yaml:1: architecture: search chooses"]),
 }
 FILES = {
     "big.yaml": "architecture: {name: cla, superblock_size: 3, num_superblocks: 9}\n",
     "typo.yaml": "architecure: {name: cla}\n",
     "search.yaml": "architecture: {name: search, budget: 0.8}\n",
+    "stock.yaml": "architecture: {name: llmdrop, layers: [3]}\n",
+    "uniattn.yaml": "architecture: {name: llmdrop, layers: [3]}\n",
 }
 
 
@@ -266,10 +272,31 @@ def test_wrong_input_is_named_before_anything_is_loaded(
     word, expected = WRONG[case]
     for name, text in FILES.items():
         (folder / name).write_text(text)
+    (folder / "some").mkdir()
     assert main([*BENCH, word]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(part in line for part in expected), line
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_the_store_and_the_folder_are_looked_at_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*BENCH, "tracking.uri=mlruns"]) == 2
+    assert "tracking.uri is the folder 'mlruns'" in capsys.readouterr().err
+    (folder / "runs/taken").mkdir(parents=True)
+    (folder / "runs/taken/bench").write_text("")
+    assert main([*BENCH, "name=taken"]) == 2
+    assert "'runs/taken/bench' is a file" in capsys.readouterr().err
+
+
+def test_a_kernel_the_model_lacks_is_refused_before_anything_is_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock("gemma2").save_pretrained(folder / "gemma2")
+    monkeypatch.setattr(session, "measure_machine", lambda *_: pytest.fail("measured"))
+    words = ["model.source=./gemma2", "architecture={name: llmdrop, layers: [3]}", "bench.beside=[]"]
+    assert main([*BENCH, *words, "bench.backends=[eager,sdpa]"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 1
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -288,7 +315,10 @@ def test_problems_of_all_files_are_reported_at_once(folder: Path, capsys: pytest
 def test_a_dry_run_says_what_it_would_measure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*BENCH, "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "would measure uniattn, cla on tiny-llama at 16, 40 tokens, batch 1, 2, sdpa, 2 rounds" in printed
+    assert (
+        "would measure stock, baseline, uniattn, cla on tiny-llama at 16, 40 tokens, batch 1, 2, sdpa, 2 rounds"
+        in printed
+    )
     assert {path.name for path in folder.iterdir()} == {"b.yaml", "cla.yaml"}, "nothing is written"
     with pytest.raises(pytest.fail.Exception, match="weights were loaded"):
         main(BENCH)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.shapes import toy_shape
 from tests.tiny_models import converted, plan_of, stock, tokens
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from uniattn_pl import costs
 from uniattn_pl.inference import benchmark, report
 from uniattn_pl.inference.benchmark import Measured, Setting, quartiles, run_setting, subjects_of
 from uniattn_pl.inference.measuring import Sample, Subject, measure, peak_memory
-from uniattn_pl.inference.roofline import Machine, decode_bound_s, prefill_bound_s
+from uniattn_pl.inference.roofline import Machine
 from uniattn_pl.modeling import kv_cache_bytes, shape_of
 from uniattn_pl.modeling.cache import CacheMismatchError
 from uniattn_pl.plan import LayerPlan
@@ -241,15 +240,9 @@ def test_a_row_has_the_paired_ratios_and_the_shares_of_the_peaks() -> None:
     assert (row["peak memory"], row["KV cache"], row["kept"]) == ("-", "400 B", "50.0%")
 
 
-def test_the_bounds_are_the_counted_work_at_the_peaks() -> None:
-    shape = toy_shape(4)
-    for plan in (LayerPlan.unmodified(4), LayerPlan.unmodified(4).reuse_map([2, 3], 1, compensated=True)):
-        size = {"batch_size": 3, "length": 20}
-        flops = costs.decode_flops(plan, shape, **size)
-        moved = costs.decode_bytes(plan, shape, **size, bytes_per_element=2)
-        machine = Machine(flops_per_s=500.0, bytes_per_s=7.0)
-        expected = costs.prefill_flops(plan, shape, **size) / 500
-        assert prefill_bound_s(machine, plan, shape, **size) == pytest.approx(expected)
-        for peak, bandwidth in ((1e12, 7.0), (7.0, 1e12)):
-            bound = decode_bound_s(Machine(peak, bandwidth), plan, shape, **size, bytes_per_element=2)
-            assert bound == pytest.approx((moved if peak > bandwidth else flops) / 7)
+def test_a_bound_is_the_slower_of_computing_and_reading() -> None:
+    machine = Machine(flops_per_s=500.0, bytes_per_s=7.0)
+    assert machine.bound_s(flops=1000) == 2
+    assert machine.bound_s(read_bytes=70) == 10
+    assert machine.bound_s(flops=1000, read_bytes=70) == 10
+    assert machine.bound_s(flops=10_000, read_bytes=70) == 20

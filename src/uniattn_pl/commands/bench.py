@@ -17,6 +17,7 @@ Measures time to first token, time per further token, peak memory and cache byte
 interleaved in one process with the stock model, the same model under this package's kernels (baseline), the
 architectures of bench.beside, and the bound: the same layers without attention. Weights do not matter to cost, so
 nothing is trained; a searched plan is that of its fit."""
+REFERENCES = ("stock", "baseline")
 EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
   uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3"""
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans, bench = _plans(loaded), loaded.config.bench
     if arguments.dry_run:
         print(
-            f"dry run: would measure {', '.join(plans)} on {loaded.config.model.source} at "
+            f"dry run: would measure {', '.join([*REFERENCES, *plans])} on {loaded.config.model.source} at "
             f"{', '.join(map(str, bench.lengths))} tokens, batch {', '.join(map(str, bench.batch_sizes))}, "
             f"{', '.join(bench.backends)}, {bench.rounds} rounds."
         )
@@ -60,7 +61,9 @@ def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:
             one = loaded if file is None else _on_model_of(loaded, load_config([Path(file).expanduser()]))
             label = one.architecture.name if file is None else Path(file).stem
             plan, _ = compile_plan(one)
-            if plan.operated:
+            if label in (*plans, *REFERENCES):
+                problems.append(f"bench.beside: '{file}' would be measured as '{label}', which is taken; rename it.")
+            elif plan.operated:
                 plans[label] = plan
         except UserError as error:
             problems += error.problems

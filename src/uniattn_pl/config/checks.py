@@ -189,5 +189,7 @@ def _backends(config: ExperimentConfig) -> str | None:
 
 @_check("bench.beside")
 def _beside(config: ExperimentConfig) -> str | None:
-    missing = [file for file in config.bench.beside if not Path(file).expanduser().is_file()]
-    return f"there is no file '{missing[0]}'.{nearest_file(Path(missing[0]))}" if missing else None
+    files = [Path(file).expanduser() for file in config.bench.beside]
+    problems = [f"'{file}' is a folder." for file in files if file.is_dir()]
+    problems += [f"there is no file '{file}'.{nearest_file(file)}" for file in files if not file.exists()]
+    return " ".join(problems) or None

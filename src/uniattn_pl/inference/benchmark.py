@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl import costs
+from uniattn_pl.errors import UserError
 from uniattn_pl.inference.measuring import Sample, Subject, measure, peak_memory
 from uniattn_pl.modeling import converted_copy, shape_of, unmodified_copy
 from uniattn_pl.modeling.cache import CacheMismatchError
@@ -24,6 +25,7 @@ from uniattn_pl.plan import LayerPlan, ModelShape
 
 STOCK, BASELINE, BOUND = "stock", "baseline", "llmdrop on the same layers"
 REFERENCE_BACKEND = "sdpa"
+WARM_UP_TOKENS = 32
 Progress = Callable[[int, int, str], None]
 
 
@@ -111,6 +113,12 @@ def subjects_of(
     return subjects
 
 
+def check_backends(model: PreTrainedModel, backends: Sequence[str]) -> None:
+    """Raise UserError when the model has no such kernel."""
+    if REFERENCE_BACKEND in backends and not _has_sdpa(model):
+        raise UserError(f"bench.backends: this {model.config.model_type} model has no sdpa kernel; use [eager].")
+
+
 def _has_sdpa(model: PreTrainedModel) -> bool:
     """Soft-capped attention has no fused kernel."""
     return model._supports_sdpa and getattr(model.config, "attn_logit_softcapping", None) is None
@@ -137,9 +145,10 @@ def run_setting(
     ids = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
     measured = []
     for subject in subjects:
+        measure(subject, ids[:, :WARM_UP_TOKENS], 2)  # what only the first forward of a process needs is not counted
+    for subject in subjects:
         progress(f"{subject.label}, {setting.length} tokens, memory")
         measured.append(_predicted(subject, setting, shape, model.dtype.itemsize, peak_memory(subject, ids)))
-        measure(subject, ids[:, : min(setting.length, 32)], 2)  # decoding, too, is warm before the first round
     for number in range(rounds):
         for offset in range(len(subjects)):
             index = (number + offset) % len(subjects)

@@ -46,8 +46,8 @@ def _reference(entry: Measured, measured: Sequence[Measured]) -> Measured:
 
 
 def _row(entry: Measured, reference: Measured, machine: Machine) -> tuple[str, ...]:
-    prefill = entry.prefill_flops / machine.flops_per_s / entry.median("ttft_s")
-    decode = entry.decode_bytes / machine.bytes_per_s / entry.median("tpot_s")
+    prefill = machine.bound_s(flops=entry.prefill_flops) / entry.median("ttft_s")
+    decode = machine.bound_s(read_bytes=entry.decode_bytes) / entry.median("tpot_s")
     return (
         entry.label,
         str(entry.setting.length),

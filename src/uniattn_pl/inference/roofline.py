@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from uniattn_pl import costs
-from uniattn_pl.plan import LayerPlan, ModelShape
-
 PRODUCT_SIZE = 2048
 COPY_BYTES = 2**28
 REPEATS = 5
@@ -23,6 +20,10 @@ class Machine:
     flops_per_s: float
     bytes_per_s: float
 
+    def bound_s(self, *, flops: float = 0, read_bytes: float = 0) -> float:
+        """Seconds that so much work takes at least."""
+        return max(flops / self.flops_per_s, read_bytes / self.bytes_per_s)
+
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Take the two peaks on this device, in the dtype the model computes in."""
@@ -32,20 +33,6 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     product = min(_seconds(lambda: left @ left, device) for _ in range(REPEATS))
     copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(REPEATS))
     return Machine(2 * PRODUCT_SIZE**3 / product, 2 * COPY_BYTES / copied)
-
-
-def prefill_bound_s(machine: Machine, plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> float:
-    """Seconds a prefill takes at least: its matrix-product FLOPs at the machine's peak."""
-    return costs.prefill_flops(plan, shape, batch_size=batch_size, length=length) / machine.flops_per_s
-
-
-def decode_bound_s(
-    machine: Machine, plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int
-) -> float:
-    """Seconds a decoded token takes at least: weights and cache read once, or its FLOPs, whichever is slower."""
-    size = {"batch_size": batch_size, "length": length}
-    read = costs.decode_bytes(plan, shape, **size, bytes_per_element=bytes_per_element) / machine.bytes_per_s
-    return max(read, costs.decode_flops(plan, shape, **size) / machine.flops_per_s)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

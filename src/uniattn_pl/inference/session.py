@@ -8,19 +8,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from uniattn_pl.commands.tables import print_table, table_text
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.files import atomic_file
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import report
-from uniattn_pl.inference.benchmark import Measured, Setting, run_setting, subjects_of
+from uniattn_pl.inference.benchmark import (
+    REFERENCE_BACKEND,
+    Measured,
+    Setting,
+    check_backends,
+    run_setting,
+    subjects_of,
+)
+from uniattn_pl.inference.measuring import Subject
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.modeling.loading import load_model
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.tracking.environment import describe_machine
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, connect
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import plain_config
@@ -32,68 +44,95 @@ def run_benchmark(loaded: LoadedConfig, plans: Mapping[str, LayerPlan]) -> list[
     """Measure the plans and their references at every setting of the experiment; returns all measurements.
 
     Writes results.json (raw samples), table.txt and figures to runs/NAME/bench and to an MLflow run per model.
+
+    Raises:
+        UserError: the tracking store or the folder cannot be written to, or the model lacks a kernel.
     """
     config, bench, console = loaded.config, loaded.config.bench, Console()
-    model = load_model(
-        config.model.source,
-        dtype=config.model.dtype,
-        attn_implementation=bench.backends[0],
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    console.print(f"on {describe_machine()}", highlight=False)
+    connect(config.tracking)
+    folder = Path(config.trainer.default_root_dir) / FOLDER
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
+    model = _load(loaded)
+    check_backends(model, bench.backends)
     machine = measure_machine(model.device, model.dtype)
     console.print(
-        f"peaks measured: {machine.flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "
+        f"on {describe_machine()}\npeaks measured: {machine.flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "
         f"{machine.bytes_per_s / 1e9:.1f} GB/s in a copy",
         highlight=False,
+        soft_wrap=True,
     )
+    # Ascending: figures join the points in order, and MLflow takes steps that go forward only.
+    grid = product(sorted(set(bench.lengths)), sorted(set(bench.batch_sizes)), sorted(set(bench.backends)))
+    settings = [Setting(*point) for point in grid]
     measured: list[Measured] = []
-    settings = [Setting(*point) for point in product(bench.lengths, bench.batch_sizes, bench.backends)]
     with ProgressReporter("bench", console) as progress:
-        tokens_done, tokens = 0, sum(setting.length * setting.batch_size for setting in settings)
+        share = _Share(sum(setting.length * setting.batch_size for setting in settings), progress)
         for setting in settings:
             subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size)
-            for subject in subjects:
-                if hasattr(subject.model.config, "reuse_mode"):
-                    subject.model.config.reuse_mode = config.model.reuse
-                    subject.model.config.map_memory_mib = config.model.map_memory_mib
-            steps = len(subjects) * (bench.rounds + 1)
-            weight, done = setting.length * setting.batch_size, 0
-
-            def step(text: str, base: int = tokens_done, weight: int = weight, steps: int = steps) -> None:
-                nonlocal done
-                progress.update(base + weight * done // steps, tokens, text)
-                done += 1
-
-            measured += run_setting(
-                subjects,
-                setting,
-                new_tokens=bench.new_tokens,
-                rounds=bench.rounds,
-                seed=config.seed,
-                progress=step,
-            )
-            tokens_done += weight
-    _write(loaded, measured, machine, plans)
+            _configure(subjects, loaded)
+            share.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
+            options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
+            measured += run_setting(subjects, setting, progress=share.step, **options)
+    _write(loaded, measured, machine, plans, folder)
     return measured
 
 
+def _load(loaded: LoadedConfig) -> PreTrainedModel:
+    """The original model, on the device of the experiment's trainer."""
+    config = loaded.config.model
+    kernel = "eager" if loaded.config.bench.backends == ["eager"] else REFERENCE_BACKEND
+    model = load_model(
+        config.source,
+        dtype=config.dtype,
+        attn_implementation=kernel,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator=loaded.config.trainer.accelerator, devices=1, max_steps=0, **silent)
+    return model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+
+
+def _configure(subjects: Sequence[Subject], loaded: LoadedConfig) -> None:
+    for subject in subjects:
+        if hasattr(subject.model.config, "reuse_mode"):
+            subject.model.config.reuse_mode = loaded.config.model.reuse
+            subject.model.config.map_memory_mib = loaded.config.model.map_memory_mib
+
+
+class _Share:
+    """Progress in tokens: settings differ in length far more than models do."""
+
+    def __init__(self, total: int, progress: ProgressReporter) -> None:
+        self.total, self.progress = total, progress
+        self.base = self.weight = self.done = 0
+        self.steps = 1
+
+    def begin(self, weight: int, steps: int) -> None:
+        """The next `steps` steps are worth `weight` tokens together."""
+        self.base, self.weight, self.steps, self.done = self.base + self.weight, weight, steps, 0
+
+    def step(self, text: str) -> None:
+        """One more begins."""
+        self.progress.update(self.base + self.weight * self.done // self.steps, self.total, text)
+        self.done += 1
+
+
 def _write(
-    loaded: LoadedConfig, measured: Sequence[Measured], machine: Machine, plans: Mapping[str, LayerPlan]
+    loaded: LoadedConfig, measured: Sequence[Measured], machine: Machine, plans: Mapping[str, LayerPlan], folder: Path
 ) -> None:
-    """Tables on screen; tables, raw samples and figures on disk and in MLflow, one run per model."""
-    folder = Path(loaded.config.trainer.default_root_dir) / FOLDER
-    groups = {(entry.setting.batch_size, entry.setting.backend) for entry in measured}
+    """Tables on screen; tables, raw samples and figures in place of former ones, and in MLflow, one run per model."""
+    groups = sorted({(entry.setting.batch_size, entry.setting.backend) for entry in measured})
     lines: list[str] = []
     figures = {}
-    for batch_size, backend in sorted(groups):
+    for batch_size, backend in groups:
         entries = [e for e in measured if (e.setting.batch_size, e.setting.backend) == (batch_size, backend)]
         title = f"Batch {batch_size}, {backend}: median (quartiles) of {loaded.config.bench.rounds} rounds"
-        rows = report.rows(entries, machine)
+        rows, ratios = report.rows(entries, machine), report.ratio_lines(entries)
         print_table(title, report.COLUMNS, rows)
-        lines += [*table_text(title, report.COLUMNS, rows), "", *report.ratio_lines(entries), ""]
-        print("\n".join(report.ratio_lines(entries)))
+        print("\n".join(ratios))
+        lines += [*table_text(title, report.COLUMNS, rows), "", *ratios, ""]
         suffix = f"batch{batch_size}_{backend}"
         figures[f"ttft_{suffix}"] = report.time_figure(entries, "ttft_s", "time to first token")
         figures[f"tpot_{suffix}"] = report.time_figure(entries, "tpot_s", "time per further token")
@@ -104,13 +143,11 @@ def _write(
         "plans": {label: plan.to_dict() for label, plan in plans.items()},
         "measured": [entry.to_dict() for entry in measured],
     }
-    texts = {"results.json": json.dumps(results, indent=1), "table.txt": "\n".join(lines)}
-    for name, text in texts.items():
-        with atomic_file(folder / name) as file:
-            file.write(text.encode())
-    for name, figure in figures.items():
-        with atomic_file(folder / f"{name}.png") as file:
-            figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
+    with atomic_folder(folder) as temporary:
+        (temporary / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (temporary / "table.txt").write_text("\n".join(lines), encoding="utf-8")
+        for name, figure in figures.items():
+            figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
     _track(loaded, measured, folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
     print(f"  mlflow ui --backend-store-uri {redact(loaded.config.tracking.uri)}")

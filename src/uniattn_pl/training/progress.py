@@ -73,4 +73,4 @@ class ProgressReporter:
         since = done - self._first
         left = (time.monotonic() - self._started) / since * (total - done) if since else None
         remaining = "" if left is None or done == total else f"  {left:.0f} s left"
-        self.console.print(f"{self.label}  {done}/{total}  {text}{remaining}", highlight=False)
+        self.console.print(f"{self.label}  {done}/{total}  {text}{remaining}", highlight=False, soft_wrap=True)
