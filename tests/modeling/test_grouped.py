@@ -21,6 +21,7 @@ from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.modeling import grouped, kv_cache_bytes, unmodified_copy
 from uniattn_pl.modeling.cache import GrowingLayer, ValueOnlyLayer, map_buffers
 from uniattn_pl.modeling.grouped import MapBuffers, aligned_product, automatic_chunk, grouped_attention, masked_span
+from uniattn_pl.modeling.sharing import SharedState
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PADDING = 3
@@ -283,3 +284,13 @@ def test_what_prefill_cannot_do_is_named() -> None:
         prefill(model, tokens(1, 3), chunk_size=0)
     with pytest.raises(UserError, match="the prompt is empty"):
         prefill(model, tokens(1, 0))
+
+
+def test_a_mask_is_never_taken_for_another_one() -> None:
+    """Masks that live for one layer only: the next one may lie where the last one did."""
+    state = SharedState()
+    for first in range(1, 40):
+        mask = torch.ones(1, 1, 4, 40, dtype=torch.bool)
+        mask[..., first:] = False
+        assert state.masked_span(mask) == (first, 40)
+        del mask

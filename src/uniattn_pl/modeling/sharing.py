@@ -66,13 +66,13 @@ class SharedState(UserDict[int, Published]):
         self.late: dict[int, torch.Tensor] = {}
         self.buffers = MapBuffers() if buffers is None else buffers
         self.buffers.begin_forward()
-        self._masked: dict[int, tuple[int, int]] = {}
+        self._masked: dict[int, tuple[torch.Tensor, tuple[int, int]]] = {}
 
     def masked_span(self, mask: torch.Tensor) -> tuple[int, int]:
         """Of a mask that the layers of this forward have in common, looked at once."""
         if id(mask) not in self._masked:
-            self._masked[id(mask)] = masked_span(mask)
-        return self._masked[id(mask)]
+            self._masked[id(mask)] = mask, masked_span(mask)  # kept, so that no other mask gets its id
+        return self._masked[id(mask)][1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SharedState:
         """Move every tensor, as accelerate asks when layers live on several devices."""
