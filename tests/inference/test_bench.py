@@ -162,6 +162,7 @@ def test_the_ratios_are_printed_and_written(done: Done) -> None:
         line = f"{own} / {other}, 40 tokens: {', '.join(texts)}"
         assert line in done.printed.splitlines()
         assert line in table.splitlines()
+        assert f"{own} / {other}, 16 tokens: " in table
     for batch_size in BATCH_SIZES:
         title = f"Batch {batch_size}, sdpa: median (quartiles) of 2 rounds"
         assert title in done.printed
@@ -234,7 +235,7 @@ WRONG = {
     "no lengths": ("bench.lengths=[]", ["bench.lengths: expected numbers of at least 1, got []"]),
     "negative batch": ("bench.batch_sizes=[-1]", ["bench.batch_sizes: expected numbers of at least 1, got [-1]"]),
     "unknown kernel": ("bench.backends=[sdap]", ["bench.backends: expected some of sdpa, eager", "mean 'sdpa'?"]),
-    "no kernels": ("bench.backends=[]", ["bench.backends: expected some of sdpa, eager; got []"]),
+    "no kernels": ("bench.backends=[]", ["bench.backends: expected some of sdpa, eager, flex_attention; got []"]),
     "no such file": ("bench.beside=[nope.yaml]", ["bench.beside: there is no file 'nope.yaml'"]),
     "near miss": ("bench.beside=[cal.yaml]", ["bench.beside: there is no file 'cal.yaml'. Did you mean 'cla.yaml'?"]),
     "no rounds": ("bench.rounds=0", ["bench.rounds: must be at least 1, got 0"]),

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.flex_attention as flex_integration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.modeling.test_decoding import GREEDY, uncached_greedy
 from tests.tiny_models import cases, converted, plan_of, stock, tokens
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -21,6 +23,7 @@ from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.modeling import grouped, kv_cache_bytes, unmodified_copy
 from uniattn_pl.modeling.cache import GrowingLayer, ValueOnlyLayer, map_buffers
 from uniattn_pl.modeling.grouped import MapBuffers, aligned_product, automatic_chunk, grouped_attention, masked_span
+from uniattn_pl.modeling.heavy_hitters import H2OCache
 from uniattn_pl.modeling.sharing import SharedState
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -294,3 +297,24 @@ def test_a_mask_is_never_taken_for_another_one() -> None:
         mask[..., first:] = False
         assert state.masked_span(mask) == (first, 40)
         del mask
+
+
+@pytest.mark.parametrize("architecture", ["uniattn", "cla"])
+@torch.no_grad()
+def test_flex_attention_replays_the_map(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers calls it, but not compiled: its kernels for the CPU are not what is tested."""
+    monkeypatch.setattr(
+        flex_integration, "compile_friendly_flex_attention", lambda *args, training, **kw: flex_attention(*args, **kw)
+    )
+    model, ids = converted("llama", architecture), tokens(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :PADDING] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1:]
+    model.set_attn_implementation("flex_attention")
+    assert model.config._attn_implementation == "uniattn_flex_attention"
+    found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(prefill(model, ids, mask, chunk_size=7).logits, expected, **CLOSE)
+    with pytest.raises(UserError, match="H2O sums attention maps, which FlexAttention does not have"):
+        H2OCache(model, 0.5)

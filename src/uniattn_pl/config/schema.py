@@ -23,7 +23,7 @@ def option(default: Any, help: str, *, allowed: tuple[Any, ...] = (), minimum: f
 EMBEDDED = "embedded"
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTION_BACKENDS = ("sdpa", "eager")
+ATTENTION_BACKENDS = ("sdpa", "eager", "flex_attention")
 INITIALISERS = {
     "zero": "W_c = 0: unification without compensation",
     "theorem37": "closed form of the paper's Theorem 3.7, on the mean over samples per position",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.tables import bytes_text
-from uniattn_pl.inference.benchmark import STOCK, Measured, quartiles
+from uniattn_pl.inference.benchmark import BASELINE, STOCK, Measured, quartiles
 from uniattn_pl.inference.roofline import Machine
 from uniattn_pl.tracking.plots import new_figure
 
@@ -26,15 +26,14 @@ def rows(measured: Sequence[Measured], machine: Machine) -> list[tuple[str, ...]
 
 
 def ratio_lines(measured: Sequence[Measured]) -> list[str]:
-    """Each model against each other one at the longest prompt, in words that can be quoted."""
-    longest = max(entry.setting.length for entry in measured)
-    entries = [entry for entry in measured if entry.setting.length == longest]
+    """Each architecture against the baseline and each other one, at every length, in words that can be quoted."""
     lines = []
-    for entry in entries:
-        for other in entries:
-            if entry.label != other.label and other.label != STOCK:
+    for entry in measured:
+        for other in measured:
+            same_place = entry.label != other.label and entry.setting == other.setting
+            if same_place and not entry.label.startswith(STOCK) and entry.label != BASELINE and other.label != STOCK:
                 parts = [f"{name} {_ratio(entry.ratios(key, other))}" for name, key in METRICS]
-                lines.append(f"{entry.label} / {other.label}, {longest} tokens: {', '.join(parts)}")
+                lines.append(f"{entry.label} / {other.label}, {entry.setting.length} tokens: {', '.join(parts)}")
     return lines
 
 

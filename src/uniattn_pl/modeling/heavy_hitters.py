@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.cache import GrowingLayer, ValueOnlyLayer, fit_cache
+from uniattn_pl.modeling.sharing import has_maps
 from uniattn_pl.plan import LayerPlan
 
 RECENT_SHARE = 0.5
@@ -40,6 +41,8 @@ class H2OCache(DynamicCache):
         plan: LayerPlan | None = getattr(model.get_decoder(), "layer_plan", None)
         if plan is None:
             raise UserError("H2O needs a model with this package's attention; take unmodified_copy(model).")
+        if not has_maps(model.config):
+            raise UserError("H2O sums attention maps, which FlexAttention does not have; use sdpa or eager.")
         if not 0 < retain_rate <= 1:
             raise UserError(f"an H2O retain rate is above 0 and at most 1; got {retain_rate:g}.")
         super().__init__(config=model.config)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from uniattn_pl.modeling.families import STATE_KEY, family_module
@@ -142,8 +142,10 @@ def publishing_attention(
 
 def _materialises(attention: Any, query: torch.Tensor, key: torch.Tensor) -> bool:
     """Keep the map, or keep Q and K? auto: keep it where it is computed anyway (eager), is one row (decoding), or is
-    small and needs no gradient (a chunk of a prompt)."""
+    small and needs no gradient (a chunk of a prompt). FlexAttention's masks are functions that fit no map."""
     mode = attention.config.reuse_mode
+    if not has_maps(attention.config):
+        return False
     if mode != "auto":
         return bool(mode == "materialise")
     if _is_eager(attention) or query.shape[-2] == 1:
@@ -152,13 +154,18 @@ def _materialises(attention: Any, query: torch.Tensor, key: torch.Tensor) -> boo
     return small and not torch.is_grad_enabled()
 
 
+def has_maps(config: Any) -> bool:
+    """Whether the kernel of this config takes masks that a map can be masked with."""
+    return config._attn_implementation.removeprefix(PREFIX) in ("sdpa", "eager")
+
+
 def _is_eager(attention: Any) -> bool:
     return bool(attention.config._attn_implementation == PREFIX + "eager")
 
 
 def _can_group(attention: Any, query: torch.Tensor, arguments: dict[str, Any]) -> bool:
     """Whether the grouped kernel computes what this layer's own one would, and nothing needs its gradient or graph."""
-    plain = not _is_eager(attention) and is_plain(arguments)
+    plain = has_maps(attention.config) and not _is_eager(attention) and is_plain(arguments)
     return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
@@ -194,7 +201,7 @@ def additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Ten
     return mask
 
 
-for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask), ("flex_attention", flex_attention_mask)):
     AttentionInterface.register(PREFIX + _name, publishing_attention)
     AttentionMaskInterface.register(PREFIX + _name, _mask)
 
