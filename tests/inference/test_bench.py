@@ -326,6 +326,12 @@ def test_a_dry_run_says_what_it_would_measure(folder: Path, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("unloadable")
+def test_the_baseline_needs_no_architecture_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*BENCH, "architecture={name: baseline}", "bench.beside=[]", "--dry-run"]) == 0
+    assert "would measure stock, baseline on tiny-llama" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unloadable")
 def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = LayerPlan.unmodified(8).drop([3], compensated=False).reuse_map([6], 4, compensated=True)
     (folder / "search.yaml").write_text("name: found\n" + FILES["search.yaml"])

@@ -61,9 +61,11 @@ def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:
             one = loaded if file is None else _on_model_of(loaded, load_config([Path(file).expanduser()]))
             label = one.architecture.name if file is None else Path(file).stem
             plan, _ = compile_plan(one)
+            if not plan.operated:
+                continue  # the baseline is measured anyway
             if label in (*plans, *REFERENCES):
                 problems.append(f"bench.beside: '{file}' would be measured as '{label}', which is taken; rename it.")
-            elif plan.operated:
+            else:
                 plans[label] = plan
         except UserError as error:
             problems += error.problems

@@ -26,7 +26,6 @@ from uniattn_pl.plan import LayerPlan, ModelShape
 STOCK, BASELINE, BOUND = "stock", "baseline", "llmdrop on the same layers"
 REFERENCE_BACKEND = "sdpa"
 WARM_UP_TOKENS = 32
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from uniattn_pl.inference.roofline import Machine
 from uniattn_pl.tracking.plots import new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = (
@@ -84,11 +85,7 @@ def time_figure(measured: Sequence[Measured], metric: str, label: str) -> Figure
         errors.append([high - m for m, (_, high) in zip(medians, bounds, strict=True)])
         lengths = [entry.setting.length for entry in entries]
         axes.errorbar(lengths, medians, yerr=errors, marker="o", markersize=4, capsize=3, label=name)
-    axes.set_xlabel("prompt (tokens)")
-    axes.set_ylabel(f"{label} (seconds)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    _label(axes, "prompt (tokens)", f"{label} (seconds)")
     return figure
 
 
@@ -99,9 +96,13 @@ def retain_figure(measured: Sequence[Measured]) -> Figure:
     longest = max(entry.setting.length for entry in measured)
     for entry in (entry for entry in measured if entry.setting.length == longest):
         axes.scatter([100 * entry.kv_retain_rate], [entry.median("ttft_s")], label=entry.label)
-    axes.set_xlabel("KV cache kept (% of the unmodified model's)")
-    axes.set_ylabel(f"time to first token of {longest} tokens (seconds)")
+    _label(axes, "KV cache kept (% of the unmodified model's)", f"time to first token of {longest} tokens (seconds)")
+    return figure
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return figure
