@@ -114,6 +114,36 @@ def _micro_batches(config: ExperimentConfig) -> str | None:
     return f"{training.micro_batch_size}{on} does not divide training.batch_size={training.batch_size}.{allowed}"
 
 
+@_check("training.strategy", "trainer.devices", "trainer.num_nodes")
+def _strategy(config: ExperimentConfig) -> str | None:
+    trainer = config.trainer
+    several = trainer.num_nodes > 1 or (isinstance(trainer.devices, int) and trainer.devices > 1)
+    if config.training.strategy != "single" or not several:
+        return None
+    return "single uses one device; set trainer.devices=1 and trainer.num_nodes=1, or training.strategy=auto."
+
+
+@_check("training.cpu_offload", "training.strategy")
+def _offload(config: ExperimentConfig) -> str | None:
+    return _only_fsdp(config) if config.training.cpu_offload else None
+
+
+@_check("training.checkpoint_format", "training.strategy")
+def _format(config: ExperimentConfig) -> str | None:
+    return _only_fsdp(config) if config.training.checkpoint_format == "sharded" else None
+
+
+def _only_fsdp(config: ExperimentConfig) -> str | None:
+    strategy = config.training.strategy
+    return None if strategy == "fsdp" else f"needs training.strategy=fsdp, which is '{strategy}'."
+
+
+@_check("training.lora.dropout")
+def _dropout(config: ExperimentConfig) -> str | None:
+    dropout = config.training.lora.dropout
+    return None if dropout < 1 else f"must be below 1, got {dropout:g}."
+
+
 @_check("trainer.devices")
 def _devices(config: ExperimentConfig) -> str | None:
     if config.trainer.devices != 0 and re.fullmatch(r"auto|-1|\d+(,\d+)*,?", str(config.trainer.devices)):

@@ -36,6 +36,16 @@ HEAD_ALIGNMENTS = {
     "output_error": "it uses the source head whose map leaves the least error in its output",
 }
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+STRATEGIES = {
+    "auto": "one device: single; several: ddp where a full copy of the training state fits on each, else fsdp",
+    "single": "one device",
+    "ddp": "every device holds the whole model",
+    "fsdp": "weights, gradients and optimizer state are sharded over all devices (FSDP2)",
+}
+CHECKPOINT_FORMATS = {
+    "full": "one file that any strategy reads, gathered on rank 0",
+    "sharded": "a folder in which each rank writes its own share; fsdp only",
+}
 
 
 @dataclass
@@ -78,7 +88,9 @@ class DataConfig:
         512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8
     )
     on_bad_row: str = option("error", "error: stop at the first bad row; skip: count them", allowed=("error", "skip"))
-    num_workers: int = option(0, "processes of the data loader", minimum=0)
+    num_workers: int = option(0, "processes that make batches ahead, and that tokenise", minimum=0)
+    packing: bool = option(False, "several rows in one training sequence of max_length; none sees another")
+    token_cache: bool = option(True, "keep tokens on disk, so that the same rows are not tokenised again")
 
 
 @dataclass
@@ -124,15 +136,33 @@ class EarlyStopConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Stage 2 as low-rank updates (peft) instead of a full fine-tune; W_c and a re-fitted W_o train in full."""
+
+    enabled: bool = option(False, "train low-rank updates in stage 2; the final model has them merged")
+    rank: int = option(16, "rank of the updates", minimum=1)
+    alpha: float | None = option(None, "scale, divided by the rank; default: twice the rank", minimum=0.0)
+    dropout: float = option(0.0, "dropout in front of the updates", minimum=0.0)
+    target_modules: list[str] = option([], "projections that get updates; default: those of the attention")
+
+
+@dataclass
 class TrainingConfig:
     """The two-stage post-training."""
 
     batch_size: int = option(48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1)
     micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1)
     precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
+    strategy: str = option("auto", "how devices share the work", allowed=tuple(STRATEGIES))
+    cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    loss_chunk_tokens: int | None = option(
+        None, "response tokens whose logits are held at once; default: all of a micro batch", minimum=1
+    )
     max_grad_norm: float | None = option(1.0, "clip the global gradient norm; null: never", minimum=0.0)
     checkpoint_every_steps: int = option(50, "steps between resumable checkpoints", minimum=1)
+    checkpoint_format: str = option("full", "how a resumable checkpoint is written", allowed=tuple(CHECKPOINT_FORMATS))
+    lora: LoraConfig = field(default_factory=LoraConfig)
     stage1: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
     stage2: StageConfig = field(default_factory=StageConfig)
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
@@ -145,7 +175,6 @@ class TrainerConfig:
     accelerator: str = option("auto", "Lightning accelerator")
     devices: int | str = option("auto", "number of devices on a node, or auto")
     num_nodes: int = option(1, "number of machines", minimum=1)
-    strategy: str = option("auto", "how ranks work together", allowed=("auto", "ddp"))
     deterministic: bool = option(False, "deterministic kernels only")
     log_every_n_steps: int = option(1, "steps between logged metrics", minimum=1)
     default_root_dir: str = option("runs/${name}", "folder of checkpoints and of the run's manifest")

@@ -142,7 +142,6 @@ class FitSession:
             accelerator=where.accelerator,
             devices=where.devices,
             num_nodes=where.num_nodes,
-            strategy=where.strategy,
             deterministic=where.deterministic,
             log_every_n_steps=where.log_every_n_steps,
             default_root_dir=where.default_root_dir,
