@@ -1,7 +1,8 @@
 """The command line: finds the command, prints its help or runs it, and turns errors into exit codes.
 
-0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted, 1 anything else: a run
-that failed for a known reason (its message), or a bug or broken environment (its traceback).
+0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted (128 + the number of another
+signal that ended a fit), 1 anything else: a run that failed for a known reason (its message), or a bug or broken
+environment (its traceback).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except RunFailure as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILURE
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; an interrupted fit resumes with the same command.", file=sys.stderr)
         return INTERRUPTED

@@ -19,7 +19,9 @@ class UserError(Exception):
 
 
 class RunFailure(Exception):
-    """A run cannot go on for a reason the message explains in full; shown without traceback, exit code 1."""
+    """A run cannot go on for a reason the message explains in full; shown without traceback, exit code 1 or its own."""
+
+    exit_code = 1
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -22,12 +22,12 @@ model = converted_copy(original, PLANS["mixed"])
 report = calibrate(
     original,
     model,
-    fitted[int(rank) :: int(world_size)],
-    held_out[int(rank) :: int(world_size)],
+    fitted,
+    held_out,
     initialiser=initialiser,
     ridge="auto",
     head_alignment="output_error",
-    sharded=True,
+    share=(int(rank), int(world_size)),
 )
 torch.save({"weights": model.state_dict(), "report": asdict(report), "plan": model.layer_plan.to_dict()}, output)
 distributed.destroy_process_group()

@@ -69,13 +69,13 @@ KILL_POINTS: dict[str, Callable[[], None]] = {
     ),
     "in calibration, the first of two layers solved": lambda: patch(CalibrationRecord, "save", after=layer(6)),
     "in calibration, the second solved but not recorded": lambda: patch(CalibrationRecord, "save", before=layer(7)),
-    "between initialisation's folder and its commit": lambda: patch(Manifest, "commit", before=in_phase("initialise")),
+    "between initialisation's folder and its commit": lambda: patch(Manifest, "advance", before=in_phase("initialise")),
     "stage 1, step 4": lambda: patch(StepCheckpoint, "on_train_batch_end", after=at_step(1, 4)),
     "stage 1, metrics of step 6 written but its checkpoint not": lambda: patch(
-        files.os, "replace", before=lambda source, target: str(target).endswith("stage1.ckpt")
+        files.os, "rename", before=lambda source, target: str(target).endswith("stage1/step-00000006")
     ),
-    "at the switch, before the commit": lambda: patch(Manifest, "commit", before=in_phase("stage1")),
-    "at the switch, after the commit": lambda: patch(Manifest, "commit", after=in_phase("stage2")),
+    "at the switch, before the commit": lambda: patch(Manifest, "advance", before=in_phase("stage1")),
+    "at the switch, after the commit": lambda: patch(Manifest, "write", after=in_phase("stage2")),
     "stage 2, at the checkpoint at the end of an epoch": lambda: patch(
         StepCheckpoint, "on_train_batch_end", after=at_step(2, 3)
     ),
@@ -85,7 +85,7 @@ KILL_POINTS: dict[str, Callable[[], None]] = {
     "before the final model appears": lambda: patch(
         files.os, "rename", before=lambda source, target: str(target).endswith("final")
     ),
-    "before the end is recorded": lambda: patch(Manifest, "commit", before=in_phase("finish")),
+    "before the end is recorded": lambda: patch(Manifest, "advance", before=in_phase("finish")),
 }
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from uniattn_pl.errors import UserError
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
-from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
+from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.callbacks.rng_state import RngState
@@ -27,6 +27,7 @@ from uniattn_pl.training.callbacks.stage_freezing import StageFreezing
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
+from uniattn_pl.training.checkpoints import CheckpointStore
 from uniattn_pl.training.errors import TrainingDivergedError
 
 
@@ -122,43 +123,44 @@ def test_ema_counts_optimizer_steps_not_micro_batches(tmp_path: Path) -> None:
 
 
 def test_ema_honours_a_restored_stop(tmp_path: Path) -> None:
-    path = tmp_path / "resume.ckpt"
+    store = CheckpointStore(tmp_path / "checkpoints")
     losses = [3.0] * 100
     first = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
-    run(Regression(losses), [first, StepCheckpoint(path, 1)], tmp_path, steps=100, enable_checkpointing=True)
+    run(Regression(losses), [first, StepCheckpoint(store, 1)], tmp_path, steps=100, enable_checkpointing=True)
     module = Regression(losses)
     second = EMAEarlyStop(decay=0.5, patience=3, min_delta=0.3)
-    trainer = run(module, [second], tmp_path, steps=100, ckpt_path=path)
+    trainer = run(module, [second], tmp_path, steps=100, ckpt_path=store.newest_good())
     assert (trainer.global_step, module.steps, second.stopped_at) == (4, 0, 4)
     assert second.state_dict() == first.state_dict()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_loss_stops_and_spares_the_checkpoint(value: float, tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
+    store = CheckpointStore(tmp_path / "checkpoints")
     module = Regression([1.0, 1.0, value, 1.0])
-    with pytest.raises(TrainingDivergedError, match=r"at step 3; the last good checkpoint is .*last\.ckpt"):
-        run(module, [NonFiniteStop(), StepCheckpoint(path, 1)], tmp_path, enable_checkpointing=True)
-    assert torch.load(path, weights_only=True)["global_step"] == 2
+    with pytest.raises(TrainingDivergedError, match=r"at step 3; the last good checkpoint is .*step-00000002"):
+        run(module, [DivergenceStop(), StepCheckpoint(store, 1)], tmp_path, enable_checkpointing=True)
+    good = store.newest_good()
+    assert good is not None
+    assert torch.load(good, weights_only=True)["global_step"] == 2
 
 
 def test_step_checkpoint_never_saves_between_micro_batches(tmp_path: Path) -> None:
-    path = tmp_path / "resume.ckpt"
-    run(
-        Regression(), [StepCheckpoint(path, 1)], tmp_path, steps=2, accumulate_grad_batches=2, enable_checkpointing=True
-    )
+    store = CheckpointStore(tmp_path / "checkpoints")
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "enable_checkpointing": True}
+    run(Regression(), [StepCheckpoint(store, 1)], tmp_path, steps=2, **options)
 
     class Saves(StepCheckpoint):
         micro_batches: ClassVar[list[int]] = []
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            before = path.stat().st_mtime_ns
+            before = store.newest()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if path.stat().st_mtime_ns != before:
+            if store.newest() != before:
                 self.micro_batches.append(batch_idx)
 
-    saves = Saves(path, 1)
-    run(Regression(), [saves], tmp_path, steps=4, accumulate_grad_batches=2, enable_checkpointing=True, ckpt_path=path)
+    saves = Saves(store, 1)
+    run(Regression(), [saves], tmp_path, steps=4, ckpt_path=store.newest_good(), **options)
     assert saves.micro_batches == [5, 7]
 
 
@@ -167,7 +169,7 @@ def test_step_metrics_are_written_before_the_checkpoint(tmp_path: Path) -> None:
     losses = [4.0, 3.0, 2.0, 1.0]
     run(
         Regression(losses),
-        [StepMetrics("train/"), StepCheckpoint(tmp_path / "a.ckpt", 2)],
+        [StepMetrics("train/"), StepCheckpoint(CheckpointStore(tmp_path / "checkpoints"), 2)],
         tmp_path,
         logger=logger,
         enable_checkpointing=True,

@@ -38,26 +38,36 @@ class CalibrationRecord:
         folder: created when absent.
         options: of the pass, plain data.
         plan: of the converted model before the pass.
-        batches: that are fitted.
+        batches: that are fitted, by all ranks together.
+        writes: whether this rank does; the others only read what a killed pass has left.
 
     Raises:
         UserError: the folder has the layers of a pass with other options, plan or batches.
     """
 
     def __init__(
-        self, folder: Path, options: Mapping[str, Any], plan: LayerPlan, batches: Sequence[Mapping[str, Tensor]]
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        plan: LayerPlan,
+        batches: Sequence[Mapping[str, Tensor]],
+        *,
+        writes: bool = True,
     ) -> None:
-        self.folder = folder
+        self.folder, self.writes = folder, writes
         wanted = {**options, "plan": plan.to_dict(), "batches": _digest(batches)}
         file = folder / PASS_FILE
         if not file.exists():
-            with atomic_file(file) as handle:
-                handle.write(json.dumps(wanted, indent=1).encode())
+            if writes:
+                with atomic_file(file) as handle:
+                    handle.write(json.dumps(wanted, indent=1).encode())
         elif json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
             raise UserError(f"{folder} belongs to a calibration of something else; delete it to start a new one.")
 
     def save(self, solved: SolvedLayer) -> None:
         """Write one solved layer, atomically."""
+        if not self.writes:
+            return
         about = {"error": json.dumps(asdict(solved.error)), "heads_from": json.dumps(solved.heads_from)}
         weights = {name: weight.contiguous().cpu() for name, weight in solved.weights.items()}
         with atomic_file(self._file(solved.error.layer)) as handle:

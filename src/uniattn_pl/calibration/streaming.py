@@ -52,7 +52,7 @@ def calibrate(
     initialiser: str = "joint_least_squares",
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
-    sharded: bool = False,
+    share: tuple[int, int] = (0, 1),
     record: Path | None = None,
     memory_limit_bytes: int = 0,
     progress: Progress | None = None,
@@ -69,15 +69,15 @@ def calibrate(
             least error on every eighth of `batches`, fitted on the others.
         head_alignment: a name of `HEAD_ALIGNMENTS`; reuse layers then use the source heads that serve theirs best,
             and the model's plan says so.
-        sharded: this rank of the default process group got a share of all batches (at least one of each kind);
-            every rank then ends with the weights and the report of all of them.
-        record: folder that keeps every solved layer; a pass that was killed goes on from it. Of one rank only.
+        share: (rank, ranks) of the default process group that share the batches, of which there must be one of each
+            kind for every rank; all of them end with the weights and the report of all batches.
+        record: folder that keeps every solved layer; a pass that was killed goes on from it.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
 
     Raises:
-        UserError: no layer of `converted` is compensated, so there is nothing to fit; or the record is of another
-            pass.
+        UserError: no layer of `converted` is compensated, so there is nothing to fit; there are fewer batches than
+            ranks; or the record is of another pass.
     """
     plan: LayerPlan | None = getattr(converted, "layer_plan", None)
     if plan is None or not plan.compensated:
@@ -85,14 +85,21 @@ def calibrate(
             "this model has no compensated layer, so there is nothing to calibrate; "
             "choose an architecture with compensation=true."
         )
+    rank, ranks = share
+    if ranks > 1 and min(len(batches), len(held_out)) < ranks:
+        raise UserError(
+            f"{len(batches)} batches to fit and {len(held_out)} held out cannot be shared by {ranks} ranks; "
+            "give more rows (calibration.num_samples, held_out_samples) or a smaller calibration.batch_size."
+        )
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"
     try:
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
-            streaming = _StreamingPass(original, converted, batches, held_out, store, progress)
-            streaming.sharded = sharded
+            parts = batches[rank::ranks], held_out[rank::ranks]
+            streaming = _StreamingPass(original, converted, *parts, store, progress)
+            streaming.sharded = ranks > 1
             if record is not None:
                 wanted = {"initialiser": initialiser, "ridge": ridge, "head_alignment": head_alignment}
-                streaming.record = CalibrationRecord(record, wanted, plan, batches)
+                streaming.record = CalibrationRecord(record, wanted, plan, batches, writes=rank == 0)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode

@@ -20,6 +20,11 @@ EXAMPLE = """\
 def add_arguments(parser: Parser) -> None:
     """Add the options of `fit`."""
     add_config_arguments(parser, dry_run=True)
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="resume a run whose config was another one; only what is still to be done changes",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from uniattn_pl.training.runner import fit
 
-    fit(loaded)
+    fit(loaded, allow_changes=arguments.allow_changes)
     return 0
 
 

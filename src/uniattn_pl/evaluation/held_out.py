@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,13 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out_metrics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> HeldOut:
+def held_out_metrics(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    *,
+    device: torch.device | None = None,
+    sums: Callable[[Sequence[float]], Sequence[float]] | None = None,
+) -> HeldOut:
     """Score `model` on validation batches; its training mode is put back afterwards.
 
     Only the logits that are scored are computed, never [B, L, vocabulary].
@@ -50,28 +56,29 @@ def held_out_metrics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> Hel
         model: a causal language model, on any device.
         batches: dicts of input_ids, attention_mask, labels [B, L] (labels -100 where not scored) and, for rows
             with choices, choice_ids [B, C] (-1 pads), answer_index [B] (-1: none), answer_position [B].
+        device: where the model computes; default: where its parameters are.
+        sums: adds numbers up over ranks that have a share of the batches each, and as many of them.
 
     Raises:
         ValueError: no batch has a response token.
     """
     was_training = model.training
     model.eval()
-    loss, tokens, sequences, right, asked = 0.0, 0, 0, 0, 0
+    place = device or next(model.parameters()).device
+    totals = [0.0] * 5
     try:
         for batch in batches:
-            part = _score(model, batch)
-            loss += part[0]
-            tokens, right, asked = tokens + part[1], right + part[2], asked + part[3]
-            sequences += len(batch["input_ids"])
+            totals = [total + part for total, part in zip(totals, _score(model, batch, place), strict=True)]
     finally:
         model.train(was_training)
+    loss, tokens, right, asked, sequences = totals if sums is None else sums(totals)
     if tokens == 0:
         raise ValueError("the held-out batches contain no response token to score.")
-    return HeldOut(loss / tokens, right / asked if asked else None, tokens, sequences)
+    return HeldOut(loss / tokens, right / asked if asked else None, int(tokens), int(sequences))
 
 
-def _score(model: nn.Module, batch: dict[str, Any]) -> tuple[float, int, int, int]:
-    """Summed loss, response tokens, right answers and questions of one batch."""
+def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[float, int, int, int, int]:
+    """Summed loss, response tokens, right answers, questions and scored rows of one batch."""
     labels: Tensor = batch["labels"]
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     wanted = targets != IGNORED
@@ -79,13 +86,14 @@ def _score(model: nn.Module, batch: dict[str, Any]) -> tuple[float, int, int, in
     if questions is not None:
         wanted[questions, batch["answer_position"][questions]] = True
     positions = wanted.flatten().nonzero().squeeze(-1)
-    device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     logits = logits_at(model, inputs, positions.to(device)).float()
     scored = targets.flatten()[positions]
     loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)
-    return float(loss), int((scored != IGNORED).sum()), right, 0 if questions is None else len(questions)
+    asked = 0 if questions is None else len(questions)
+    rows = int((labels != IGNORED).any(dim=1).sum())
+    return float(loss), int((scored != IGNORED).sum()), right, asked, rows
 
 
 def _questions(batch: dict[str, Any]) -> Tensor | None:

@@ -28,14 +28,16 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     quantization: str | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model for evaluation or training, on the CPU.
+    """Load a causal language model for evaluation or training.
 
     Args:
         source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
         dtype: `auto` is bfloat16 where the hardware computes in it, else float32.
         attn_implementation: `sdpa` or `eager`.
         quantization: None, or a name of `QUANTIZATIONS`: weights in 8 or 4 bits, for inference.
+        device: default: the CPU; weights go to another one shard by shard, never all through main memory.
 
     Raises:
         UserError: there is no such model, it cannot be had without a network, or bitsandbytes is missing.
@@ -50,6 +52,7 @@ def load_model(
             dtype=resolve_dtype(dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            **({} if device is None or device.type == "cpu" else {"device_map": {"": device}}),
             **_quantized(quantization),
             **options,
         )

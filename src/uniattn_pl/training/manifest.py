@@ -18,6 +18,20 @@ from uniattn_pl.tracking.results import FitResult
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
 FILE_NAME = "manifest.json"
+PLACEMENT = frozenset(
+    {
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "training.strategy",
+        "training.cpu_offload",
+        "training.checkpoint_format",
+        "training.checkpoint_every_steps",
+        "training.micro_batch_size",
+        "data.num_workers",
+        "data.token_cache",
+    }
+)
 LOCK_NAME = ".lock"
 
 
@@ -67,11 +81,22 @@ class Manifest:
 
     def commit(self, folder: Path, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
         """Record that the current phase is finished, with its results, and move to the next one."""
+        self.advance(results, step_offset=step_offset)
+        self.write(folder)
+
+    def advance(self, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
+        """As `commit`, in memory only: what ranks other than 0 do."""
         self.results[self.phase] = dict(results)
         self.phase = PHASES[PHASES.index(self.phase) + 1]
         if step_offset is not None:
             self.step_offset = step_offset
-        self.write(folder)
+
+    def rewind(self, phase: str) -> None:
+        """Go back to a phase whose product was lost; what came after it is forgotten."""
+        for later in PHASES[PHASES.index(phase) :]:
+            self.results.pop(later, None)
+        self.phase = phase
+        self.step_offset = sum(result["stage"]["steps"] for result in self.results.values() if "stage" in result)
 
     def result(self, folder: Path, tracking_uri: str) -> FitResult:
         """The finished fit's result, from what its phases left here."""
@@ -83,19 +108,26 @@ class Manifest:
             tracking_uri=tracking_uri,
         )
 
-    def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
+    def changes(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Keys of `config` that differ from what this folder was started with: {key: (before, now)}.
+
+        Where a fit runs, and how it is cut into pieces, may change: the results are the same up to rounding.
+        """
         before, now = flatten(self.config), flatten(config)
         missing = "(not set)"
+        pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in PLACEMENT}
+
+    def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
         problems = [
-            f"{key} was {before.get(key, missing)!r} when {folder} was started and is now {now.get(key, missing)!r}."
-            for key in sorted({*before, *now})
-            if before.get(key, missing) != now.get(key, missing)
+            f"{key} was {before!r} when {folder} was started and is now {now!r}."
+            for key, (before, now) in self.changes(config).items()
         ]
         if problems:
             ways_out = (
-                f"to continue that run give the former values; to start a new one give another name= "
-                f"or trainer.default_root_dir=, or delete {folder}."
+                "to continue that run give the former values, or --allow-changes to go on with the new ones; "
+                f"to start a new one give another name= or trainer.default_root_dir=, or delete {folder}."
             )
             raise UserError(*problems, ways_out)
 

@@ -8,11 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.schedule import WarmupDecay
 
@@ -28,13 +30,18 @@ class PostTrainingModule(pl.LightningModule):
     micro batch, every rank), not a mean of micro-batch means: micro batches backpropagate sums, and the
     gradients are divided by the token count once it is known, before clipping.
 
+    Its checkpoints hold what trains; frozen weights are where `model` took them from.
+
     Args:
-        model: the model, or a function that returns it (called once, in `configure_model`).
+        model: the model, or a function that returns it (called once, in `configure_model`). A peft model trains what
+            it has unfrozen itself.
         stage: 1 trains only W_c, 2 everything.
         options: learning rate, weight decay and schedule of this stage.
         max_grad_norm: clip the global gradient norm to this; None never clips.
+        fill: gives a model without weights (on the meta device) its own after it was sharded.
 
     Attributes:
+        sharding: set by that callback where the strategy shards.
         step_loss: mean response loss of the last optimizer step (scalar tensor, equal on all ranks).
         grad_norm: gradient norm of the last optimizer step before clipping, or None when not clipped.
     """
@@ -46,22 +53,38 @@ class PostTrainingModule(pl.LightningModule):
         stage: int,
         options: StageConfig,
         max_grad_norm: float | None = 1.0,
+        fill: Callable[[PreTrainedModel], None] | None = None,
     ) -> None:
         super().__init__()
+        self.strict_loading = False
         self.stage, self.options, self.max_grad_norm = stage, options, max_grad_norm
-        self.model: PreTrainedModel | None = model if isinstance(model, PreTrainedModel) else None
-        self._build = None if isinstance(model, PreTrainedModel) else model
+        self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
+        self._build = None if isinstance(model, nn.Module) else model
+        self._fill = fill
+        self.sharding: Sharding | None = None
         self.step_loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
         self._sums: list[Tensor] = []
         self._tokens = 0
 
     def configure_model(self) -> None:
-        """Build the model if a builder was given, and freeze what does not train in this stage."""
+        """Build the model if a builder was given, freeze what does not train in this stage, and shard it."""
         if self.model is None and self._build is not None:
             self.model, self._build = self._build(), None
-        freeze_for_stage(self.hosted, self.stage)
+        if not hasattr(self.hosted, "peft_config"):
+            freeze_for_stage(self.hosted, self.stage)
         self.hosted.train()  # from_pretrained returns models in eval mode
+        if self.sharding is not None:
+            self.sharding.shard(self.hosted, self.device_mesh["data_parallel"])  # type: ignore[index]
+        if self._fill is not None:
+            self._fill(self.hosted)
+            self._fill = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights: they never change in this stage."""
+        trained = {name for name, tensor in self.state_dict(keep_vars=True).items() if tensor.requires_grad}
+        states = checkpoint.get("state_dict", {})
+        checkpoint["state_dict"] = {name: tensor for name, tensor in states.items() if name in trained}
 
     @property
     def hosted(self) -> PreTrainedModel:
@@ -96,7 +119,7 @@ class PostTrainingModule(pl.LightningModule):
         self.step_loss = counts[0] / tokens
         # Lightning divided by the accumulated micro batches, DDP averages over ranks; both are undone here
         scale = TOKENS_PER_GRADIENT_UNIT * trainer.accumulate_grad_batches * trainer.world_size / tokens
-        gradients = [p.grad for p in self.hosted.parameters() if p.grad is not None]
+        gradients = [_local(p.grad) for p in self.hosted.parameters() if p.grad is not None]
         for device_and_dtype in _grouped(gradients):
             torch._foreach_mul_(device_and_dtype, scale.to(device_and_dtype[0].dtype))
 
@@ -110,7 +133,8 @@ class PostTrainingModule(pl.LightningModule):
         limit = self.max_grad_norm if gradient_clip_val is None else float(gradient_clip_val)
         if limit:
             trained = [p for p in self.hosted.parameters() if p.requires_grad]
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+            norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the mean response loss as `val/response_loss`, weighted by response tokens."""
@@ -143,6 +167,11 @@ def build_optimizer(parameters: list[torch.nn.Parameter], options: StageConfig, 
     return torch.optim.AdamW(
         parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=None if scaled else True
     )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a gradient that this rank holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _grouped(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -25,7 +25,7 @@ from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
-from uniattn_pl.training.storage import save_model
+from uniattn_pl.training.storage import save_model, weight_sums
 
 CACHE_LENGTH = 512
 CALIBRATION_FOLDER = "calibration"
@@ -35,7 +35,8 @@ PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt
 def prepare(session: FitSession) -> None:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
     report = session.data.report
-    lines = "\n".join([*report.lines(), session.plan.draw()])
+    plan = session.plan
+    lines = "\n".join([*report.lines(), plan.draw()])
     session.console.print(lines, highlight=False, markup=False, soft_wrap=True)
     milestones = session.milestone(ORIGINAL, session.original)
     converted = session.converted()
@@ -52,7 +53,7 @@ def prepare(session: FitSession) -> None:
         _log_search(session, session.run)
         session.run.flush()
     results = {"milestones": milestones, "cache": asdict(cache), "plan": session.plan.to_dict()}
-    session.manifest.commit(session.folder, results)
+    session.commit(results)
 
 
 def _log_search(session: FitSession, run: MLflowRun) -> None:
@@ -90,25 +91,32 @@ def measure_cache(session: FitSession, model: PreTrainedModel) -> CacheCost:
 
 def initialise(session: FitSession) -> None:
     """Fit the compensations on a sample of the training data and save the starting point of stage 1."""
-    converted, results = session.converted(), {}
+    results: dict[str, Any] = {}
+    converted = session.converted()
     if session.plan.compensated:
         report = _calibrate(session, converted)
         results = {"calibration": report, "milestones": session.milestone(INITIAL, converted, step=0)}
-    save_model(session.folder / "initial", converted, session.tokenizer)
-    shutil.rmtree(session.folder / CALIBRATION_FOLDER, ignore_errors=True)
+    if session.cluster.is_main:
+        save_model(session.folder / INITIAL, converted, session.tokenizer)
+        shutil.rmtree(session.folder / CALIBRATION_FOLDER, ignore_errors=True)
+        results["weights"] = weight_sums(session.folder / INITIAL)
     if session.run is not None:
         session.run.flush()
     session.forget_original()
-    session.manifest.commit(session.folder, results)
+    session.commit(results)
 
 
 def _calibrate(session: FitSession, converted: PreTrainedModel) -> dict[str, Any]:
-    options, data = session.config.calibration, session.data
+    options, data, ranks = session.config.calibration, session.data, session.cluster.world_size
+    # a batch for every rank at least
+    batch_size = max(1, min(options.batch_size, options.num_samples // ranks))
+    held_out = max(options.held_out_samples, ranks)
+    held_out_batch_size = max(1, min(batch_size, held_out // ranks))
     with ProgressReporter("calibration", session.console) as progress:
         callback = CompensationInit(
             session.original,
-            data.train_batches(options.num_samples, options.batch_size, first=options.skip_samples),
-            data.validation_batches(options.held_out_samples, options.batch_size),
+            data.train_batches(options.num_samples, batch_size, first=options.skip_samples),
+            data.validation_batches(held_out, held_out_batch_size),
             initialiser=options.initialiser,
             ridge=options.ridge,
             head_alignment=options.head_alignment,
@@ -127,7 +135,7 @@ def _calibrate(session: FitSession, converted: PreTrainedModel) -> dict[str, Any
 
 
 def log_start(session: FitSession) -> None:
-    """Record what is run, from which code, on what: in the run folder and in MLflow."""
+    """Record what is run, from which code, on what: in the run folder and in MLflow. Of rank 0."""
     provenance = Provenance(plain_config(session.loaded)).write(session.folder, step=session.manifest.step_offset)
     if session.run is None:
         return
@@ -138,6 +146,12 @@ def log_start(session: FitSession) -> None:
 
 def finish(session: FitSession) -> None:
     """Write the table and the plots, end the MLflow run, and mark the fit done."""
+    if session.cluster.is_main:
+        _write_results(session)
+    session.commit({})
+
+
+def _write_results(session: FitSession) -> None:
     result = session.manifest.result(session.folder, redact(session.config.tracking.uri))
     report = as_text(final_report(result))
     (session.folder / TABLE_FILE).write_text(report, encoding="utf-8")
@@ -152,4 +166,3 @@ def finish(session: FitSession) -> None:
         run.log_text(report, TABLE_FILE)
         run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
         run.end("FINISHED")
-    session.manifest.commit(session.folder, {})

@@ -1,33 +1,36 @@
 """The whole fit, from the original model to the final table, resumable at any point.
 
-Phases: prepare, initialise, stage1, stage2, finish. Each writes its products, then commits the manifest
-in one atomic step; killed before the commit it runs again (a stage from its last checkpoint), killed
-after it never does. Metrics reach MLflow before the commit and are never sent twice, so the run of a
-resumed fit has neither gaps nor duplicates.
+Phases: prepare, initialise, stage1, stage2, finish. All ranks run them together; rank 0 writes. Each phase
+writes its products, then commits the manifest in one atomic step; killed before the commit it runs again (a
+stage from its last checkpoint), killed after it never does. Metrics reach MLflow before the commit and are
+never sent twice, so the run of a resumed fit has neither gaps nor duplicates.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from lightning.fabric.utilities.rank_zero import _get_rank
+import torch
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.errors import RunFailure
 from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
 from uniattn_pl.training import phases
-from uniattn_pl.training.manifest import PHASES, Manifest, exclusive
+from uniattn_pl.training.cluster import Cluster
+from uniattn_pl.training.failures import explained
+from uniattn_pl.training.manifest import Manifest, exclusive
+from uniattn_pl.training.preemption import Preempted, Preemption
 from uniattn_pl.training.session import FitSession, plain_config
 from uniattn_pl.training.stage import quiet_libraries, run_stage
 
-POLL_S = 0.2
 STEPS: dict[str, Callable[[FitSession], None]] = {
     "prepare": phases.prepare,
     "initialise": phases.initialise,
@@ -37,76 +40,112 @@ STEPS: dict[str, Callable[[FitSession], None]] = {
 }
 
 
-def fit(loaded: LoadedConfig) -> FitResult:
+def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
     """Run an experiment, or what a killed one has left; a finished one only shows its table again.
 
     Args:
         loaded: the checked experiment; its trainer.default_root_dir is the run folder.
+        allow_changes: go on with another config than the folder was started with.
 
     Raises:
         UserError: the input does not work out, the folder belongs to another experiment or is in use.
-        TrainingDivergedError: the loss or a gradient became NaN or infinite.
+        TrainingDivergedError: the loss or a gradient became NaN or infinite, or exploded.
+        RunFailure: anything else outside of this program that a fit cannot go on without, such as room on the disk.
     """
     quiet_libraries()
     # transformers warns of a fork after tokenisation otherwise, in the middle of the progress bar
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    console = Console()
-    if _get_rank() not in (None, 0):
-        return _follow(loaded)
+    if loaded.config.trainer.deterministic:
+        _compute_deterministically()
+    cluster, preemption = Cluster(loaded.config), Preemption()
+    with preemption.watch(), ExitStack() as stack:
+        stack.callback(cluster.close)
+        try:
+            return _fit(loaded, cluster, preemption, stack, allow_changes=allow_changes)
+        except BaseException as error:
+            cluster.kill()
+            reason = explained(error, cluster.world_size, loaded.config.trainer.default_root_dir)
+            if reason is None:
+                raise
+            raise RunFailure(reason) from error
+
+
+def _fit(
+    loaded: LoadedConfig, cluster: Cluster, preemption: Preemption, stack: ExitStack, *, allow_changes: bool
+) -> FitResult:
     folder = Path(loaded.config.trainer.default_root_dir)
-    with exclusive(folder):
-        manifest = Manifest.read(folder)
-        if manifest is None:
-            manifest = Manifest(plain_config(loaded))
-        manifest.check_same_config(plain_config(loaded), folder)
-        if manifest.phase == "done":
-            console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
-        else:
-            _run(FitSession(loaded, manifest, console))
-        result = manifest.result(folder, redact(loaded.config.tracking.uri))
-        # commands must be copied as they are, so lines are not broken
-        console.print(final_report(result), soft_wrap=True)
-        return result
+    starts_others = cluster.starts_others
+    if not starts_others:
+        cluster.launch()
+    console, session = Console(quiet=not cluster.is_main), None
+    manifest = Manifest(plain_config(loaded))
+    if cluster.is_main:
+        stack.enter_context(exclusive(folder))
+        manifest = _manifest(loaded, folder, allow_changes=allow_changes)
+        if starts_others and manifest.phase != "done":
+            # what is wrong with the input shows before other processes are started
+            session = FitSession(loaded, manifest, console, cluster, preemption)
+            cluster.launch()
+    if not (starts_others and manifest.phase == "done"):
+        manifest = cluster.broadcast(manifest)
+    if manifest.phase == "done":
+        console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
+    else:
+        _run(session or FitSession(loaded, manifest, console, cluster, preemption))
+    result = manifest.result(folder, redact(loaded.config.tracking.uri))
+    # commands must be copied as they are, so lines are not broken
+    console.print(final_report(result), soft_wrap=True)
+    return result
+
+
+def _manifest(loaded: LoadedConfig, folder: Path, *, allow_changes: bool) -> Manifest:
+    """The folder's manifest, or a new one.
+
+    Raises:
+        UserError: the folder was started with another config, and changes are not allowed.
+    """
+    config = plain_config(loaded)
+    manifest = Manifest.read(folder) or Manifest(config)
+    if not allow_changes:
+        manifest.check_same_config(config, folder)
+    manifest.config = config
+    manifest.write(folder)
+    return manifest
 
 
 def _run(session: FitSession) -> None:
     """Run the phases that are left inside the fit's MLflow run."""
+    if session.cluster.is_main:
+        _open_run(session)
+    try:
+        if session.cluster.is_main:
+            phases.log_start(session)
+        while session.manifest.phase != "done":
+            STEPS[session.manifest.phase](session)
+    except (KeyboardInterrupt, Preempted):
+        _end(session, "KILLED")
+        raise
+    except BaseException:
+        _end(session, "FAILED")
+        raise
+
+
+def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
-    manifest.write(session.folder)
     tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
     run = MLflowRun.open(
         config.tracking, name=config.name, fit_id=manifest.fit_id, run_id=manifest.mlflow_run_id, tags=tags
     )
     manifest.mlflow_run_id, session.run = run.run_id, run
     manifest.write(session.folder)
-    try:
-        phases.log_start(session)
-        while manifest.phase != "done":
-            STEPS[manifest.phase](session)
-    except KeyboardInterrupt:
-        run.end("KILLED")
-        raise
-    except BaseException:
-        run.end("FAILED")
-        raise
 
 
-def _follow(loaded: LoadedConfig) -> FitResult:
-    """What ranks other than 0 do: join each training stage once rank 0's manifest has reached it."""
-    folder = Path(loaded.config.trainer.default_root_dir)
-    manifest = _wait_for(folder, "stage1")
-    session = FitSession(loaded, manifest, Console(quiet=True))
-    for stage in (1, 2):
-        session.manifest = _wait_for(folder, f"stage{stage}")
-        if session.manifest.phase == f"stage{stage}":
-            run_stage(session, stage)
-    return _wait_for(folder, "done").result(folder, redact(loaded.config.tracking.uri))
+def _end(session: FitSession, status: str) -> None:
+    if session.run is not None:
+        session.run.end(status)
 
 
-def _wait_for(folder: Path, phase: str) -> Manifest:
-    """Read the manifest until it has reached `phase`; whoever started the ranks stops them if rank 0 dies."""
-    while True:
-        manifest = Manifest.read(folder)
-        if manifest is not None and PHASES.index(manifest.phase) >= PHASES.index(phase):
-            return manifest
-        time.sleep(POLL_S)
+def _compute_deterministically() -> None:
+    """Before the first kernel runs: calibration and evaluation count too, not only what a Trainer does."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)

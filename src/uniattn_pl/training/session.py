@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,27 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.data.collation import blank
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.modeling import converted_copy
-from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer
+from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.sharded_loading import skeleton
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.measurements import ModelMeasurements
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.training.cluster import Cluster
 from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.training.preemption import Preemption
 from uniattn_pl.training.progress import ProgressReporter
+from uniattn_pl.training.strategies import build_strategy, resolve_strategy
 
 # What the weights are kept in; "auto" keeps the model's own dtype. Mixed precision needs float32 master weights.
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
@@ -38,14 +45,25 @@ class FitSession:
     Args:
         loaded: the checked experiment.
         manifest: how far the fit has come.
-        console: where people read.
+        console: where people read; rank 0's.
+        cluster: the ranks that run the fit together; default: this process alone.
+        preemption: what has been told to end.
 
     Raises:
         UserError: the plan does not fit the model, the data cannot be read, or batch sizes do not divide.
     """
 
-    def __init__(self, loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        manifest: Manifest,
+        console: Console,
+        cluster: Cluster | None = None,
+        preemption: Preemption | None = None,
+    ) -> None:
         self.loaded, self.config, self.manifest, self.console = loaded, loaded.config, manifest, console
+        self.cluster = cluster or Cluster.alone(loaded.config)
+        self.preemption = preemption or Preemption()
         self.run: MLflowRun | None = None
         model = self.config.model
         origin: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
@@ -55,20 +73,19 @@ class FitSession:
         if not loaded.architecture.measured:
             self.plan.check(self.shape)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.source, **origin)
-        probe = self.trainer(logger=False, max_steps=0)
-        self.device: torch.device = probe.strategy.root_device
-        self.rank, self.world_size = probe.global_rank, probe.world_size
-        self.accumulate = _accumulated(
-            self.config.training.batch_size, self.config.training.micro_batch_size, self.world_size
-        )
+        world_size = self.cluster.world_size
+        training = self.config.training
+        self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, world_size)
+        self.dtype = resolve_dtype(WEIGHT_DTYPES.get(training.precision, model.dtype))
+        self.strategy = resolve_strategy(self.config, self.cluster, self.shape, self.dtype.itemsize)
         self.data = InstructionDataModule(
             self.config.data,
             self.tokenizer,
             micro_batch_size=self.config.training.micro_batch_size,
             eval_batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            rank=self.cluster.rank,
+            world_size=world_size,
         )
         self.data.setup()
         skipped = self.config.calibration.skip_samples
@@ -87,9 +104,11 @@ class FitSession:
         architecture = self.loaded.architecture
         if not architecture.measured:
             return architecture.compile(self.shape).limit_rank(self.config.calibration.rank)
-        with ProgressReporter(f"choosing layers ({architecture.name})", self.console) as progress:
-            plan = architecture.choose(self.shape, self.measurements(progress))
-        plan = plan.limit_rank(self.config.calibration.rank)
+        chosen: dict[str, Any] | None = None
+        if self.cluster.is_main:
+            with ProgressReporter(f"choosing layers ({architecture.name})", self.console) as progress:
+                chosen = architecture.choose(self.shape, self.measurements(progress)).to_dict()
+        plan = LayerPlan.from_dict(self.cluster.broadcast(chosen or {})).limit_rank(self.config.calibration.rank)
         plan.check(self.shape)
         return plan
 
@@ -124,28 +143,51 @@ class FitSession:
         return row - first
 
     @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.cluster.device
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.trainer.default_root_dir)
 
-    def checkpoint(self, stage: int) -> Path:
-        """Where the resumable Lightning checkpoint of a stage is."""
-        return self.folder / "checkpoints" / f"stage{stage}.ckpt"
-
-    def trainer(self, **options: Any) -> pl.Trainer:
-        """A Lightning Trainer on the configured devices; the model's own dtype is the true precision.
+    @property
+    def precision(self) -> str:
+        """Of the Trainer; the model's own dtype is the true precision.
 
         Lightning's bf16-true would also round the rotary frequencies; loading in bfloat16 does not.
         """
-        where, precision = self.config.trainer, self.config.training.precision
+        precision = self.config.training.precision
+        return precision if precision.endswith("-mixed") else "32-true"
+
+    def commit(self, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
+        """Finish the current phase on every rank; rank 0 writes the manifest once all of them are through."""
+        self.cluster.barrier()
+        self.manifest.advance(results, step_offset=step_offset)
+        if self.cluster.is_main:
+            self.manifest.write(self.folder)
+        self.cluster.barrier()
+
+    def rewind(self, phase: str) -> None:
+        """Go back to a phase on every rank, because what it wrote was lost."""
+        self.manifest.rewind(phase)
+        if self.cluster.is_main:
+            self.manifest.write(self.folder)
+        self.cluster.barrier()
+
+    def trainer(self, **options: Any) -> pl.Trainer:
+        """A Lightning Trainer on the cluster's devices."""
+        where = self.config.trainer
         return pl.Trainer(
             accelerator=where.accelerator,
-            devices=where.devices,
-            num_nodes=where.num_nodes,
+            devices=self.cluster.devices,
+            num_nodes=self.cluster.num_nodes,
+            strategy=build_strategy(self.strategy, self.config, self.cluster.world_size),
             deterministic=where.deterministic,
             log_every_n_steps=where.log_every_n_steps,
             default_root_dir=where.default_root_dir,
-            precision=precision if precision.endswith("-mixed") else "32-true",  # type: ignore[arg-type]
+            precision=self.precision,  # type: ignore[arg-type]
             max_epochs=-1,
             num_sanity_val_steps=0,
             limit_val_batches=0,
@@ -158,10 +200,12 @@ class FitSession:
     def load(self, source: str | Path) -> PreTrainedModel:
         """Load the original (its name) or a phase's folder, in the dtype this fit trains in."""
         model = self.config.model
-        dtype = WEIGHT_DTYPES.get(self.config.training.precision, model.dtype)
         options = self._origin if source == model.source else {}
-        loaded = load_model(str(source), dtype=dtype, attn_implementation=model.attn_implementation, **options)
-        return self._prepared(loaded)
+        name = str(self.dtype).removeprefix("torch.")
+        loaded = load_model(
+            str(source), dtype=name, attn_implementation=model.attn_implementation, device=self.device, **options
+        )
+        return self.prepared(loaded)
 
     @cached_property
     def original(self) -> PreTrainedModel:
@@ -174,10 +218,15 @@ class FitSession:
 
     def converted(self) -> PreTrainedModel:
         """A fresh converted model on the original's weights, W_c zero."""
-        return self._prepared(converted_copy(self.original, self.plan))
+        return self.prepared(converted_copy(self.original, self.plan))
 
-    def _prepared(self, model: PreTrainedModel) -> PreTrainedModel:
-        model.to(self.device)  # type: ignore[arg-type]
+    def skeleton(self, source: Path) -> PreTrainedModel:
+        """A phase's folder without weights, for a strategy that shards."""
+        kernel = self.config.model.attn_implementation
+        return self.prepared(skeleton(source, dtype=self.dtype, attn_implementation=kernel))
+
+    def prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`model` as this experiment has its reuse layers get their maps."""
         if hasattr(model.config, "reuse_mode"):
             model.config.reuse_mode = self.config.model.reuse
             model.config.map_memory_mib = self.config.model.map_memory_mib
@@ -185,10 +234,17 @@ class FitSession:
 
     @cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
-        """The held-out batches every milestone is measured on."""
-        return self.data.validation_batches(self.config.evaluation.num_samples, self.config.evaluation.batch_size)
+        """The held-out batches every milestone is measured on: the share of this rank; as many on each."""
+        options, ranks = self.config.evaluation, self.cluster.world_size
+        batches = self.data.validation_batches(options.num_samples, options.batch_size)
+        share = batches[self.cluster.rank :: ranks]
+        return share + [blank(batches[0])] * (-(-len(batches) // ranks) - len(share))
 
-    def milestone(self, name: str, model: PreTrainedModel, *, step: int | None = None) -> dict[str, Any]:
+    def score(self, model: nn.Module) -> HeldOut:
+        """Held-out quality of a model, measured by all ranks together."""
+        return held_out_metrics(model, self.validation, device=self.device, sums=self.cluster.sums)
+
+    def milestone(self, name: str, model: nn.Module, *, step: int | None = None) -> dict[str, Any]:
         """Measure the model on held-out rows, log and print it; returns {name: metrics} for the manifest.
 
         Args:
@@ -196,7 +252,7 @@ class FitSession:
             model: measured as it is.
             step: optimizer steps of the fit so far, for the points of the fit's own `val/` curve.
         """
-        metrics: HeldOut = held_out_metrics(model, self.validation)
+        metrics = self.score(model)
         if self.run is not None:
             self.run.log_metrics(metrics.named(f"{name}/"), step or 0)
             if step is not None:

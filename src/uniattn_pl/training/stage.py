@@ -7,29 +7,34 @@ import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.errors import UserError
-from uniattn_pl.tracking.results import StageSummary
+from uniattn_pl.tracking.results import INITIAL, STAGE1, StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
+from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
-from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
 from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.rng_state import RngState
+from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
+from uniattn_pl.training.callbacks.step_position import StepPosition
 from uniattn_pl.training.callbacks.throughput import Throughput
+from uniattn_pl.training.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.training.module import PostTrainingModule
 from uniattn_pl.training.session import FitSession
-from uniattn_pl.training.storage import AtomicCheckpointIO, copy_model, save_model
+from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
+from uniattn_pl.training.storage import copy_model, damaged_weights, weight_sums
 
-FOLDERS = {1: "stage1", 2: "final"}
+SHARDED = "sharded"
+FOLDERS = {1: STAGE1, 2: "final"}
 
 
 def stage_options(session: FitSession, stage: int) -> StageConfig | None:
@@ -42,62 +47,87 @@ def run_stage(session: FitSession, stage: int) -> None:
     """Train a stage from the folder of the one before (or its checkpoint), save, measure and commit it.
 
     A stage always starts from files, also in a process that has the model in memory: a resumed fit
-    then takes exactly the same path. Ranks other than 0 only train.
+    then takes exactly the same path. Where the folder is not as it was written, its phase is run again first.
 
     Raises:
         TrainingDivergedError: the loss or a gradient is not finite.
+        CheckpointError: a checkpoint cannot be written.
+        Preempted: a signal asked to end.
     """
     source, options = _source(session, stage), stage_options(session, stage)
+    if _damaged(session, source):
+        session.rewind("initialise" if source == INITIAL else source)
+        return
+    folder, results = session.folder / FOLDERS[stage], dict[str, Any]()
     if options is None:
-        if session.rank == 0:
-            if stage == 2:
-                copy_model(source, session.folder / FOLDERS[2])
-            session.manifest.commit(session.folder, {})
+        if stage == 2 and session.cluster.is_main:
+            copy_model(session.folder / source, folder)
+        session.commit(results)
         return
-    module, summary = _train(session, stage, options, source)
-    if session.rank != 0:
-        return
+    store = CheckpointStore(session.folder / "checkpoints" / f"stage{stage}", session.console)
+    module, summary = _train(session, stage, options, session.folder / source, store)
     offset = session.manifest.step_offset + summary.steps
-    save_model(session.folder / FOLDERS[stage], module.hosted, session.tokenizer)
-    results = {"stage": asdict(summary), "milestones": session.milestone(f"stage{stage}", module.hosted, step=offset)}
+    save_result(session, module.hosted, folder)
+    results |= {"stage": asdict(summary), "milestones": session.milestone(f"stage{stage}", module.hosted, step=offset)}
+    if session.cluster.is_main:
+        results["weights"] = weight_sums(folder)
     if session.run is not None:
         session.run.flush()
-    session.manifest.commit(session.folder, results, step_offset=offset)
-    session.checkpoint(stage).unlink(missing_ok=True)  # the model folder takes its place
+    session.commit(results, step_offset=offset)
+    if session.cluster.is_main:
+        store.clear()  # the model folder takes its place
 
 
-def _source(session: FitSession, stage: int) -> Path:
-    trained = session.folder / FOLDERS[1]
+def _source(session: FitSession, stage: int) -> str:
+    """The folder a stage starts from, which is named like the phase or milestone that wrote it."""
     # a leftover stage1 folder of a fit that does not run stage 1 is not ours
-    return trained if stage == 2 and stage_options(session, 1) is not None else session.folder / "initial"
+    return STAGE1 if stage == 2 and stage_options(session, 1) is not None else INITIAL
+
+
+def _damaged(session: FitSession, source: str) -> bool:
+    """Whether a model folder differs from what its phase has written; rank 0 looks, and tells."""
+    names: list[str] = []
+    if session.cluster.is_main:
+        phase = "initialise" if source == INITIAL else source
+        recorded = session.manifest.results[phase].get("weights", {})
+        names = damaged_weights(session.folder / source, recorded)
+        if names:
+            session.console.print(f"{session.folder / source} is damaged ({', '.join(names)}); writing it again.")
+    return bool(session.cluster.broadcast(names))
 
 
 def _train(
-    session: FitSession, stage: int, options: StageConfig, source: Path
+    session: FitSession, stage: int, options: StageConfig, source: Path, store: CheckpointStore
 ) -> tuple[PostTrainingModule, StageSummary]:
-    """Fit one stage, resuming from its checkpoint if there is one."""
+    """Fit one stage, resuming from its newest good checkpoint if there is one."""
     pl.seed_everything(session.config.seed + stage, verbose=False)
     loader = session.data.train_dataloader()
     steps = _total_steps(session, options, len(loader))
+    shards = session.strategy == "fsdp"
     module = PostTrainingModule(
-        lambda: _trainable(session, source),
+        lambda: build_model(session, stage, source),
         stage=stage,
         options=options,
         max_grad_norm=session.config.training.max_grad_norm,
+        fill=(lambda model: fill_shards(session, model, source)) if shards else None,
     )
     throughput, early_stop = Throughput(f"stage{stage}/"), _early_stop(session, stage)
-    callbacks: list[Callback] = [NonFiniteStop(), *early_stop, throughput, *_reporting(session, stage), RngState()]
-    checkpoint = session.checkpoint(stage)
-    callbacks.append(StepCheckpoint(checkpoint, session.config.training.checkpoint_every_steps))
+    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(session, stage)]
+    callbacks += [HeldOutLoss(session.score), RngState(), StepPosition(len(loader))]
+    if shards:
+        callbacks.append(Sharding(stage, session.precision, cpu_offload=session.config.training.cpu_offload))
+    every = session.config.training.checkpoint_every_steps
+    sharded = session.config.training.checkpoint_format == SHARDED
+    callbacks.append(StepCheckpoint(store, every, session.preemption, sharded=sharded))
     logger = False if session.run is None else StageLogger(session.run, session.manifest.step_offset)
     trainer = session.trainer(
         logger=logger,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[store.io],
         max_steps=steps,
         accumulate_grad_batches=session.accumulate,
     )
-    _fit(trainer, module, loader, checkpoint)
+    _fit(session, trainer, module, loader, store.newest_good())
     stopped = bool(early_stop and early_stop[0].stopped_at is not None)
     summary = StageSummary(
         f"stage{stage}", trainer.global_step, stopped, throughput.tokens_per_second, throughput.step_seconds
@@ -105,35 +135,32 @@ def _train(
     return module, summary
 
 
-def _fit(trainer: pl.Trainer, module: PostTrainingModule, loader: object, checkpoint: Path) -> None:
-    with warnings.catch_warnings():
+def _fit(
+    session: FitSession, trainer: pl.Trainer, module: PostTrainingModule, loader: object, resume: Path | None
+) -> None:
+    if resume is not None and resume.name == SHARDS and session.strategy != "fsdp":
+        raise UserError(
+            f"the checkpoint {resume} was written in shards, which training.strategy=fsdp reads, also on one device."
+        )
+    with warnings.catch_warnings(), session.preemption.deferred():
         # Lightning would have workers for a loader that is tokenised in memory, a validation loop where the
         # milestones are measured instead, and calls what PyTorch has deprecated
         warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        resume = str(checkpoint) if checkpoint.exists() else None
         try:
-            trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
 
 
-def _trainable(session: FitSession, source: Path) -> PreTrainedModel:
-    model = session.load(source)
-    if session.config.training.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
 def _total_steps(session: FitSession, options: StageConfig, micro_batches: int) -> int:
     """Optimizer steps of a stage; the last, smaller batch of an epoch is a step too."""
     if micro_batches == 0:
         raise UserError(
-            f"there are fewer training rows than one micro batch on each of {session.world_size} device(s); "
+            f"there are fewer training rows than one micro batch on each of {session.cluster.world_size} device(s); "
             "lower training.micro_batch_size or data.validation_size, or give more rows."
         )
     steps = options.max_epochs * math.ceil(micro_batches / session.accumulate)
@@ -149,10 +176,11 @@ def _early_stop(session: FitSession, stage: int) -> list[EMAEarlyStop]:
 
 def _reporting(session: FitSession, stage: int) -> list[Callback]:
     """Callbacks of rank 0 alone."""
-    if session.rank != 0:
+    if not session.cluster.is_main:
         return []
-    label = f"stage {stage} ({'W_c' if stage == 1 else 'all parameters'})"
-    return [StepMetrics(f"stage{stage}/"), HeldOutLoss(session.validation), TrainingProgress(label, session.console)]
+    whole = "low-rank updates" if session.config.training.lora.enabled else "all parameters"
+    label = f"stage {stage} ({'W_c' if stage == 1 else whole})"
+    return [StepMetrics(f"stage{stage}/"), TrainingProgress(label, session.console)]
 
 
 def quiet_libraries() -> None:

@@ -1,33 +1,18 @@
-"""Files of a run folder that a kill can never leave half-written: checkpoints and model folders."""
+"""Model folders of a run that a kill can never leave half-written, and that show when they were damaged."""
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uniattn_pl.files import atomic_file, atomic_folder
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place, then renames it.
-
-    Lightning stages the whole file in memory and moves it from the system's temporary folder, which is a
-    plain copy when that is another file system: a kill in between would leave a truncated checkpoint.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        with atomic_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+from uniattn_pl.files import atomic_folder
 
 
 @contextmanager
@@ -43,10 +28,20 @@ def phase_folder(folder: Path) -> Iterator[Path]:
         yield temporary
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write an ordinary Hugging Face folder: the model in its own dtype as safetensors, and its tokenizer."""
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an ordinary Hugging Face folder: the model in its own dtype as safetensors, and its tokenizer.
+
+    Args:
+        state_dict: the weights, where the model itself has only shards of them.
+    """
+    given: dict[str, Any] = {} if state_dict is None else {"state_dict": dict(state_dict)}
     with phase_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, **given)
         tokenizer.save_pretrained(temporary)
 
 
@@ -54,3 +49,18 @@ def copy_model(source: Path, target: Path) -> None:
     """Copy a model folder."""
     with phase_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def weight_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each safetensors file of a model folder."""
+    sums = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            sums[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return sums
+
+
+def damaged_weights(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Names of the files that are not as they were when `weight_sums` was recorded."""
+    now = weight_sums(folder)
+    return sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.errors import UserError
+from uniattn_pl.training import ranks
 
 Batches = Sequence[dict[str, Tensor]]
 Progress = Callable[[int, int, str], None]
@@ -21,11 +22,11 @@ class CompensationInit(pl.Callback):
     """Fits W_c (and, jointly, W_o) of a converted model against the original one when a fit starts.
 
     Skipped when the fit is resumed from a checkpoint or the fit was done before: trained weights are never
-    overwritten. Every rank fits on the same batches and gets the same weights.
+    overwritten. Ranks of a process group share the batches, and all get the same weights.
 
     Args:
         original: the unmodified model, or a function that loads it (called only when needed).
-        batches: calibration batches of input_ids and attention_mask [B, L], right padded.
+        batches: calibration batches of input_ids and attention_mask [B, L], right padded; the same on every rank.
         held_out: batches on which the error before and after is reported.
         initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
         ridge: relative to the mean diagonal of the Gram matrix, or "auto".
@@ -80,6 +81,7 @@ class CompensationInit(pl.Callback):
             initialiser=self.initialiser,
             ridge=self.ridge,
             head_alignment=self.head_alignment,
+            share=(ranks.rank(), ranks.world_size()),
             record=self.record,
             memory_limit_bytes=self.memory_limit_bytes,
             progress=self.progress,

@@ -1,44 +1,67 @@
-"""Resumable checkpoints at optimizer-step boundaries only."""
+"""Resumable checkpoints at optimizer-step boundaries, every so often and when the job is about to end."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from uniattn_pl.training.checkpoints import CheckpointStore
+from uniattn_pl.training.preemption import Preempted, Preemption
 
 
-class StepCheckpoint(ModelCheckpoint):
-    """Keeps one checkpoint file, replaced every few optimizer steps.
+class StepCheckpoint(Checkpoint):
+    """Saves into a store when the optimizer has just stepped; on a preemption signal also at once, and ends the fit.
 
     Lightning's ModelCheckpoint forgets on resume which step it saved, and would save again after the first
-    micro batch of the next step; resuming from that file loses the gradient accumulated so far. This one
-    saves only when the optimizer has just stepped.
+    micro batch of the next step; resuming from that file loses the gradient accumulated so far.
 
     Args:
-        path: the file, ending in `.ckpt`.
+        store: of this stage.
         every_n_steps: optimizer steps between checkpoints.
+        preemption: default: never.
+        sharded: each rank writes its share.
+
+    Raises:
+        Preempted: a signal came, on any rank.
+        CheckpointError: a checkpoint could not be written.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        super().__init__(
-            dirpath=path.parent,
-            filename=path.stem,
-            every_n_train_steps=every_n_steps,
-            save_top_k=1,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+    def __init__(
+        self,
+        store: CheckpointStore,
+        every_n_steps: int,
+        preemption: Preemption | None = None,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        self.store, self.every_n_steps, self.sharded = store, every_n_steps, sharded
+        self.preemption = preemption or Preemption()
         self._stepped_to = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         self._stepped_to = trainer.global_step
+        self.preemption.install()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._stepped_to:
-            self._stepped_to = trainer.global_step
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == self._stepped_to:
+            return
+        self._stepped_to = trainer.global_step
+        signal_number = self._signal(trainer)
+        if signal_number or trainer.global_step % self.every_n_steps == 0:
+            saved = self.store.save(trainer, sharded=self.sharded)
+            if signal_number:
+                raise Preempted(signal_number, f"step {trainer.global_step} is saved in {saved}")
+
+    def _signal(self, trainer: pl.Trainer) -> int:
+        """The signal that any rank has received, 0: none; schedulers often tell one process only."""
+        received = self.preemption.received or 0
+        if trainer.world_size == 1:
+            return received
+        flag = torch.tensor(received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return int(flag)

@@ -1,0 +1,48 @@
+"""What the ranks of a process group say to each other; without a group, one rank talks to itself."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import distributed
+
+T = TypeVar("T")
+
+
+def grouped() -> bool:
+    """Whether there is a process group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    """Of this process among all."""
+    return distributed.get_rank() if grouped() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if grouped() else 1
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if not grouped():
+        return value
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, in order of ranks."""
+    if not grouped():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if grouped():
+        gather(None)  # unlike a barrier, of any backend without naming devices
