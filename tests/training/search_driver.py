@@ -39,7 +39,7 @@ def second_round(search: GreedySearch) -> bool:
 
 KILL_POINTS: dict[str, Callable[[], None]] = {
     "in the second round of the search": lambda: patch(GreedySearch, "_save", after=second_round),
-    "after the search, before its plan is recorded": lambda: patch(Manifest, "commit", before=in_phase("prepare")),
+    "after the search, before its plan is recorded": lambda: patch(Manifest, "advance", before=in_phase("prepare")),
 }
 
 

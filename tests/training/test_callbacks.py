@@ -18,8 +18,8 @@ from torch import nn
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
-from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
+from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.callbacks.rng_state import RngState
@@ -203,13 +203,13 @@ def test_rng_states_survive_a_resume(tmp_path: Path) -> None:
             self.drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
             return super().training_step(batch, batch_idx)
 
-    path = tmp_path / "resume.ckpt"
+    store = CheckpointStore(tmp_path / "checkpoints")
     pl.seed_everything(7, verbose=False)
     whole = Draws()
-    run(whole, [RngState(), StepCheckpoint(path, 2)], tmp_path, steps=3, enable_checkpointing=True)
+    run(whole, [RngState(), StepCheckpoint(store, 2)], tmp_path, steps=3, enable_checkpointing=True)
     pl.seed_everything(8, verbose=False)
     resumed = Draws()
-    run(resumed, [RngState()], tmp_path, steps=3, ckpt_path=path)
+    run(resumed, [RngState()], tmp_path, steps=3, ckpt_path=store.newest_good())
     assert resumed.drawn == whole.drawn[2:]
 
 
@@ -259,17 +259,17 @@ def test_compensation_init_fits_once_and_never_after_a_resume(tmp_path: Path) ->
         model = apply_architecture(tiny_model(), "uniattn", superblock_size=2, num_superblocks=1)
         return Hosting(model), model.model.layers[2].self_attn.w_c.weight
 
-    path = tmp_path / "resume.ckpt"
+    store = CheckpointStore(tmp_path / "checkpoints")
     first, fitted = hosted()
     callback = CompensationInit(tiny_model, samples, samples, initialiser="least_squares")
-    run(first, [callback, StepCheckpoint(path, 1)], tmp_path, steps=1, enable_checkpointing=True)
+    run(first, [callback, StepCheckpoint(store, 1)], tmp_path, steps=1, enable_checkpointing=True)
     assert fitted.abs().max() > 0
     assert callback.report is not None
     assert callback.report.error_after < callback.report.error_before
 
     second, resumed = hosted()
     callback = CompensationInit(tiny_model, samples, samples, initialiser="zero")
-    run(second, [callback], tmp_path, steps=2, ckpt_path=path)
+    run(second, [callback], tmp_path, steps=2, ckpt_path=store.newest_good())
     assert torch.equal(resumed, fitted)
     assert callback.report is None
 
