@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from uniattn_pl import costs
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.memory import training_memory
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.training.cluster import COLLECTIVE_TIMEOUT, Cluster
 
@@ -37,7 +37,7 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
     if cluster.device.type != "cuda":
         return "ddp"
     training = config.training
-    needed = costs.training_memory(
+    needed = training_memory(
         LayerPlan.unmodified(shape.num_layers),
         shape,
         stage=2,
