@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.results import StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
@@ -88,6 +89,7 @@ def _train(
     throughput, early_stop = Throughput(f"stage{stage}/"), _early_stop(session, stage)
     callbacks: list[Callback] = [NonFiniteStop(), *early_stop, throughput, *_reporting(session, stage), RngState()]
     checkpoint = session.checkpoint(stage)
+    callbacks.append(ResumedProgress(loader))
     callbacks.append(StepCheckpoint(checkpoint, session.config.training.checkpoint_every_steps))
     logger = False if session.run is None else StageLogger(session.run, session.manifest.step_offset)
     trainer = session.trainer(
