@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.encoding import Example
 from uniattn_pl.data.packing import Pack, PackCollator
-from uniattn_pl.data.workers import explain_worker_deaths, watch_workers
+from uniattn_pl.data.workers import iterate
 from uniattn_pl.errors import UserError
 
 MEGA_BATCH = 50  # global batches that are sorted by length together, as in transformers' group_by_length
@@ -128,13 +128,9 @@ class ResumableLoader:
         if not self._at_start or self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
         self._at_start = False
-        with explain_worker_deaths():
-            batches = iter(self._remaining())
-            if self.num_workers:
-                watch_workers()
-            for batch in batches:
-                self.position += 1
-                yield batch
+        for batch in iterate(self._remaining()):
+            self.position += 1
+            yield batch
 
     def _remaining(self) -> DataLoader[Any]:
         return DataLoader(
