@@ -18,7 +18,6 @@ from uniattn_pl import costs
 from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
-from uniattn_pl.data.collation import blank
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.modeling import converted_copy
@@ -85,6 +84,7 @@ class FitSession:
         self.data = InstructionDataModule(
             self.config.data,
             self.tokenizer,
+            batch_size=self.config.training.batch_size,
             micro_batch_size=self.config.training.micro_batch_size,
             eval_batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
@@ -247,10 +247,10 @@ class FitSession:
     @cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
         """The held-out batches every milestone is measured on: the share of this rank; as many on each."""
-        options, ranks = self.config.evaluation, self.cluster.world_size
-        batches = self.data.validation_batches(options.num_samples, options.batch_size)
-        share = batches[self.cluster.rank :: ranks]
-        return share + [blank(batches[0])] * (-(-len(batches) // ranks) - len(share))
+        options, cluster = self.config.evaluation, self.cluster
+        return self.data.validation_batches(
+            options.num_samples, options.batch_size, rank=cluster.rank, world_size=cluster.world_size
+        )
 
     def score(self, model: nn.Module) -> HeldOut:
         """Held-out quality of a model, measured by all ranks together."""
