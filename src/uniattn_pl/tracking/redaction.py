@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-# Passwords hold unescaped @ (up to the last one it is the authority) and, in database URIs, even slashes: there
-# a colon is followed by something other than a port.
-_IN_AUTHORITY = re.compile(r"(?<=://)(?:[^\s/?#]+(?=@)|[^\s/?#@:\[]*:(?!\d*(?:[/?#\s]|$))\S+(?=@))")
+# Passwords hold unescaped @ (the last one ends them) and, in database URIs, slashes: there a colon is followed by
+# something other than a port. Of the two slashes before, pathlib leaves one.
+_IN_AUTHORITY = re.compile(r"(:/{1,2})(?:[^\s/?#@:\[]*:(?!\d+(?:[/?#\s]|$))\S+(?=@)|[^\s/?#]+(?=@))")
 _WORD = r"[^=&;#\s]*"
 _IN_QUERY = re.compile(
     rf"(?i)([?&;#](?:{_WORD}(?:token|key|passw|passphrase|pwd|secret|signature|credential){_WORD}"
@@ -28,7 +28,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         for secret in _environment_secrets():
             value = value.replace(secret, HIDDEN)
-        return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_AUTHORITY.sub(HIDDEN, value))
+        return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_AUTHORITY.sub(rf"\1{HIDDEN}", value))
     if isinstance(value, dict):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
