@@ -22,12 +22,13 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 
-# Asked first, since pip-audit by itself passes packages that it could not look up.
-ADVISORIES := https://pypi.org/pypi/pip/json
+# A release with known vulnerabilities, asked for first: pip-audit by itself passes packages it could not look up.
+ADVISORIES ?= https://pypi.org/pypi/pip/23.2.1/json
 
 audit: $(READY)  ## look every pinned package up in PyPI's vulnerability advisories (needs a network)
-	@$(BIN)/python -c "from urllib.request import urlopen; urlopen('$(ADVISORIES)', timeout=15)" 2>/dev/null \
-	  || { echo "audit: nothing was audited, since $(ADVISORIES) does not answer; run it with a network." >&2; exit 1; }
+	@$(BIN)/python -c "import json, urllib.request as url; \
+	  assert json.load(url.urlopen('$(ADVISORIES)', timeout=15))['vulnerabilities']" 2>/dev/null \
+	  || { echo "audit: nothing was audited, since $(ADVISORIES) gives no advisories; run it with a network." >&2; exit 1; }
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 ui: $(READY)  ## open the tracked runs on http://127.0.0.1:5000 (PORT=... for another port)
