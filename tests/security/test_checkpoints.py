@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.security.test_secrets import CONFIG, ROWS
+from tests.security.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
 
@@ -28,12 +28,13 @@ def test_a_checkpoint_with_code_is_not_resumed_from(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-    assert main(FIT) == 1  # it diverges, and leaves its last good checkpoint
+    words = [*FIT, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]  # MLflow keeps a store open by its name
+    assert main(words) == 1  # it diverges, and leaves its last good checkpoint
     checkpoint = tmp_path / "runs" / "tiny" / "checkpoints" / "stage2.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "callbacks": Bomb()}, checkpoint)
     capsys.readouterr()
-    assert main(FIT) == 1
+    assert main(words) == 1
     assert "weights_only" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
     torch.load(checkpoint, weights_only=False)

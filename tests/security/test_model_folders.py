@@ -115,7 +115,8 @@ def test_bench_refuses_pickled_weights(
     monkeypatch.chdir(model.parent)
     (model / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Bomb(mark)}, model / "pytorch_model.bin")
-    assert main(["bench", f"model.source={model}", "architecture.num_superblocks=1", "bench.lengths=[8]"]) == 2
+    store = f"tracking.uri=sqlite:///{model.parent}/mlflow.db"
+    assert main(["bench", f"model.source={model}", "architecture.num_superblocks=1", "bench.lengths=[8]", store]) == 2
     assert NO_SAFETENSORS in capsys.readouterr().err
     assert not mark.exists()
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.security.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
-from uniattn_pl.files import atomic_file, atomic_folder, check_run_folder
+from uniattn_pl.files import RUN_ENTRIES, atomic_file, atomic_folder, check_run_folder
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.cost import Cost
 from uniattn_pl.search.frontier import write_frontier
@@ -61,6 +62,17 @@ def test_links_are_found_below_and_links_inside_are_fine(folder: Path, user_erro
     user_error("/config.json' is a link to", check_run_folder, folder / "run")
 
 
+def test_links_are_looked_for_in_everything_that_commands_write(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "rows.jsonl").write_text(ROWS)
+    words = ["--config", "tiny.yaml", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    assert main(["fit", *words]) == 0
+    assert main(["bench", *words]) == 0
+    assert main(["analyze", *words, "--only", "importance"]) == 0
+    written = {path.name for path in (folder / "runs" / "tiny").iterdir()}
+    assert {"final", "bench", "analysis"} <= written <= set(RUN_ENTRIES)
+
+
 def test_a_file_is_not_written_through_a_link_in_its_place_or_in_that_of_its_temporary(folder: Path) -> None:
     manifest = folder / "run" / "manifest.json"
     for link in (manifest, manifest.with_name("manifest.json.tmp")):
@@ -101,6 +113,6 @@ def test_a_replaced_folder_with_links_takes_nothing_along(folder: Path) -> None:
 
 def test_names_inside_a_search_record_make_no_file_names(folder: Path) -> None:
     plan = {**LayerPlan.unmodified(4).to_dict(), "file": "../../precious/thesis"}
-    written = write_frontier(folder / "run", [Point(1.0, 2.0, plan, 0, "../../precious/thesis")], Cost("kv_bytes", 8))
+    written = write_frontier(folder / "run", [Point(1.0, 2.0, plan, 0, "drop")], Cost("kv_bytes", 8))
     assert all(path.is_relative_to(written) for path in written.rglob("*"))
     assert json.loads((written / "frontier.json").read_text())["points"][0]["plan"] == "plans/00.json"

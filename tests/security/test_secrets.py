@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.security.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
 from uniattn_pl.tracking import mlflow_run
@@ -22,18 +23,6 @@ ENVIRONMENT = {
     "WHERE": "https://carol:variableSECRET@tracker.invalid/mlflow?token=parameterSECRET",
 }
 URL = "https://bob:p@ss/urlSECRET@tracker.invalid/mlflow?api_key=querySECRET"
-CONFIG = """
-name: tiny
-model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
-data: {source: rows.jsonl, validation_size: 2}
-calibration: {num_samples: 2, held_out_samples: 2}
-training: {batch_size: 2, micro_batch_size: 2, stage1: {max_steps: 1}, stage2: {max_steps: 1}}
-trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
-bench: {lengths: [8], rounds: 1, new_tokens: 2}
-"""
-ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
 FIT = ["fit", "--config", "tiny.yaml"]
 
 
