@@ -150,7 +150,7 @@ def _write(
             figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
     _track(loaded, measured, folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
-    print(f"  mlflow ui --backend-store-uri {redact(loaded.config.tracking.uri)}")
+    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(loaded.config.tracking.uri)}")
 
 
 def _track(loaded: LoadedConfig, measured: Sequence[Measured], folder: Path) -> None:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from rich.console import Console
+from torch.distributed.checkpoint.api import CheckpointException
 
 from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import sync_folder
@@ -116,7 +117,9 @@ class CheckpointStore:
         self.io.problem = None
         try:
             trainer.save_checkpoint(path)
-        except Exception as error:  # DCP raises its own kind, on every rank
+        except CheckpointException as error:  # of shards; no Exception, and raised on every rank
+            self.io.problem = _cause(next(iter(error.failures.values()))[0])
+        except Exception as error:
             self.io.problem = _cause(error)
         return next((problem for problem in ranks.gather(self.io.problem) if problem), None)
 

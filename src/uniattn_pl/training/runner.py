@@ -19,6 +19,7 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure
+from uniattn_pl.files import check_run_folder
 from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
@@ -80,6 +81,7 @@ def _fit(
     console, session = Console(quiet=not cluster.is_main), None
     manifest = Manifest(plain_config(loaded))
     if cluster.is_main:
+        check_run_folder(folder)
         stack.enter_context(exclusive(folder))
         manifest = _manifest(loaded, folder, allow_changes=allow_changes)
         if starts_others and manifest.phase != "done":
