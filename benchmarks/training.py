@@ -144,7 +144,7 @@ class InterleavedRounds:
 def run_trainer(model: PreTrainedModel, rounds: InterleavedRounds) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(Path(folder, "artifacts")))
-        run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={})
+        run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={}, folder=Path(folder))
         callbacks: list[Any] = [NonFiniteStop(), EMAEarlyStop(patience=10_000), Throughput(), StepMetrics(), RngState()]
         trainer = pl.Trainer(
             accelerator="cpu",

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
@@ -61,6 +61,7 @@ def fit(loaded: LoadedConfig) -> FitResult:
         manifest.check_same_config(plain_config(loaded), folder)
         if manifest.phase == "done":
             console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
+            _deliver(loaded, manifest, console)
         else:
             _run(FitSession(loaded, manifest, console))
         result = manifest.result(folder, redact(loaded.config.tracking.uri))
@@ -75,7 +76,13 @@ def _run(session: FitSession) -> None:
     manifest.write(session.folder)
     tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
     run = MLflowRun.open(
-        config.tracking, name=config.name, fit_id=manifest.fit_id, run_id=manifest.mlflow_run_id, tags=tags
+        config.tracking,
+        name=config.name,
+        fit_id=manifest.fit_id,
+        run_id=manifest.mlflow_run_id,
+        tags=tags,
+        folder=session.folder,
+        tell=_printer(session.console),
     )
     manifest.mlflow_run_id, session.run = run.run_id, run
     manifest.write(session.folder)
@@ -84,11 +91,24 @@ def _run(session: FitSession) -> None:
         while manifest.phase != "done":
             STEPS[manifest.phase](session)
     except KeyboardInterrupt:
-        run.end("KILLED")
+        phases.end_run(session, "KILLED")
         raise
     except BaseException:
-        run.end("FAILED")
+        phases.end_run(session, "FAILED")
         raise
+
+
+def _deliver(loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:
+    """Send MLflow what a finished fit could not."""
+    folder, tell = Path(loaded.config.trainer.default_root_dir), _printer(console)
+    left = deliver_pending(loaded.config.tracking, folder, run_id=manifest.mlflow_run_id, tell=tell)
+    if left:
+        tell(f"{left} entries are not in MLflow yet, as it does not answer; they are kept in {folder / 'tracking'}.")
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Print one line as it is."""
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _follow(loaded: LoadedConfig) -> FitResult:
