@@ -97,7 +97,7 @@ class Delivery:
         self._existing = True
         self._there: dict[str, set[int]] = {}
         self._condition = threading.Condition()
-        self._attempts, self._answering = 0, False
+        self._attempts, self._answering, self._answered_at = 0, False, 0.0
         self._silence_told, self._artifacts_told = False, False
         self._hurry, self._stopped = False, False
         self.refused: UserError | None = None
@@ -142,13 +142,13 @@ class Delivery:
             self._tell_silence(f"nothing in {seconds} s")
 
     def drain(self) -> bool:
-        """Wait until all is delivered, `ANSWERING_S` at most, `SILENT_S` while the store does not answer."""
+        """Wait until all is delivered: `ANSWERING_S` at most, and `SILENT_S` at most for each answer of the store."""
         started = time.monotonic()
         with self._condition:
             self._hurry = True
             self._condition.notify_all()
             while self.pending:
-                limit = started + (ANSWERING_S if self._answering else SILENT_S)
+                limit = min(started + ANSWERING_S, max(started, self._answered_at) + SILENT_S)
                 if not self._condition.wait(max(0.0, limit - time.monotonic())):
                     break
         return self.pending == 0
@@ -214,6 +214,7 @@ class Delivery:
             if self._stopped:
                 return
             self._done += operations
+            self._answered_at = time.monotonic()
             self._progress = replace(self._progress, **changes)
             self._progress.write(self._file)
             self._condition.notify_all()
