@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.tracking import delivery, store
-from uniattn_pl.tracking.delivery import Progress
+from uniattn_pl.tracking.delivered import Progress
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 STEPS, KEYS = 60, ("stage1/loss", "stage1/lr")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.tracking import MlflowClient
 
 from uniattn_pl.config.schema import TrackingConfig
@@ -41,6 +42,19 @@ def opened(tracking: TrackingConfig, folder: Path, said: list[str] | None = None
     return MLflowRun.open(tracking, name="a fit", fit_id=folder.name, run_id=None, tags={}, folder=folder, tell=tell)
 
 
+def test_a_relative_store_is_that_of_the_working_folder(
+    tmp_path: Path, tables: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mlflow.db").write_bytes(tables)
+        monkeypatch.chdir(tmp_path / name)
+        assert opened(TrackingConfig("sqlite:///mlflow.db"), tmp_path / name / "run").end("FINISHED")
+        found = MlflowClient(f"sqlite:///{tmp_path / name}/mlflow.db").search_runs(["1"])
+        assert [run.data.tags["uniattn_pl.fit_id"] for run in found] == ["run"]
+        assert len(found) == 1
+
+
 def points(tracking: TrackingConfig, run: MLflowRun, key: str = "loss") -> list[int]:
     """The steps MLflow has of a metric, as often as it has them."""
     return [point.step for point in MlflowClient(tracking.uri).get_metric_history(str(run.run_id), key)]
@@ -64,7 +78,9 @@ def test_logging_never_waits_for_a_store_that_hangs(
     monkeypatch.setattr(MlflowClient, "log_batch", hanging)
     run = opened(tracking, tmp_path)
     run.log_metrics({"loss": 1.0}, 1)
-    assert not run.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, "ANSWER_S", 0.5)
+        assert not run.drain()
     assert asked.wait(60)
     log(run, range(2, 1002))
     run.flush()
@@ -84,15 +100,18 @@ def stamped(log_batch: LogBatch) -> LogBatch:
     return send
 
 
-def test_a_request_that_was_carried_out_but_not_answered_is_not_repeated(
-    tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", ["INTERNAL_ERROR", "BAD_REQUEST"])
+def test_a_request_that_failed_before_or_after_it_was_carried_out_arrives_once(
+    tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    log_batch, lost = stamped(MlflowClient.log_batch), iter([True, False, True])
+    log_batch, before, after = stamped(MlflowClient.log_batch), iter([False, True]), iter([True, False, True])
 
     def losing(*args: Any, **kwargs: Any) -> Any:
-        log_batch(*args, **kwargs)
-        if next(lost, False):
-            raise MlflowException("API request failed with timeout exception")
+        missing = next(before, False)
+        if not missing:
+            log_batch(*args, **kwargs)
+        if missing or next(after, False):
+            raise MlflowException("the connection or the server's database failed", ErrorCode.Value(code))
 
     monkeypatch.setattr(MlflowClient, "log_batch", losing)
     monkeypatch.setattr(delivery, "METRICS_PER_REQUEST", 4)
@@ -102,7 +121,8 @@ def test_a_request_that_was_carried_out_but_not_answered_is_not_repeated(
     log(run, range(1, 11))
     assert run.end("FINISHED")
     assert points(tracking, run) == list(range(1, 11))
-    assert sum("does not answer" in line for line in said) == 2
+    assert sum("does not answer" in line for line in said) == 3
+    assert not any("refuses" in line for line in said)
 
 
 def test_a_journal_whose_progress_is_lost_is_compared_with_the_store(
@@ -255,7 +275,9 @@ def test_a_damaged_database_is_told_at_the_start_and_a_new_one_gets_everything(
     assert Path(str(again.artifact_location), str(second.run_id), "artifacts/plan.txt").read_text() == "the plan"
 
 
-def test_a_database_damaged_during_the_fit_ends_it_not(tmp_path: Path, tables: bytes) -> None:
+def test_a_database_damaged_during_the_fit_ends_it_not(
+    tmp_path: Path, tables: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
     file, folder = tmp_path / "store/mlflow.db", tmp_path / "run"
     file.parent.mkdir()
     file.write_bytes(tables)
@@ -270,6 +292,7 @@ def test_a_database_damaged_during_the_fit_ends_it_not(tmp_path: Path, tables: b
     assert not run.end("FINISHED")
     assert len(run.history("loss")) == 8
     assert "does not answer" in said[0]
+    assert "Traceback" not in "".join(capfd.readouterr())
     file.write_bytes(sound)
     assert deliver_pending(aliased(tmp_path, "two"), folder) == 0
     assert points(config, run) == list(range(1, 9))

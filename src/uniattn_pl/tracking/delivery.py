@@ -7,61 +7,30 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError
-from uniattn_pl.files import atomic_file
 from uniattn_pl.tracking import store
+from uniattn_pl.tracking.delivered import FILE, Progress
 from uniattn_pl.tracking.journal import ARTIFACTS, Entry, Journal, entries
 from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-FILE = "delivered.json"
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
 INTERVAL_S = 5.0  # what is journaled is in MLflow so much later at most, while the server answers
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-ANSWERING_S, SILENT_S = 30.0, 5.0
+ANSWERING_S, ANSWER_S, SILENT_S = 30.0, 10.0, 5.0
 REASON_LENGTH = 200
 
 
 class ArtifactsNotStoredError(Exception):
     """The store answers, but the place where it keeps artifacts cannot be written to."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far delivery has come.
-
-    Attributes:
-        place: the store it went to; delivery into another one begins anew.
-        run_id: the MLflow run, once known.
-        offset: bytes of the journal that are delivered.
-        held: artifacts behind the offset that could not be stored yet.
-    """
-
-    place: str
-    run_id: str | None = None
-    offset: int = 0
-    held: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path) -> Progress | None:
-        """Return what the file says, or None when there is none or it is damaged: nothing is sent twice anyway."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, path: Path) -> None:
-        """Replace the file in one step."""
-        with atomic_file(path) as file:
-            file.write(json.dumps(asdict(self)).encode())
 
 
 class Delivery:
@@ -142,13 +111,17 @@ class Delivery:
             self._tell_silence(f"nothing in {seconds} s")
 
     def drain(self) -> bool:
-        """Wait until all is delivered: `ANSWERING_S` at most, and `SILENT_S` at most for each answer of the store."""
+        """Wait until all is delivered.
+
+        `ANSWERING_S` at most; `ANSWER_S` for each answer of a store that has answered, `SILENT_S` for one that has not.
+        """
         started = time.monotonic()
         with self._condition:
             self._hurry = True
             self._condition.notify_all()
             while self.pending:
-                limit = min(started + ANSWERING_S, max(started, self._answered_at) + SILENT_S)
+                patience = ANSWER_S if self._answering else SILENT_S
+                limit = min(started + ANSWERING_S, max(started, self._answered_at) + patience)
                 if not self._condition.wait(max(0.0, limit - time.monotonic())):
                     break
         return self.pending == 0
@@ -226,7 +199,7 @@ class Delivery:
             self._request(client, operations)
         except Exception as error:
             self._doubt(operations)
-            if not store.is_refused(error):
+            if not store.is_invalid(error):
                 raise
             self._require_active_run(client)
             if len(batch) > 1:
@@ -328,6 +301,9 @@ class Delivery:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in one short line without credentials."""
-    line = " ".join(str(redact(str(error))).split()) or type(error).__name__
+    """What an exception goes back to, in one short line without credentials."""
+    origin: BaseException = error
+    while (before := origin.__cause__ or origin.__context__) is not None:
+        origin = before
+    line = " ".join(str(redact(str(origin))).split()) or type(origin).__name__
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -170,11 +169,6 @@ def identity(folder: Path) -> dict[str, Any] | None:
     """The fit id and the name that the journal of a run folder was begun with; None when there is no journal."""
     path = folder / FOLDER / FILE
     return next((entry.operation for entry in entries(path)), None) if path.exists() else None
-
-
-def remove(folder: Path) -> None:
-    """Delete the journal of a run that nobody continues."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 def _now() -> int:

@@ -24,7 +24,9 @@ FIT_TAG = "uniattn_pl.fit_id"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 # MLflow would try for ten minutes; and it sends a request of unknown outcome again, which may record it twice
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-REFUSED = {400, 401, 403, 404}
+# an error of a server's own database is BAD_REQUEST, and a proxy before a dead server says ENDPOINT_NOT_FOUND
+INVALID = "INVALID_PARAMETER_VALUE"
+REFUSALS = {INVALID, "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 
 
 class DamagedDatabaseError(UserError):
@@ -81,7 +83,8 @@ def connect(config: TrackingConfig) -> MlflowClient:
     check_uri(config.uri)
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it narrates the making of tables
+    # it narrates the making of tables, and prints a traceback for every error that it raises as well
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if not is_local(config):
         for name, value in HTTP_DEFAULTS.items():
@@ -93,7 +96,8 @@ def connect(config: TrackingConfig) -> MlflowClient:
         with _locked(file.with_name(file.name + ".lock")):
             if file.exists():
                 _check_database(file)
-            client = MlflowClient(config.uri)
+            # absolute: MLflow keeps a connection for every address, also when the working folder has changed
+            client = MlflowClient(config.uri.replace(f"///{file}", f"///{file.absolute()}", 1))
             client.search_experiments(max_results=1)  # creates the tables
     except OSError as error:
         raise UserError(f"tracking.uri '{config.uri}' cannot be opened: {error}.") from error
@@ -135,20 +139,16 @@ def find_or_create_run(
 
 def refusal(error: Exception, config: TrackingConfig) -> UserError | None:
     """The user's mistake behind an error of a store that answered; None when the store did not answer."""
-    from mlflow.exceptions import MlflowException
-
     if isinstance(error, UserError):
         return error
-    if isinstance(error, MlflowException) and is_refused(error):
-        return UserError(f"MLflow refuses at tracking.uri '{redact(config.uri)}': {redact(error.message)}.")
+    if getattr(error, "error_code", None) in REFUSALS:
+        return UserError(f"MLflow refuses at tracking.uri '{redact(config.uri)}': {redact(str(error))}.")
     return None
 
 
-def is_refused(error: Exception) -> bool:
-    """Whether the store answered that it will not do it; trying again as it is then changes nothing."""
-    code = getattr(error, "error_code", None)
-    # a proxy before a server that is down also says 404, but not in MLflow's words
-    return code not in (None, "ENDPOINT_NOT_FOUND") and error.get_http_status_code() in REFUSED  # type: ignore[attr-defined]
+def is_invalid(error: Exception) -> bool:
+    """Whether the store answered that what it was sent is none of its values; sending it again changes nothing."""
+    return getattr(error, "error_code", None) == INVALID
 
 
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
