@@ -31,6 +31,9 @@ PLACEMENT = frozenset(
         "training.micro_batch_size",
         "data.num_workers",
         "data.token_cache",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.artifact_location",
     }
 )
 LOCK_NAME = ".lock"

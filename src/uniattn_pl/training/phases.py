@@ -167,4 +167,14 @@ def _write_results(session: FitSession) -> None:
         run.log_figure(plots.milestones(losses), "plots/milestones.png")
         run.log_text(report, TABLE_FILE)
         run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
-        run.end("FINISHED")
+        end_run(session, "FINISHED")
+
+
+def end_run(session: FitSession, status: str) -> None:
+    """End the fit's MLflow run; what could not be delivered is told and stays in the run folder."""
+    if session.run is None:
+        return
+    if not session.run.end(status):
+        line = f"{session.run.leftover()}; the same command delivers them later."
+        session.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    session.manifest.mlflow_run_id = session.run.run_id

@@ -20,7 +20,7 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import check_run_folder
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
@@ -92,6 +92,8 @@ def _fit(
         manifest = cluster.broadcast(manifest)
     if manifest.phase == "done":
         console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
+        if cluster.is_main:
+            _deliver(loaded, manifest, console)
     else:
         _run(session or FitSession(loaded, manifest, console, cluster, preemption))
     result = manifest.result(folder, redact(loaded.config.tracking.uri))
@@ -125,10 +127,10 @@ def _run(session: FitSession) -> None:
         while session.manifest.phase != "done":
             STEPS[session.manifest.phase](session)
     except (KeyboardInterrupt, Preempted):
-        _end(session, "KILLED")
+        phases.end_run(session, "KILLED")
         raise
     except BaseException:
-        _end(session, "FAILED")
+        phases.end_run(session, "FAILED")
         raise
 
 
@@ -136,15 +138,29 @@ def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
     tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
     run = MLflowRun.open(
-        config.tracking, name=config.name, fit_id=manifest.fit_id, run_id=manifest.mlflow_run_id, tags=tags
+        config.tracking,
+        name=config.name,
+        fit_id=manifest.fit_id,
+        run_id=manifest.mlflow_run_id,
+        tags=tags,
+        folder=session.folder,
+        tell=_printer(session.console),
     )
     manifest.mlflow_run_id, session.run = run.run_id, run
     manifest.write(session.folder)
 
 
-def _end(session: FitSession, status: str) -> None:
-    if session.run is not None:
-        session.run.end(status)
+def _deliver(loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:
+    """Send MLflow what a finished fit could not."""
+    folder, tell = Path(loaded.config.trainer.default_root_dir), _printer(console)
+    left = deliver_pending(loaded.config.tracking, folder, run_id=manifest.mlflow_run_id, tell=tell)
+    if left:
+        tell(f"{left} entries are not in MLflow yet, as it does not answer; they are kept in {folder / 'tracking'}.")
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Print one line as it is."""
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _compute_deterministically() -> None:

@@ -49,7 +49,8 @@ class _Index(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _NAMES.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"the index of a checkpoint names {module}.{name}")
+        # torch.distributed passes on the words only
+        raise pickle.UnpicklingError(f"UnpicklingError: the index of a checkpoint names {module}.{name}")
 
 
 class _Reader(FileSystemReader):
