@@ -83,7 +83,7 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         shape = shape_of(model.config)
         apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
         if case["checkpointing"]:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         tokens = torch.randint(0, shape.vocab_size, (batch, length))
         labels = tokens.clone()
         labels[:, : length // 2] = -100
