@@ -72,6 +72,14 @@ def test_plan_draws_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stage 2" in printed
 
 
+def test_plan_shares_training_memory_over_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY]) == 0
+    assert "Training memory of one device" in capsys.readouterr().out
+    assert main(["plan", *TINY, "--gpus", "8"]) == 0
+    assert "Training memory of each of 8 devices that share weights (fsdp)" in capsys.readouterr().out
+    assert main(["plan", *TINY, "--gpus", "0"]) == 2
+
+
 def test_a_bug_shows_its_traceback_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

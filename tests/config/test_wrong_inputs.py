@@ -117,6 +117,24 @@ WRONG = {
         "training:\n  batch_size: 6\n  micro_batch_size: 4",
         "a.yaml:3, a.yaml:2: training.micro_batch_size: 4 does not divide training.batch_size=6. It may be 1, 2, 3, 6.",
     ),
+    "single on several devices": config(
+        "training: {strategy: single}\ntrainer: {devices: 4}", "training.strategy: single uses one device"
+    ),
+    "offload without shards": config(
+        "training: {cpu_offload: true}", "training.cpu_offload: needs training.strategy=fsdp"
+    ),
+    "shards without fsdp": config(
+        "training: {checkpoint_format: sharded, strategy: ddp}", "needs training.strategy=fsdp, which is 'ddp'"
+    ),
+    "scaled gradients on shards": config(
+        "training: {precision: 16-mixed, strategy: fsdp}", "training.precision: 16-mixed scales gradients"
+    ),
+    "unknown strategy": config("training: {strategy: fdsp}", "training.strategy", "Did you mean 'fsdp'?"),
+    "dropout of one": config("training: {lora: {dropout: 1}}", "training.lora.dropout: must be below 1"),
+    "unknown projection": fitted(
+        "training: {lora: {enabled: true, target_modules: [q_prj]}}",
+        "training.lora.target_modules: the model has no 'q_prj'. Did you mean 'q_proj'?",
+    ),
     "name with a slash": config("name: a/b", "a.yaml:1: name: it names a folder"),
     "share above one": config("training: {stage1: {warmup_ratio: 3}}", "training.stage1.warmup_ratio: is a share"),
     "no training rows": config("data: {num_samples: 5, validation_size: 5}", "data.num_samples: 5 rows leave none"),

@@ -138,6 +138,13 @@ def _only_fsdp(config: ExperimentConfig) -> str | None:
     return None if strategy == "fsdp" else f"needs training.strategy=fsdp, which is '{strategy}'."
 
 
+@_check("training.precision", "training.strategy")
+def _scaled(config: ExperimentConfig) -> str | None:
+    if config.training.precision != "16-mixed" or config.training.strategy != "fsdp":
+        return None
+    return "16-mixed scales gradients, which fsdp does not support; use bf16-mixed."
+
+
 @_check("training.lora.dropout")
 def _dropout(config: ExperimentConfig) -> str | None:
     dropout = config.training.lora.dropout

@@ -155,6 +155,18 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     return shape_of(config)
 
 
+def empty_model(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The modules of a model source, without weights. Raises UserError as `load_model` does."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    location, options = _locate(source, revision)
+    _prepare(location)
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def resolve_dtype(dtype: str) -> torch.dtype:
     """`auto` takes bfloat16 only where it is in hardware: emulated, it is slower than float32."""
     import torch

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.families import FUSED, PROJECTIONS, decoder_layers
 
 if TYPE_CHECKING:
@@ -49,6 +49,15 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         "task_type": "CAUSAL_LM",
     }
     return LoraConfig(**{**defaults, **options})
+
+
+def check_target_modules(model: nn.Module, wanted: Iterable[str]) -> None:
+    """Raise UserError when a name of `training.lora.target_modules` is no projection of this model."""
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = [name for name in wanted if name not in linear]
+    if unknown:
+        near, there = did_you_mean(unknown[0], linear), ", ".join(sorted(linear))
+        raise UserError(f"training.lora.target_modules: the model has no '{unknown[0]}'.{near} It has {there}.")
 
 
 @torch.no_grad()

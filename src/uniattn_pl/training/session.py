@@ -21,7 +21,8 @@ from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.modeling import converted_copy
-from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.loading import empty_model, load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.modeling.residency import Residency
 from uniattn_pl.modeling.sharded_loading import skeleton
 from uniattn_pl.plan import LayerPlan
@@ -67,16 +68,17 @@ class FitSession:
         self.cluster = cluster or Cluster.alone(loaded.config)
         self.preemption = preemption or Preemption()
         self.run: MLflowRun | None = None
-        model = self.config.model
+        model, training = self.config.model, self.config.training
         origin: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         self._origin = origin
         self.shape = load_shape(model.source, **origin)
         loaded.architecture.check(self.shape)
         if not loaded.architecture.measured:
             self.plan.check(self.shape)
+        if training.lora.enabled:
+            check_target_modules(empty_model(model.source, **origin), training.lora.target_modules)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model.source, **origin)
         world_size = self.cluster.world_size
-        training = self.config.training
         self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, world_size)
         self.dtype = resolve_dtype(WEIGHT_DTYPES.get(training.precision, model.dtype))
         self.strategy = resolve_strategy(self.config, self.cluster, self.shape, self.dtype.itemsize)

@@ -10,7 +10,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.weights import adjusts_output_projection
-from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.modeling.loading import load_folder
 from uniattn_pl.modeling.lora import initialise_updates, lora_config
 from uniattn_pl.modeling.sharded_loading import fill
@@ -59,7 +58,6 @@ def _with_updates(session: FitSession, model: PreTrainedModel, source: Path) -> 
     from peft import get_peft_model
 
     options = session.config.training.lora
-    _check_targets(options.target_modules, model)
     joint = session.config.calibration.initialiser == "joint_least_squares"
     refitted = [row.index for row in session.plan.rows if joint and row.compensated and adjusts_output_projection(row)]
     targets = {"target_modules": options.target_modules} if options.target_modules else {}
@@ -77,13 +75,3 @@ def _with_updates(session: FitSession, model: PreTrainedModel, source: Path) -> 
     if session.strategy != "fsdp":
         initialise_updates(adapted, session.config.seed)
     return adapted
-
-
-def _check_targets(wanted: list[str], model: PreTrainedModel) -> None:
-    """Raise UserError when a name of `training.lora.target_modules` is no projection of this model."""
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [name for name in wanted if name not in linear]
-    if unknown:
-        near = did_you_mean(unknown[0], linear)
-        there = ", ".join(sorted(linear))
-        raise UserError(f"training.lora.target_modules: the model has no '{unknown[0]}'.{near} It has {there}.")
