@@ -121,6 +121,7 @@ def _run(session: FitSession) -> None:
         if session.cluster.is_main:
             phases.log_start(session)
         while session.manifest.phase != "done":
+            session.preemption.check()  # libraries may have caught what the signal's handler raised
             STEPS[session.manifest.phase](session)
     except (KeyboardInterrupt, Preempted):
         _end(session, "KILLED")
@@ -141,8 +142,9 @@ def _open_run(session: FitSession) -> None:
 
 
 def _end(session: FitSession, status: str) -> None:
-    if session.run is not None:
-        session.run.end(status)
+    with session.preemption.deferred():  # a second signal
+        if session.run is not None:
+            session.run.end(status)
 
 
 def _compute_deterministically() -> None:

@@ -154,6 +154,7 @@ def _fit(
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
+    session.preemption.check()  # a signal behind the last step
 
 
 def _total_steps(session: FitSession, options: StageConfig, micro_batches: int) -> int:
