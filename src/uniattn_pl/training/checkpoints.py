@@ -161,16 +161,22 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        recorded = {str(name): (int(wanted["bytes"]), str(wanted["sha256"])) for name, wanted in sums.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{CHECKSUMS} cannot be read"
-    for name, wanted in sums.items():
+    if not recorded:
+        return f"{CHECKSUMS} is empty"
+    for name, (size, digest) in recorded.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != wanted["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {wanted['bytes']}"
-        if _digest(file) != wanted["sha256"]:
-            return f"{name} differs from its checksum"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        try:
+            if _digest(file) != digest:
+                return f"{name} differs from its checksum"
+        except OSError as error:
+            return f"{name} cannot be read: {_cause(error)}"
     return None
 
 
