@@ -57,6 +57,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self.folder, self.console = folder, console or Console(stderr=True)
         self.io = QuietCheckpointIO()
+        self._damaged: set[Path] = set()
 
     def save(self, trainer: pl.Trainer, *, sharded: bool) -> Path:
         """Write the trainer's state after `trainer.global_step` steps; every rank calls this.
@@ -67,7 +68,8 @@ class CheckpointStore:
         final = self.folder / f"step-{trainer.global_step:08d}"
         temporary = self.folder / f".{final.name}"
         if ranks.rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in self.folder.glob(".step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
         ranks.barrier()
         problem = self._write(trainer, temporary / (SHARDS if sharded else FULL))
@@ -75,11 +77,13 @@ class CheckpointStore:
         if problem is not None:
             self._give_up(trainer, temporary, problem)
         if ranks.rank() == 0:
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             os.rename(temporary, final)
             sync_folder(self.folder)
-            for former in self._steps()[:-KEPT]:
-                shutil.rmtree(former, ignore_errors=True)
+            self._damaged.discard(final)
+            for former in {*self._damaged, *self._steps()[:-KEPT]}:
+                _remove(former)
+        self._damaged = set()
         ranks.barrier()
         return final
 
@@ -95,13 +99,15 @@ class CheckpointStore:
                 if problem is None:
                     good = folder / (SHARDS if (folder / SHARDS).is_dir() else FULL)
                     break
+                self._damaged.add(folder)
                 self.console.print(f"checkpoint {folder} is damaged ({problem}); trying the one before it.")
-            if good is None and self._steps():
+            if good is None and self._damaged:
                 self.console.print("no checkpoint of this stage is left undamaged; the stage starts over.")
-        return ranks.broadcast(good)
+        good, self._damaged = ranks.broadcast((good, self._damaged))
+        return good
 
     def newest(self) -> Path | None:
-        """The newest checkpoint with a name, unchecked."""
+        """The newest checkpoint with a name that is not known to be damaged."""
         return next(reversed(self._steps()), None)
 
     def clear(self) -> None:
@@ -109,7 +115,7 @@ class CheckpointStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted({*self.folder.glob("step-*")} - self._damaged)
 
     def _write(self, trainer: pl.Trainer, path: Path) -> str | None:
         """Write the files; returns what went wrong on any rank."""
@@ -178,6 +184,14 @@ def damage(folder: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {_cause(error)}"
     return None
+
+
+def _remove(path: Path) -> None:
+    """A folder, or what damage has made of it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digest(file: Path, *, sync: bool = False) -> str:
