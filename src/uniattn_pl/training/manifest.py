@@ -67,6 +67,7 @@ class Manifest:
             return None
         try:
             manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
+            PHASES.index(manifest.phase)
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{path} is not a manifest this version understands ({error}); "
