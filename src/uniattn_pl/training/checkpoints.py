@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from rich.console import Console
+from torch.distributed.checkpoint.api import CheckpointException
 
 from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import sync_folder
@@ -38,7 +39,9 @@ class QuietCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         try:
-            torch.save(checkpoint, path)
+            # torch's own file would hide what the operating system says, such as that the disk is full
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             self.problem = _cause(error)
 
@@ -122,7 +125,7 @@ class CheckpointStore:
         self.io.problem = None
         try:
             trainer.save_checkpoint(path)
-        except Exception as error:  # DCP raises its own kind, on every rank
+        except (Exception, CheckpointException) as error:  # DCP's own kind, on every rank, is no Exception
             self.io.problem = _cause(error)
         return next((problem for problem in ranks.gather(self.io.problem) if problem), None)
 
@@ -204,6 +207,8 @@ def _digest(file: Path, *, sync: bool = False) -> str:
 
 def _cause(error: BaseException) -> str:
     """The first line of an error, of the operating system's where that is behind it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return _cause(next(iter(error.failures.values()))[0])
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:

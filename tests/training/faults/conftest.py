@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,12 +25,25 @@ AtPoint = Callable[[str], Work]
 
 
 @pytest.fixture(scope="session")
-def driver() -> Iterator[Driver]:
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     # threads of several processes that wait for each other are many times slower than one
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    driver = Driver([sys.executable, "-m", "tests.training.faults.driver"], environment)
+    namespace = _mount_namespace()
+    if namespace:
+        environment["PRIVATE_MOUNTS"] = "yes"
+    command = [*namespace, sys.executable, "-m", "tests.training.faults.driver", str(tmp_path_factory.mktemp("disk"))]
+    driver = Driver(command, environment)
     yield driver
     driver.close()
+
+
+def _mount_namespace() -> list[str]:
+    """The command that starts another one where it may mount disks of its own; empty when none works."""
+    for options in (["--mount"], ["--user", "--map-root-user", "--mount"]):
+        command = ["unshare", *options]
+        if shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    return []
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +83,22 @@ def at(snapshots: tuple[Work, Path], driver: Driver, tmp_path: Path) -> AtPoint:
         return Work(driver, tmp_path / "work")
 
     return copied
+
+
+@pytest.fixture
+def on_small_disk(at: AtPoint, driver: Driver) -> Iterator[AtPoint]:
+    """As `at`, with the run folder on a disk of a few MiB."""
+    if driver.small_disk is None:
+        pytest.skip("neither root nor a user namespace may mount a small disk here")
+    disk = Path(driver.small_disk)
+
+    def copied(point: str) -> Work:
+        work = at(point)
+        shutil.copytree(work.folder / "runs", driver.seen(disk), dirs_exist_ok=True)
+        shutil.rmtree(work.folder / "runs")
+        (work.folder / "runs").symlink_to(disk)
+        return Work(driver, work.folder, driver.seen(disk / "tiny"))
+
+    yield copied
+    for path in driver.seen(disk).iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -13,8 +13,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
@@ -27,6 +27,17 @@ from uniattn_pl.cli import main
 
 # a process that waits for ever is ended by this signal's default, and its exit code tells
 HANGING_S = 60
+DISK_SIZE = "8m"
+# set by who started this process in a mount namespace of its own
+PRIVATE_MOUNTS = "PRIVATE_MOUNTS" in os.environ
+
+
+def mounted_disk(where: str) -> str | None:
+    """Mount a small disk that this process and its forks have, and nobody else; it goes with them. None: may not."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", where]
+    if not PRIVATE_MOUNTS or subprocess.run(mount, capture_output=True, check=False).returncode:
+        return None
+    return where
 
 
 def free_port() -> int:
@@ -83,11 +94,7 @@ def wait(children: list[int]) -> list[int]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:  # a small disk of this process and its children; it goes with them
-        size, where = sys.argv[1:]
-        os.system(f"mount -t tmpfs -o size={size} tmpfs {where}")
-        Path(where, "small").touch()
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps(mounted_disk(sys.argv[1])), flush=True)
     for line in sys.stdin:
         ((request, argument),) = json.loads(line).items()
         print(json.dumps({"start": start, "wait": wait}[request](argument)), flush=True)

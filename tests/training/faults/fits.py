@@ -38,18 +38,26 @@ History = dict[str, list[tuple[int, float]]]
 
 
 class Driver:
-    """The process that forks fits."""
+    """The process that forks fits.
+
+    Attributes:
+        small_disk: mounted for it and its fits alone; None when it was not allowed to.
+    """
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._answer()
+        self.small_disk = self._answer()
 
     def ask(self, **request: Any) -> list[int]:
         assert self.process.stdin is not None
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return self._answer()
+
+    def seen(self, path: Path) -> Path:
+        """How this process sees a path of the driver's, whose mounts are its own."""
+        return Path(f"/proc/{self.process.pid}/root", *path.parts[1:])
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -105,10 +113,11 @@ class Work:
 
     driver: Driver
     folder: Path
+    elsewhere: Path | None = None  # where this process sees the run folder, if not in `folder`
 
     @property
     def run(self) -> Path:
-        return self.folder / RUN
+        return self.elsewhere or self.folder / RUN
 
     def start(self, *arguments: str, ranks: int = 1, faults: list[Any] | None = None) -> Fit:
         """Start the fit, or what is left of it; `faults` are [rank, point, action]."""
