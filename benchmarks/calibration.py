@@ -31,6 +31,7 @@ def prepare(arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
     data = InstructionDataModule(
         DataConfig(source=arguments.data, validation_size=16, num_samples=samples + 16),
         load_tokenizer(arguments.model),
+        batch_size=8,
         micro_batch_size=8,
         eval_batch_size=8,
         seed=0,

@@ -27,6 +27,7 @@ def rows_of(run: Path, count: int) -> tuple[list[dict[str, Any]], Any]:
     data = InstructionDataModule(
         DataConfig(**config["data"]),
         load_tokenizer(config["model"]["source"]),
+        batch_size=1,
         micro_batch_size=1,
         eval_batch_size=1,
         seed=config["seed"],

@@ -24,6 +24,7 @@ import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
+from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
 
 import uniattn_pl
 from uniattn_pl.config.schema import StageConfig, TrackingConfig
@@ -32,7 +33,6 @@ from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.stage_logger import StageLogger
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
-from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
 from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
@@ -144,7 +144,7 @@ class InterleavedRounds:
 def run_trainer(model: PreTrainedModel, rounds: InterleavedRounds) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(Path(folder, "artifacts")))
-        run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={})
+        run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={}, folder=Path(folder))
         callbacks: list[Any] = [NonFiniteStop(), EMAEarlyStop(patience=10_000), Throughput(), StepMetrics(), RngState()]
         trainer = pl.Trainer(
             accelerator="cpu",

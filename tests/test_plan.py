@@ -175,29 +175,3 @@ def test_flops_of_a_hand_computed_layer() -> None:
     assert costs.decode_flops(plan, shape, batch_size=3, length=10) == 3 * (linear + 4 * heads * size * 10 + head)
     dropped = plan.drop([0], compensated=True)
     assert costs.decode_flops(dropped, shape, batch_size=1, length=10) == 2 * (d * inner + d * d) + head
-
-
-def test_training_memory_of_stage_1_counts_w_c_only_and_shrinks_with_devices() -> None:
-    shape = toy_shape(4)
-    plan = LayerPlan.unmodified(4).reuse_map([3], 2, compensated=True)
-
-    def memory(stage: int, devices: int = 1, checkpointing: bool = False) -> costs.TrainingMemory:
-        return costs.training_memory(
-            plan,
-            shape,
-            stage=stage,
-            micro_batch_size=2,
-            length=16,
-            weight_bytes=4,
-            activation_bytes=2,
-            gradient_checkpointing=checkpointing,
-            num_devices=devices,
-        )
-
-    assert memory(1).gradients == shape.hidden_size**2 * 4
-    assert memory(1).optimizer == 2 * memory(1).gradients
-    assert memory(2).gradients == memory(2).weights == costs.parameters(plan, shape) * 4
-    assert memory(1).activations < memory(2).activations
-    assert memory(2, checkpointing=True).activations < memory(2).activations
-    assert memory(2, devices=2).weights == memory(2).weights // 2
-    assert memory(2).total == sum(vars(memory(2)).values())

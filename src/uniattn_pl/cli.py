@@ -2,7 +2,7 @@
 
 0 success, 2 the user's input (every problem on stderr, no traceback), 130 interrupted (128 + the number of another
 signal that ended a fit), 1 anything else: a run that failed for a known reason (its message), or a bug or broken
-environment (its traceback).
+environment (its traceback). Errors are shown without the credentials that a URL or a library's message may carry.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import import_module
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, parse
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean
+from uniattn_pl.tracking.redaction import redact
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {redact(problem)}", file=sys.stderr)
         return USER_ERROR
     except RunFailure as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; an interrupted fit resumes with the same command.", file=sys.stderr)
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCESS
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print("error: this is not about your input; please report it with the traceback above.", file=sys.stderr)
         return FAILURE
 

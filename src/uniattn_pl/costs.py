@@ -1,12 +1,10 @@
-"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs, and a training-memory estimate.
+"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs (training memory: `memory.py`).
 
 All are pure functions of (plan, shape, batch, length). FLOPs count a multiply-add as two and matrix
 products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from uniattn_pl.plan import LayerPlan, LayerRow, LayerShape, ModelShape
 
@@ -36,11 +34,12 @@ def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
 def parameters(plan: LayerPlan, shape: ModelShape) -> int:
     """Parameters of the converted model, W_c included, tied embeddings once."""
     return shape.embedding + sum(
-        _layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True)
+        layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True)
     )
 
 
-def _layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    """Parameters of one decoder layer under its row of a plan."""
     total = layer.feed_forward + layer.other
     if row.role in ("full", "share"):
         total += layer.query + layer.query_norm
@@ -52,10 +51,10 @@ def _layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> in
         total += layer.output
     if not row.dropped or row.compensated:
         total += layer.attention_norms
-    return total + _compensation_weights(row, shape)
+    return total + compensation_weights(row, shape)
 
 
-def _compensation_weights(row: LayerRow, shape: ModelShape) -> int:
+def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
     """Elements of a layer's W_c, by where it reads and adds."""
     sizes = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
     read = sizes.get(row.compensation_input, shape.hidden_size)
@@ -100,7 +99,7 @@ def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps."""
     query = shape.hidden_size * shape.num_heads * shape.head_dim
     key_or_value = shape.hidden_size * shape.num_kv_heads * shape.head_dim
-    weights = layer.feed_forward + _compensation_weights(row, shape)
+    weights = layer.feed_forward + compensation_weights(row, shape)
     weights += (row.caches_keys + row.caches_values) * key_or_value
     weights += (row.role in ("full", "share")) * query
     weights += (not row.dropped) * query
@@ -117,67 +116,3 @@ def _pairs(length: int, window: int | None) -> int:
     """Query-key pairs of a causal (windowed) attention over `length` tokens."""
     w = length if window is None else min(window, length)
     return w * (w + 1) // 2 + (length - w) * w
-
-
-@dataclass(frozen=True)
-class TrainingMemory:
-    """An estimate, in bytes per device, of what one training stage holds at its peak."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def training_memory(
-    plan: LayerPlan,
-    shape: ModelShape,
-    *,
-    stage: int,
-    micro_batch_size: int,
-    length: int,
-    weight_bytes: int,
-    activation_bytes: int,
-    gradient_checkpointing: bool = False,
-    num_devices: int = 1,
-) -> TrainingMemory:
-    """Estimate a stage's memory: AdamW (two states per trained weight), sharded over `num_devices`.
-
-    Args:
-        stage: 1 trains W_c only (nothing below the first compensated layer keeps activations), 2 everything.
-        micro_batch_size: sequences per device and forward.
-        length: tokens per sequence.
-        weight_bytes: bytes of a trained weight (4 for fp32 and mixed precision, 2 for true bf16).
-        activation_bytes: bytes of an activation.
-    """
-    total = parameters(plan, shape)
-    trained = total if stage == 2 else sum(_compensation_weights(row, shape) for row in plan.rows)
-    first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
-    tokens = micro_batch_size * length
-    layers = [
-        _saved_elements(row, layer, shape) for row, layer in zip(plan.rows[first:], shape.layers[first:], strict=True)
-    ]
-    recomputed = shape.hidden_size * len(layers) + max(layers, default=0)
-    per_token = recomputed if gradient_checkpointing else sum(layers)
-    # Logits in the activation dtype, and once more in float32 inside the cross-entropy, with their gradient.
-    logits = shape.vocab_size * (2 * activation_bytes + 4)
-    return TrainingMemory(
-        weights=total * weight_bytes // num_devices,
-        gradients=trained * weight_bytes // num_devices,
-        optimizer=2 * trained * weight_bytes // num_devices,
-        activations=tokens * (per_token * activation_bytes + logits),
-    )
-
-
-def _saved_elements(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
-    """Elements per token that a layer keeps for its backward pass (fused attention, gated feed-forward)."""
-    hidden, inner = shape.hidden_size, layer.feed_forward // (3 * shape.hidden_size)
-    attention = 0
-    if not row.dropped:
-        heads = 2 * shape.num_heads if row.role == "full" else shape.num_heads
-        attention = (heads + (row.caches_keys + row.caches_values) * shape.num_kv_heads) * shape.head_dim
-    return 4 * hidden + attention + 4 * inner

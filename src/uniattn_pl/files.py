@@ -12,6 +12,24 @@ from typing import IO
 
 from uniattn_pl.errors import UserError
 
+# What fit, analyze and bench write directly in a run folder.
+RUN_ENTRIES = (
+    "manifest.json",
+    ".lock",
+    "provenance.json",
+    "final_table.txt",
+    "search",
+    "calibration",
+    "checkpoints",
+    "initial",
+    "stage1",
+    "adapter",
+    "final",
+    "tracking",
+    "analysis",
+    "bench",
+)
+
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
@@ -55,8 +73,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a temporary file beside `path` that takes its name (replacing it) only when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # of a killed write; it must be a new file, or a link would be written through
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -74,6 +93,30 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_run_folder(folder: Path) -> None:
+    """Check that no part of a run folder is a link out of it: a run writes and deletes in its own folder only.
+
+    Raises:
+        UserError: naming the link and where it leads.
+    """
+    root = os.path.realpath(folder)
+    for path in _parts(folder):
+        real = os.path.realpath(path)
+        if os.path.islink(path) and os.path.commonpath([root, real]) != root:
+            raise UserError(
+                f"'{path}' is a link to '{real}', outside of the run folder; remove the link, or let "
+                "trainer.default_root_dir be a folder there."
+            )
+
+
+def _parts(folder: Path) -> Iterator[str]:
+    """Every path of a run folder that a run may write to; other files of a user are none of its business."""
+    for entry in (folder / name for name in RUN_ENTRIES):
+        yield str(entry)
+        for parent, folders, files in os.walk(entry):
+            yield from (os.path.join(parent, name) for name in (*folders, *files))
 
 
 def check_target(source: Path, target: Path, *, overwrite: bool) -> None:

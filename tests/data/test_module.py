@@ -19,9 +19,8 @@ def rows_file(tmp_path):
 
 def module(tokenizer, source, *, rank=None, world_size=None, **options):
     config = DataConfig(source=str(source), **{"validation_size": 13, **options})
-    return InstructionDataModule(
-        config, tokenizer, micro_batch_size=4, eval_batch_size=3, seed=0, rank=rank, world_size=world_size
-    )
+    sizes = {"batch_size": 16, "micro_batch_size": 4, "eval_batch_size": 3}
+    return InstructionDataModule(config, tokenizer, **sizes, seed=0, rank=rank, world_size=world_size)
 
 
 def responses(batches):
@@ -97,6 +96,52 @@ def test_every_validation_row_counts_once_over_the_ranks(tokenizer, rows_file):
     assert responses(chain.from_iterable(ranks)) == responses(alone)
 
 
+def test_batches_name_their_rows_as_they_were_read(tokenizer, rows_file):
+    with rows_file.open("a") as file:
+        for _ in range(5):
+            file.write(json.dumps({"instruction": "z" * 500, "input": "", "output": "y"}) + "\n")
+    data = module(tokenizer, rows_file, max_length=300)
+    split = load_split(data.config)
+    assert data.report.dropped == 5 > data.report.validation_rows - data.report.validation
+    seen = []
+    for batch in data.train_dataloader():
+        for row, labels in zip(batch["rows"].tolist(), batch["labels"], strict=True):
+            if row >= 0:
+                assert tokenizer.decode(labels[labels >= 0]) == split.train[row].output + "<eos>"
+                seen.append(row)
+    assert sorted(seen) == [index for index, row in enumerate(split.train) if len(row.instruction) < 100]
+
+
+def test_two_ranks_share_every_optimizer_step(tokenizer, rows_file):
+    def steps(ranks):
+        micro = [[batch["rows"][batch["rows"] >= 0].tolist() for batch in rank.train_dataloader()] for rank in ranks]
+        together = [sorted(chain(*batches)) for batches in zip(*micro, strict=True)]
+        size = 16 // (4 * len(ranks))
+        return [sorted(chain(*together[start : start + size])) for start in range(0, len(together), size)]
+
+    both = [module(tokenizer, rows_file, rank=rank, world_size=2) for rank in range(2)]
+    assert steps(both) == steps([module(tokenizer, rows_file)])
+    assert [len(step) for step in steps(both)] == [16, 16, 15]
+
+
+def test_packed_training_rows_and_single_validation_rows(tokenizer, rows_file):
+    data, plain = module(tokenizer, rows_file, packing=True, max_length=1024), module(tokenizer, rows_file)
+    batches = list(data.train_dataloader())
+    packs = data.report.packs
+    assert packs < 47 / 3
+    assert len(batches) == -(-packs // 4)
+    rows = torch.cat([batch["rows"].flatten() for batch in batches])
+    assert sorted(rows[rows >= 0].tolist()) == list(range(47))
+    assert all("attention_mask" not in batch for batch in batches)
+    assert sum(int(batch["num_tokens"]) for batch in batches) == data.report.tokens
+    assert "47 rows in" in data.report.lines()[2]
+    assert responses(data.val_dataloader()) == responses(plain.val_dataloader())
+    assert responses(data.train_batches(47, 8)) == responses(plain.train_batches(47, 8))
+    state = data.train_dataloader().state_dict()
+    with pytest.raises(UserError, match="packing was 1024 and is now 0"):
+        plain.train_dataloader().load_state_dict(state)
+
+
 def test_batches_for_calibration_are_the_first_rows(tokenizer, rows_file):
     data = module(tokenizer, rows_file)
     batches = data.train_batches(10, 4)
@@ -111,6 +156,7 @@ def test_embedded_validation_batches_carry_the_answers(tokenizer):
     data = InstructionDataModule(
         DataConfig(validation_size=30, num_samples=40, max_length=2_048),
         tokenizer,
+        batch_size=4,
         micro_batch_size=4,
         eval_batch_size=8,
         seed=0,

@@ -183,7 +183,7 @@ def test_figures_are_written_and_the_next_command_is_named(done: Done) -> None:
         with Image.open(done.folder / name) as image:
             assert len(image.convert("L").getcolors() or ()) > 2, "something is drawn"
     assert "written to runs/tiny/bench" in done.printed
-    assert "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in done.printed
+    assert "mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlruns/mlflow.db" in done.printed
 
 
 def test_the_peaks_are_those_that_are_printed(done: Done) -> None:

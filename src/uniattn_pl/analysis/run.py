@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.importance import attention_importance
-from uniattn_pl.tracking.mlflow_run import MLflowRun
+from uniattn_pl.tracking.one_off import one_off_run
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.manifest import Manifest
 from uniattn_pl.training.progress import ProgressReporter
@@ -56,20 +55,18 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
     folder = session.folder / FOLDER
     config = session.config
     tags = {"uniattn_pl.kind": "analysis", "uniattn_pl.architecture": loaded.architecture.name}
-    run = MLflowRun.open(
-        config.tracking, name=f"{config.name}-analysis", fit_id=uuid.uuid4().hex, run_id=None, tags=tags
-    )
-    run.log_params(loaded.flatten())
-    for topic in topics:
-        console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
-        finding = TOPICS[topic][1](session, tokens)
-        console.print("\n".join(finding.lines), highlight=False, markup=False, soft_wrap=True)
-        _write(folder, topic, finding)
-        for name, figure in finding.figures.items():
-            run.log_figure(figure, f"{FOLDER}/{name}.png")
-        run.log_text("\n".join(finding.lines) + "\n", f"{FOLDER}/{topic}.txt")
-        run.log_text(json.dumps(finding.data, indent=1), f"{FOLDER}/{topic}.json")
-    run.end("FINISHED")
+    name = f"{config.name}-analysis"
+    with one_off_run(config.tracking, session.folder, name=name, tags=tags) as run:
+        run.log_params(loaded.flatten())
+        for topic in topics:
+            console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
+            finding = TOPICS[topic][1](session, tokens)
+            console.print("\n".join(finding.lines), highlight=False, markup=False, soft_wrap=True)
+            _write(folder, topic, finding)
+            for name, figure in finding.figures.items():
+                run.log_figure(figure, f"{FOLDER}/{name}.png")
+            run.log_text("\n".join(finding.lines) + "\n", f"{FOLDER}/{topic}.txt")
+            run.log_text(json.dumps(finding.data, indent=1), f"{FOLDER}/{topic}.json")
     console.print(f"\nwritten to {folder}", highlight=False)
     return folder
 

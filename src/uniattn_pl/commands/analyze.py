@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.files import check_run_folder
 
 DESCRIPTION = """\
 Measures an experiment's model on its training rows: similarity of attention maps across layers, importance of
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--tokens must be at least 1, got {arguments.tokens}.")
     if problems:
         raise UserError(*problems)
+    check_run_folder(Path(loaded.config.trainer.default_root_dir))
     if arguments.dry_run:
         print(
             f"dry run: would analyse {', '.join(topics)} of {loaded.config.model.source} on {arguments.tokens} tokens."

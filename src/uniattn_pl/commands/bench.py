@@ -10,6 +10,7 @@ from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.commands.plan import compile_plan
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
+from uniattn_pl.files import check_run_folder
 from uniattn_pl.plan import LayerPlan
 
 DESCRIPTION = """\
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
+    check_run_folder(Path(loaded.config.trainer.default_root_dir))
     plans, bench = _plans(loaded), loaded.config.bench
     if arguments.dry_run:
         print(

@@ -8,6 +8,8 @@ from pathlib import Path
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import UserError
+from uniattn_pl.files import check_run_folder
+from uniattn_pl.tracking.redaction import redact
 
 DESCRIPTION = """\
 Converts the model, calibrates the compensation W_c, post-trains (stage 1: W_c, stage 2: everything) and
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
+    check_run_folder(Path(loaded.config.trainer.default_root_dir))
     if arguments.dry_run:
         _dry_run(loaded)
         return 0
@@ -67,5 +70,5 @@ def _dry_run(loaded: LoadedConfig) -> None:
         print(f"calibration: {config.calibration.initialiser} of {compensated} W_c on {samples} samples")
     print(f"training: {', '.join(stages) or 'none'}, batch size {config.training.batch_size}")
     state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
-    print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {config.tracking.uri}")
+    print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {redact(config.tracking.uri)}")
     print("dry run: all checks passed, nothing was started.")

@@ -14,6 +14,7 @@ from uniattn_pl.commands.tables import bytes_text, count_text, print_table
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.documents import at
 from uniattn_pl.errors import UserError
+from uniattn_pl.memory import training_memory
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ Draws which layer computes its attention map and which uses another's, and compu
 parameters, FLOPs, training memory. Loads no weights."""
 EXAMPLE = """\
   uniattn-pl plan --config experiments/quickstart.yaml
-  uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8"""
+  uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
+  uniattn-pl plan --config experiments/paper/llama-3.1-8b/uniattn.yaml --gpus 8"""
 LENGTHS = (1024, 8192, 65536)
 
 
@@ -41,6 +43,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
     )
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="devices that share the weights in training; default: 1"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,14 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(loaded.to_yaml(), end="")
         return 0
     lengths = arguments.length or list(LENGTHS)
-    if min(lengths) < 1 or arguments.batch_size < 1:
-        raise UserError("--length and --batch-size must be at least 1.")
+    if min(*lengths, arguments.batch_size, arguments.gpus) < 1:
+        raise UserError("--length, --batch-size and --gpus must be at least 1.")
     plan, shape = compile_plan(loaded)
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
     print(plan.draw() + "\n")
     dtype = _dtype(loaded)
     _print_inference(plan, shape, lengths, arguments.batch_size, dtype)
-    _print_training(plan, shape, loaded, dtype)
+    _print_training(plan, shape, loaded, dtype, arguments.gpus)
     return 0
 
 
@@ -148,13 +153,13 @@ def _with_ratio(flops: list[int]) -> tuple[str, str]:
     return count_text(flops[0]), f"{flops[0] / flops[1]:.3f}"
 
 
-def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dtype: torch.dtype) -> None:
+def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dtype: torch.dtype, gpus: int) -> None:
     training, length = loaded.config.training, loaded.config.data.max_length
     mixed = training.precision.endswith("-mixed")
     weight_bytes = 4 if mixed or training.precision == "32-true" else dtype.itemsize
     rows = []
     for stage in (1, 2):
-        memory = costs.training_memory(
+        memory = training_memory(
             plan,
             shape,
             stage=stage,
@@ -163,11 +168,14 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dt
             weight_bytes=weight_bytes,
             activation_bytes=2 if mixed else weight_bytes,
             gradient_checkpointing=training.gradient_checkpointing,
+            num_devices=gpus,
+            lora_rank=training.lora.rank if training.lora.enabled else None,
         )
-        parts = (memory.total, memory.weights, memory.gradients, memory.optimizer, memory.activations)
+        parts = (memory.total, *vars(memory).values())
         rows.append((f"stage {stage}", *map(bytes_text, parts)))
     own, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
     print(f"\nParameters: {count_text(own)} ({own:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
-    columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations")
+    columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
     size = f"micro batches of {training.micro_batch_size} x {length} tokens"
-    print_table(f"Training memory of one device (estimate), {size}", columns, rows)
+    devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
+    print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)

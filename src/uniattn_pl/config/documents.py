@@ -216,7 +216,7 @@ def nearest_file(path: Path) -> str:
 
 
 def _kind(node: yaml.Node) -> str:
-    return "a list" if isinstance(node, yaml.SequenceNode) else f"only the text {node.value!r}"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "only text"  # which may be a secret
 
 
 def _place(file: Path, error: BaseException) -> str:

@@ -31,6 +31,7 @@ from uniattn_pl.config.interpolation import escape, refers, resolve, syntax_prob
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.typing_rules import field_hints, fit, show
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from uniattn_pl.architectures import Architecture
@@ -49,7 +50,10 @@ class LoadedConfig:
     provenance: dict[str, str]
 
     def to_yaml(self, *, provenance: bool = True) -> str:
-        """Return the resolved config as YAML that loads to the same config, with the origin of each value behind it."""
+        """Return the resolved config as YAML, with the origin of each value behind it.
+
+        It loads to the same config but for credentials, which are ***.
+        """
         return "".join(_lines(dataclasses.asdict(self.config), (), self.provenance if provenance else {}))
 
     def flatten(self) -> dict[str, Any]:
@@ -309,5 +313,5 @@ def _lines(node: dict[str, Any], path: KeyPath, provenance: dict[str, str]) -> I
             yield from _lines(value, inner, provenance)
         else:
             origin = provenance.get(".".join(inner))
-            comment = f"  # {' '.join(origin.split())}" if origin else ""
-            yield f"{indent}{key}: {dump_value(escape(value))}{comment}\n"
+            comment = f"  # {' '.join(redact(origin).split())}" if origin else ""
+            yield f"{indent}{key}: {dump_value(escape(redact(value)))}{comment}\n"

@@ -88,7 +88,7 @@ class DataConfig:
         512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8
     )
     on_bad_row: str = option("error", "error: stop at the first bad row; skip: count them", allowed=("error", "skip"))
-    num_workers: int = option(0, "processes that make batches ahead, and that tokenise", minimum=0)
+    num_workers: int = option(0, "processes that make batches ahead", minimum=0)
     packing: bool = option(False, "several rows in one training sequence of max_length; none sees another")
     token_cache: bool = option(True, "keep tokens on disk, so that the same rows are not tokenised again")
 

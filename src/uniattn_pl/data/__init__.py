@@ -8,8 +8,10 @@ from uniattn_pl.data.embedded import embedded_rows
 from uniattn_pl.data.encoding import EncodedRows, Example, encode_rows
 from uniattn_pl.data.loader import ResumableLoader, epoch_order
 from uniattn_pl.data.module import InstructionDataModule
+from uniattn_pl.data.packing import PackCollator, PackedRows, pack_rows
 from uniattn_pl.data.prompts import format_prompt
 from uniattn_pl.data.report import DataReport
+from uniattn_pl.data.resume import ResumedProgress
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.sources import SourceRows, read_source
 from uniattn_pl.data.split import Split, load_split
@@ -20,7 +22,10 @@ __all__ = [
     "EncodedRows",
     "Example",
     "InstructionDataModule",
+    "PackCollator",
+    "PackedRows",
     "ResumableLoader",
+    "ResumedProgress",
     "Row",
     "SourceRows",
     "Split",
@@ -29,5 +34,6 @@ __all__ = [
     "epoch_order",
     "format_prompt",
     "load_split",
+    "pack_rows",
     "read_source",
 ]

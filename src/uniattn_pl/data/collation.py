@@ -34,6 +34,8 @@ class Collator:
         `input_ids`, `attention_mask`, `labels` int64 [B, L]; labels are -100 on prompt and padding. With choices:
         `choice_ids` int64 [B, C] (padded with -1), `answer_index` int64 [B] (-1: not checkable), `answer_position`
         int64 [B]: `logits[b, answer_position[b]]` predicts the first response token.
+        `rows` int64 [B] is the index of each row in its split as it was read (-1: blank), `num_tokens` int64 []
+        counts the tokens that are neither padding nor blank.
         """
         length = max(len(example.tokens) for example in examples)
         input_ids = torch.full((len(examples), length), self.pad_id, dtype=torch.int64)
@@ -44,16 +46,14 @@ class Collator:
             input_ids[row, :end] = example.tokens
             attention_mask[row, :end] = 1
             labels[row, example.prompt_length : end] = example.tokens[example.prompt_length :]
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "rows": torch.tensor([example.row for example in examples]),
+            "num_tokens": torch.tensor(sum(example.counted_tokens for example in examples)),
+        }
         return {**batch, **_answers(examples)} if self.with_choices else batch
-
-
-def blank(batch: Batch) -> Batch:
-    """Return a batch of the same shape that counts for nothing: no labels, no answers (it fills up a rank's share)."""
-    blanked = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
-    if "answer_index" in batch:
-        blanked["answer_index"] = torch.full_like(batch["answer_index"], -1)
-    return blanked
 
 
 def _answers(examples: Sequence[Example]) -> Batch:

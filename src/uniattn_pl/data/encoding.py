@@ -27,12 +27,23 @@ class Example:
         prompt_length: how many of them belong to the prompt.
         choice_ids: first token of every choice when the row is checkable, else empty.
         answer_index: which choice is right, -1 when the row is not checkable.
+        row: index of the row in its split as it was read; -1: a blank.
     """
 
     tokens: torch.Tensor
     prompt_length: int
     choice_ids: tuple[int, ...] = ()
     answer_index: int = -1
+    row: int = -1
+
+    def blank(self) -> Example:
+        """The same tokens without anything to learn or to answer: fills a place for which there is no row."""
+        return Example(self.tokens, prompt_length=len(self.tokens))
+
+    @property
+    def counted_tokens(self) -> int:
+        """Tokens, none in a blank."""
+        return len(self.tokens) if self.row >= 0 else 0
 
 
 class EncodedRows:
@@ -43,6 +54,7 @@ class EncodedRows:
         lengths: int64 [N], tokens of each sequence.
         prompt_lengths: int64 [N], prompt tokens of each sequence.
         choices: (choice_ids, answer_index) of each row, empty where rows are not checkable.
+        source_rows: int64 [N], which of the rows that were encoded each sequence came from; default: all of them.
         truncated: sequences cut at the end.
         dropped: rows without room for a response token.
         ambiguous: rows with two choices that begin with the same token; their answers are not checked.
@@ -55,12 +67,14 @@ class EncodedRows:
         prompt_lengths: torch.Tensor,
         choices: Sequence[tuple[tuple[int, ...], int]] = (),
         *,
+        source_rows: torch.Tensor | None = None,
         truncated: int = 0,
         dropped: int = 0,
         ambiguous: int = 0,
     ) -> None:
         self.tokens, self.lengths, self.prompt_lengths = tokens, lengths, prompt_lengths
         self.choices = list(choices)
+        self.source_rows = torch.arange(len(lengths)) if source_rows is None else source_rows
         self.truncated, self.dropped, self.ambiguous = truncated, dropped, ambiguous
         self._ends = lengths.cumsum(0)
 
@@ -71,7 +85,12 @@ class EncodedRows:
         end = int(self._ends[index])
         tokens = self.tokens[end - int(self.lengths[index]) : end]
         choice_ids, answer_index = self.choices[index] if self.choices else ((), -1)
-        return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index)
+        row = int(self.source_rows[index])
+        return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index, row)
+
+    def identity(self) -> dict[str, int]:
+        """What a loader compares before it resumes in the middle of the rows."""
+        return {"rows": len(self), "tokens": len(self.tokens), "packing": 0}
 
     @property
     def checkable(self) -> bool:
@@ -120,14 +139,15 @@ class _Encoder:
         self.pieces: list[torch.Tensor] = []
         self.lengths: list[int] = []
         self.prompt_lengths: list[int] = []
+        self.source_rows: list[int] = []
         self.choices: list[tuple[tuple[int, ...], int]] = []
-        self.truncated = self.dropped = self.ambiguous = 0
+        self.read = self.truncated = self.dropped = self.ambiguous = 0
 
     def add(self, rows: Sequence[Row], with_choices: bool) -> None:
         prompts = _tokenize(self.tokenizer, [format_prompt(row.instruction, row.input) for row in rows])
         responses = _tokenize(self.tokenizer, [row.output for row in rows])
         tokens: list[int] = []
-        for row, prompt, response in zip(rows, prompts, responses, strict=True):
+        for number, (row, prompt, response) in enumerate(zip(rows, prompts, responses, strict=True), self.read):
             sequence = self.bos + prompt + response + self.eos
             prompt_length = len(self.bos) + len(prompt)
             if prompt_length >= self.max_length:
@@ -137,9 +157,11 @@ class _Encoder:
             tokens += sequence[: self.max_length]
             self.lengths.append(min(len(sequence), self.max_length))
             self.prompt_lengths.append(prompt_length)
+            self.source_rows.append(number)
             if with_choices:
                 self.choices.append(self._choices(row))
         self.pieces.append(torch.tensor(tokens, dtype=torch.int32))
+        self.read += len(rows)
 
     def _choices(self, row: Row) -> tuple[tuple[int, ...], int]:
         """Return the first token of each choice and the index of the answer, or ((), -1) when not checkable."""
@@ -157,6 +179,7 @@ class _Encoder:
             torch.tensor(self.lengths, dtype=torch.int64),
             torch.tensor(self.prompt_lengths, dtype=torch.int64),
             self.choices,
+            source_rows=torch.tensor(self.source_rows, dtype=torch.int64),
             truncated=self.truncated,
             dropped=self.dropped,
             ambiguous=self.ambiguous,

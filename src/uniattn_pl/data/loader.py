@@ -1,115 +1,170 @@
-"""A training loader that resumes in the middle of an epoch and gives every rank the same number of batches."""
+"""A training loader whose optimizer steps hold the same rows on any number of ranks, and that resumes in an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from uniattn_pl.data.collation import Batch, Collator
-from uniattn_pl.data.encoding import EncodedRows
+from uniattn_pl.data.encoding import Example
+from uniattn_pl.data.packing import Pack, PackCollator
+from uniattn_pl.data.workers import iterate
 from uniattn_pl.errors import UserError
 
-MEGA_BATCH = 50  # global micro batches that are sorted by length together, as in transformers' group_by_length
+MEGA_BATCH = 50  # global batches that are sorted by length together, as in transformers' group_by_length
 
 
-def epoch_order(lengths: torch.Tensor, group_size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the row indices of one epoch as groups of similar length in random order: int64 [G, group_size].
+class Items(Protocol):
+    """What a loader draws from: `EncodedRows`, or `PackedRows`."""
 
-    All rows are permuted, cut into mega-batches of `MEGA_BATCH` groups, sorted by length inside each, cut into
-    groups, and the groups are shuffled: little padding, and still another order and other groups every epoch.
-    Every row comes at least once; the last group is filled with the first rows of the permutation, so that each
-    batch has its full size.
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each item: int64 [N]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example | Pack: ...
+
+    def identity(self) -> dict[str, int]:
+        """What must be unchanged for the items to be the same ones."""
+
+
+def epoch_order(lengths: torch.Tensor, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return the items of one epoch in order, each once, as int64 [N]: every `batch_size` of them are a global batch.
+
+    All items are permuted, cut into mega-batches of `MEGA_BATCH` global batches, sorted by length inside each, cut
+    into global batches, and these are shuffled: little padding, and still another order and other batches every
+    epoch. The last global batch has what remains of the permutation. Inside a global batch the shortest come first.
 
     Args:
-        lengths: int64 [N], tokens of each row.
-        group_size: rows of one micro batch over all ranks.
+        lengths: int64 [N], tokens of each item.
+        batch_size: items of one global batch.
         seed: of the experiment.
         epoch: from 0.
     """
-    rows = len(lengths)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    groups = -(-rows // group_size)
-    order = torch.randperm(rows, generator=generator)
-    order = order.repeat(-(-groups * group_size // rows))[: groups * group_size]
-    starts = range(0, len(order), MEGA_BATCH * group_size)
-    parts = [order[start : start + MEGA_BATCH * group_size] for start in starts]
-    sorted_parts = [part[torch.argsort(lengths[part], stable=True)] for part in parts]
-    grouped = torch.cat(sorted_parts).view(groups, group_size)
-    return grouped[torch.randperm(groups, generator=generator)]
+    order = torch.randperm(len(lengths), generator=generator)
+    batches = len(order) // batch_size
+    parts = order[: batches * batch_size].split(MEGA_BATCH * batch_size)
+    grouped = torch.cat([_by_length(part, lengths) for part in parts]).view(batches, batch_size)
+    shuffled = grouped[torch.randperm(batches, generator=generator)]
+    return torch.cat([shuffled.flatten(), _by_length(order[batches * batch_size :], lengths)])
+
+
+def _by_length(items: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return items[torch.argsort(lengths[items], stable=True)]
 
 
 class ResumableLoader:
     """Micro batches of one rank, epoch after epoch; `state_dict` is the protocol Lightning saves and restores.
 
-    The state is the epoch and the number of batches taken out of it, counted when the consumer takes one. Batches
-    that worker processes have prepared ahead do not count. Lightning does not prefetch from a loader with a length,
-    so a checkpoint at the end of a training batch continues with exactly the next one. The state holds for every
-    rank, so one checkpoint serves all.
+    An optimizer step is a global batch of `batch_size` items, whatever the number of ranks and the size of a micro
+    batch. Its items, sorted by length, are dealt to the ranks in turn, `micro_batch_size` to each, then again for
+    the next micro batch: what runs at the same time has similar lengths. The last global batch of an epoch has the
+    items that remain and takes as few micro batches as they need; places without an item hold a blank copy of the
+    shortest one (no labels), so that sums over ranks count each item once.
+
+    The state is the epoch and the number of micro batches taken out of it, counted when the consumer takes one.
+    Batches that worker processes have prepared ahead do not count. Lightning does not prefetch from a loader with a
+    length, so a checkpoint at the end of a training batch continues with exactly the next one. The state holds for
+    every rank, so one checkpoint serves all.
 
     Each `iter()` that follows a taken batch begins the next epoch, so a loop over it never repeats an order.
 
     Args:
-        rows: the encoded rows.
+        items: encoded rows, or packs of them.
         collator: makes a batch.
-        batch_size: micro batch of one rank.
+        batch_size: items of one optimizer step, over all ranks and micro batches.
+        micro_batch_size: items of one batch of one rank.
         seed: with the epoch, seeds the order.
-        rank, world_size: which share of each group of `batch_size * world_size` rows this rank takes.
+        rank, world_size: which share of each global batch this rank takes.
         num_workers: processes that collate ahead; the batches are the same with any number.
+
+    Raises:
+        UserError: micro batches of all ranks do not divide `batch_size`.
+        RunFailure: from an iteration, when a worker process was killed.
     """
 
     def __init__(
         self,
-        rows: EncodedRows,
-        collator: Collator,
+        items: Items,
+        collator: Collator | PackCollator,
         *,
         batch_size: int,
+        micro_batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        self.rows, self.collator, self.batch_size, self.seed = rows, collator, batch_size, seed
+        if batch_size % (micro_batch_size * world_size):
+            raise UserError(
+                f"a batch of {batch_size} items does not divide into micro batches of {micro_batch_size} on "
+                f"{world_size} device(s); training.batch_size must be a multiple of {micro_batch_size * world_size}."
+            )
+        self.items, self.collator, self.seed = items, collator, seed
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.epoch = 0
         self.position = 0
         self._at_start = True  # nothing taken since construction or load_state_dict
 
+    @property
+    def accumulate(self) -> int:
+        """Micro batches of one rank that make an optimizer step."""
+        return self.batch_size // self._together
+
+    @property
+    def _together(self) -> int:
+        return self.micro_batch_size * self.world_size
+
     def __len__(self) -> int:
-        return -(-len(self.rows) // (self.batch_size * self.world_size))
+        return -(-len(self.items) // self._together)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._at_start or self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
         self._at_start = False
-        for batch in self._remaining():
+        for batch in iterate(self._remaining()):
             self.position += 1
             yield batch
 
     def _remaining(self) -> DataLoader[Any]:
-        order = epoch_order(self.rows.lengths, self.batch_size * self.world_size, self.seed, self.epoch)
-        share = order[self.position :, self.rank :: self.world_size].tolist()
         return DataLoader(
-            self.rows,  # type: ignore[arg-type]  # a map-style data set by its methods
-            batch_sampler=share,
+            _Places(self.items),  # type: ignore[arg-type]  # a map-style data set by its methods
+            batch_sampler=self._places()[self.position :, self.rank :: self.world_size].tolist(),
             collate_fn=self.collator,
             num_workers=self.num_workers,
             # A generator of its own: the global one, from which dropout draws, must not depend on when we resumed.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def _places(self) -> torch.Tensor:
+        """Items of the micro batches of all ranks: int64 [len(self), micro_batch_size * world_size]; ~i is i, blank."""
+        order = epoch_order(self.items.lengths, self.batch_size, self.seed, self.epoch)
+        last = (len(order) - 1) // self.batch_size * self.batch_size
+        blanks = (~order[last : last + 1]).repeat(-len(order) % self._together)
+        return torch.cat([order[:last], blanks, order[last:]]).view(len(self), self._together)
+
     def state_dict(self) -> dict[str, int]:
         """Return where the loader is, and what must be unchanged for the position to mean the same."""
-        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+        return {"epoch": self.epoch, "position": self.position, "accumulate": self.accumulate, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the batch that was taken last when `state` was saved.
 
         Raises:
-            UserError: the data, the batch size, the seed or the number of ranks differ from the saved ones.
+            UserError: the data, the batch size, the seed or the packing differ from the saved ones, or the state was
+                saved inside an optimizer step and the micro batches are others now.
         """
+        position = self.position_of(state)
+        self.epoch, self.position, self._at_start = state["epoch"], position, True
+
+    def position_of(self, state: dict[str, int]) -> int:
+        """The position of a saved state in micro batches of this loader. Raises UserError as `load_state_dict`."""
         changed = [
             f"{key} was {state.get(key)} and is now {value}"
             for key, value in self._identity().items()
@@ -120,16 +175,31 @@ class ResumableLoader:
                 f"the checkpoint cannot continue in the middle of these data: {', '.join(changed)}; "
                 "use the settings it was saved with, or start a new run."
             )
-        self.epoch, self.position, self._at_start = state["epoch"], state["position"], True
+        position, accumulate = state["position"], state["accumulate"]
+        if accumulate == self.accumulate:
+            return position
+        if position == -(-len(self.items) // (self.batch_size // accumulate)):
+            return len(self)
+        steps, inside = divmod(position, accumulate)
+        if inside:
+            raise UserError(
+                f"the checkpoint was saved inside an optimizer step, after {inside} of its {accumulate} micro batches, "
+                "where training.micro_batch_size and the number of devices cannot change; use those it was saved with."
+            )
+        return steps * self.accumulate
 
     def _identity(self) -> dict[str, int]:
-        return {
-            "rows": len(self.rows),
-            "tokens": len(self.rows.tokens),
-            "micro_batch_size": self.batch_size,
-            "devices": self.world_size,
-            "seed": self.seed,
-        }
+        return {**self.items.identity(), "batch_size": self.batch_size, "seed": self.seed}
+
+
+class _Places:
+    """The items by index, and blank at ~index; picklable, for worker processes."""
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+
+    def __getitem__(self, place: int) -> Example | Pack:
+        return self.items[place] if place >= 0 else self.items[~place].blank()
 
 
 class FixedBatches:

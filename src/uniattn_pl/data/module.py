@@ -8,11 +8,13 @@ import lightning.pytorch as pl
 import torch
 
 from uniattn_pl.config.schema import DataConfig
-from uniattn_pl.data.collation import Batch, Collator, blank
+from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
+from uniattn_pl.data.packing import PackCollator, PackedRows
 from uniattn_pl.data.report import DataReport
 from uniattn_pl.data.split import Split, load_split
+from uniattn_pl.data.token_cache import encode_cached
 from uniattn_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
 class InstructionDataModule(pl.LightningDataModule):
     """Instruction data in the paper's prompt, tokenised once, in length-grouped and resumable micro batches.
 
+    With `data.packing` the items of training batches are packs of rows; validation and calibration see single rows.
+
     Args:
         config: the `data` section of an experiment.
         tokenizer: of the model; its pad id falls back to EOS.
+        batch_size: sequences of one optimizer step, over all devices and micro batches.
         micro_batch_size: sequences per forward on one device.
         eval_batch_size: sequences per forward of the validation loader.
         seed: of the training order; with the epoch.
@@ -36,6 +41,7 @@ class InstructionDataModule(pl.LightningDataModule):
         config: DataConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        batch_size: int,
         micro_batch_size: int,
         eval_batch_size: int,
         seed: int,
@@ -44,10 +50,11 @@ class InstructionDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
-        self.micro_batch_size, self.eval_batch_size = micro_batch_size, eval_batch_size
+        self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self._rank, self._world_size = rank, world_size
         self._train: EncodedRows | None = None
         self._validation: EncodedRows | None = None
+        self._packs: PackedRows | None = None
         self._report: DataReport | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -60,15 +67,18 @@ class InstructionDataModule(pl.LightningDataModule):
             return
         split = load_split(self.config)
         max_length = self.config.max_length
-        self._train = encode_rows(split.train, self.tokenizer, max_length)
-        self._validation = encode_rows(split.validation, self.tokenizer, max_length, with_choices=True)
+        encode = encode_cached if self.config.token_cache else encode_rows
+        self._train = encode(split.train, self.tokenizer, max_length)
+        self._validation = encode(split.validation, self.tokenizer, max_length, with_choices=True)
         for name, encoded in (("training", self._train), ("validation", self._validation)):
             if not len(encoded):
                 raise UserError(
                     f"no {name} row of '{self.config.source}' has a prompt shorter than "
                     f"data.max_length={max_length} tokens; raise it."
                 )
-        self._report = _report(self.config, split, self._train, self._validation)
+        if self.config.packing:
+            self._packs = PackedRows(self._train, max_length, self.seed)
+        self._report = _report(self.config, split, self._train, self._validation, self._packs)
 
     @property
     def report(self) -> DataReport:
@@ -80,10 +90,12 @@ class InstructionDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Return a new loader at the beginning of epoch 0; Lightning restores its position from a checkpoint."""
         rank, world_size = self._share()
+        rows, collator = self._rows("train"), self._collator("train")
         return ResumableLoader(
-            self._rows("train"),
-            self._collator("train"),
-            batch_size=self.micro_batch_size,
+            rows if self._packs is None else self._packs,
+            collator if self._packs is None else PackCollator(collator.pad_id),
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
@@ -102,9 +114,8 @@ class InstructionDataModule(pl.LightningDataModule):
         batches = []
         for start in range(0, len(order), self.eval_batch_size * world_size):
             group = order[start : start + self.eval_batch_size * world_size]
-            share = group[rank::world_size]
-            batch = collator([rows[index] for index in share or group[:1]])
-            batches.append(batch if share else blank(batch))
+            share = [rows[index] for index in group[rank::world_size]]
+            batches.append(collator(share or [rows[group[0]].blank()]))
         return FixedBatches(batches)
 
     @property
@@ -119,12 +130,19 @@ class InstructionDataModule(pl.LightningDataModule):
         """Return `num_samples` training rows from `first` on (all, if fewer) as batches, longest first, unsharded."""
         return self._batches("train", num_samples, batch_size, first)
 
-    def validation_batches(self, num_samples: int, batch_size: int) -> list[Batch]:
-        """Return the first `num_samples` validation rows (all, if fewer) as batches, the longest first, unsharded.
+    def validation_batches(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> list[Batch]:
+        """Return the first `num_samples` validation rows (all, if fewer) as batches, the longest first.
 
-        With checkable rows the batches also hold `choice_ids`, `answer_index` and `answer_position`.
+        With checkable rows the batches also hold `choice_ids`, `answer_index` and `answer_position`. Every rank gets
+        the same number of batches; where there are too few, a blank one.
         """
-        return self._batches("validation", num_samples, batch_size)
+        batches = self._batches("validation", num_samples, batch_size)
+        share = batches[rank::world_size]
+        if len(share) < -(-len(batches) // world_size):
+            share.append(self._collator("validation")([self._rows("validation")[0].blank()]))
+        return share
 
     def _batches(self, name: str, num_samples: int, batch_size: int, first: int = 0) -> list[Batch]:
         rows, collator = self._rows(name), self._collator(name)
@@ -154,7 +172,9 @@ class InstructionDataModule(pl.LightningDataModule):
         return (sampler["rank"], sampler["num_replicas"]) if sampler else (0, 1)
 
 
-def _report(config: DataConfig, split: Split, train: EncodedRows, validation: EncodedRows) -> DataReport:
+def _report(
+    config: DataConfig, split: Split, train: EncodedRows, validation: EncodedRows, packs: PackedRows | None
+) -> DataReport:
     sources = [source for source in (split.source, split.validation_source) if source]
     both = (train, validation)
     return DataReport(
@@ -176,4 +196,5 @@ def _report(config: DataConfig, split: Split, train: EncodedRows, validation: En
         response_tokens=train.response_tokens,
         validation_response_tokens=validation.response_tokens,
         longest=int(max(int(part.lengths.max()) for part in both)),
+        packs=0 if packs is None else len(packs),
     )

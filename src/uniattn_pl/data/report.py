@@ -26,6 +26,7 @@ class DataReport:
         response_tokens: training tokens that carry the loss.
         validation_response_tokens: the same of the validation rows.
         longest: tokens of the longest sequence.
+        packs: sequences of at most `max_length` that the training rows are packed into; 0: not packed.
     """
 
     source: str
@@ -46,6 +47,7 @@ class DataReport:
     response_tokens: int
     validation_response_tokens: int
     longest: int
+    packs: int = 0
 
     @property
     def mean_length(self) -> float:
@@ -64,6 +66,11 @@ class DataReport:
             f"tokens: {self.tokens:,} train ({self.response_tokens:,} in responses), {self.mean_length:.0f} a sequence "
             f"on average, {self.longest} at most",
         ]
+        if self.packs:
+            full = self.tokens / (self.packs * self.max_length)
+            lines.append(
+                f"packing: {self.train:,} rows in {self.packs:,} sequences of {self.max_length} tokens, {full:.1%} full"
+            )
         losses = (
             (self.skipped, "bad rows skipped"),
             (self.filtered, "conversations left out (not one round, or an empty turn)"),

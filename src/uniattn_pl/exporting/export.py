@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from uniattn_pl.exporting.card import model_card
 from uniattn_pl.exporting.standalone import make_standalone
 from uniattn_pl.files import atomic_folder, check_target
 from uniattn_pl.modeling import drop_attention
-from uniattn_pl.modeling.loading import load_folder
+from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer
 
 
 def export(
@@ -38,6 +36,6 @@ def export(
         if standalone:
             make_standalone(model, temporary)
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(temporary)
+        load_folder_tokenizer(source).save_pretrained(temporary)
         (temporary / "README.md").write_text(model_card(model, source, standalone=standalone), encoding="utf-8")
     return target

@@ -28,17 +28,16 @@ def generate(
         h2o_retain_rate: share of each prompt's cache that is kept while decoding; None: all of it.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from uniattn_pl.data.prompts import format_prompt
     from uniattn_pl.modeling import unmodified_copy
     from uniattn_pl.modeling.heavy_hitters import H2OCache
-    from uniattn_pl.modeling.loading import load_folder
+    from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer
 
     model: Any = load_folder(folder, quantization=quantization)
     if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
         model = unmodified_copy(model)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = load_folder_tokenizer(folder)
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     )

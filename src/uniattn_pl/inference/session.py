@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -32,8 +31,10 @@ from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.modeling.loading import load_model
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.tracking.environment import describe_machine
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, connect
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG
+from uniattn_pl.tracking.one_off import one_off_run
 from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.tracking.store import connect
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import plain_config
 
@@ -150,7 +151,7 @@ def _write(
             figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
     _track(loaded, measured, folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
-    print(f"  mlflow ui --backend-store-uri {redact(loaded.config.tracking.uri)}")
+    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(loaded.config.tracking.uri)}")
 
 
 def _track(loaded: LoadedConfig, measured: Sequence[Measured], folder: Path) -> None:
@@ -158,23 +159,21 @@ def _track(loaded: LoadedConfig, measured: Sequence[Measured], folder: Path) -> 
     config = loaded.config
     for label in dict.fromkeys(entry.label for entry in measured):
         tags = {"uniattn_pl.kind": "bench", "uniattn_pl.architecture": label, FOLDER_TAG: str(folder.resolve())}
-        run = MLflowRun.open(
-            config.tracking, name=f"{config.name}-bench-{label}", fit_id=uuid.uuid4().hex, run_id=None, tags=tags
-        )
-        run.log_params(loaded.flatten())
-        for entry in (entry for entry in measured if entry.label == label):
-            of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"
-            of_kernel = "" if len(config.bench.backends) == 1 else f"_{entry.setting.backend}"
-            values = {
-                "ttft_s": entry.median("ttft_s"),
-                "tpot_s": entry.median("tpot_s"),
-                "kv_retain_rate": entry.kv_retain_rate,
-                "kv_bytes": entry.kv_bytes,
-                "tokens_per_s": entry.setting.batch_size / entry.median("tpot_s"),
-            }
-            if entry.peak_memory_bytes is not None:
-                values["peak_memory_bytes"] = entry.peak_memory_bytes
-            run.log_metrics({f"cost/{k}{of_batch}{of_kernel}": v for k, v in values.items()}, entry.setting.length)
-        for file in sorted(folder.iterdir()):
-            run.log_file(file, FOLDER)
-        run.end("FINISHED")
+        name = f"{config.name}-bench-{label}"
+        with one_off_run(config.tracking, folder.parent, name=name, tags=tags) as run:
+            run.log_params(loaded.flatten())
+            for entry in (entry for entry in measured if entry.label == label):
+                of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"
+                of_kernel = "" if len(config.bench.backends) == 1 else f"_{entry.setting.backend}"
+                values = {
+                    "ttft_s": entry.median("ttft_s"),
+                    "tpot_s": entry.median("tpot_s"),
+                    "kv_retain_rate": entry.kv_retain_rate,
+                    "kv_bytes": entry.kv_bytes,
+                    "tokens_per_s": entry.setting.batch_size / entry.median("tpot_s"),
+                }
+                if entry.peak_memory_bytes is not None:
+                    values["peak_memory_bytes"] = entry.peak_memory_bytes
+                run.log_metrics({f"cost/{k}{of_batch}{of_kernel}": v for k, v in values.items()}, entry.setting.length)
+            for file in sorted(folder.iterdir()):
+                run.log_file(file, FOLDER)

@@ -53,14 +53,18 @@ def convert_gguf(file: Path, target: Path) -> None:
     """Write a GGUF model and the tokenizer inside it as safetensors in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    # The code of a folder that the file happens to lie in is not its own.
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False
+    )
     # Loaded weights are ordinary tensors; these marks of their origin make save_pretrained refuse.
     for owner in (model, model.config):
         for mark in ("hf_quantizer", "quantization_config", "quantization_method", "is_quantized"):
             if mark in vars(owner):
                 delattr(owner, mark)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
 
 
 def _smollm2(target: Path) -> None:

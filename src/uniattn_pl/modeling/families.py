@@ -112,15 +112,15 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
 
 def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock model of a config, stock or converted, on the meta device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     family = stock_model_type(config)
+    if family not in CONFIG_MAPPING or CONFIG_MAPPING[family] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
     fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     # A new config: building a model on one changes it.
     config = AutoConfig.for_model(family, **fields)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_model, no_such_model
+from uniattn_pl.modeling.untrusted import check_adapter, check_shards, refusals_explained
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_S = 5.0
 ADAPTER_FILE = "adapter_config.json"
+TRUST = "read that code, then allow it with model.trust_remote_code=true."
+ELSEWHERE = "load it with transformers where you trust it."
 
 
 def load_model(
@@ -40,22 +43,25 @@ def load_model(
         device: default: the CPU; weights go to another one shard by shard, never all through main memory.
 
     Raises:
-        UserError: there is no such model, it cannot be had without a network, or bitsandbytes is missing.
+        UserError: there is no such model, it cannot be had without a network, its weights are not in safetensors, it
+            needs code that is not trusted, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     location, options = _locate(source, revision)
-    _register_type(location)
+    _prepare(location)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=resolve_dtype(dtype),
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            **({} if device is None or device.type == "cpu" else {"device_map": {"": device}}),
-            **_quantized(quantization),
-            **options,
-        )
+        with refusals_explained(source, way_out=TRUST):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=resolve_dtype(dtype),
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                **({} if device is None or device.type == "cpu" else {"device_map": {"": device}}),
+                **_quantized(quantization),
+                **options,
+            )
     except ValueError as error:
         # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
         if "does not support an attention implementation" not in str(error):
@@ -75,18 +81,27 @@ def load_folder(folder: Path, *, quantization: str | None = None) -> PreTrainedM
         quantization: None, or a name of `QUANTIZATIONS`; an adapter is merged into full weights only.
 
     Raises:
-        UserError: the adapter's base is not to be had, weights and layer plan disagree, or bitsandbytes is missing.
+        UserError: the adapter's base is not to be had, weights and layer plan disagree, weights are not in
+            safetensors, the model needs code of its own, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     if not (folder / ADAPTER_FILE).is_file():
-        _register_type(str(folder))
-        options = _quantized(quantization)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, **options).eval()
+        _prepare(str(folder))
+        with refusals_explained(folder, way_out=ELSEWHERE):
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                **_quantized(quantization),
+            ).eval()
     if quantization is not None:
         raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
     from peft import PeftConfig, PeftModel
 
+    check_adapter(folder)
     base = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
     if not (base / "config.json").is_file():
         raise UserError(f"the adapter in '{folder}' belongs to the model folder '{base}', which is not there.")
@@ -99,12 +114,13 @@ def _quantized(name: str | None) -> dict[str, Any]:
     return {} if name is None else {"quantization_config": quantization_config(name)}
 
 
-def _register_type(location: str) -> None:
-    """Make the Auto classes know the converted type of a model folder."""
+def _prepare(location: str) -> None:
+    """Make the Auto classes know the converted type of a model folder, and check where its weights are."""
     from uniattn_pl.modeling.registration import register_type_of
 
     if (Path(location) / "config.json").is_file():
         register_type_of(Path(location))
+        check_shards(Path(location))
 
 
 def load_tokenizer(
@@ -114,7 +130,16 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     location, options = _locate(source, revision)
-    return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    with refusals_explained(source, way_out=TRUST):
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+
+
+def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model or adapter folder. Raises UserError when it needs code of its own."""
+    from transformers import AutoTokenizer
+
+    with refusals_explained(folder, way_out=ELSEWHERE):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_shape(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelShape:
@@ -124,8 +149,10 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     from uniattn_pl.modeling.families import shape_of
 
     location, options = _locate(source, revision)
-    _register_type(location)
-    return shape_of(AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options))
+    _prepare(location)
+    with refusals_explained(source, way_out=TRUST):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    return shape_of(config)
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 IGNORED = -100
+INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ScoredTokens:
 def logits_at(model: nn.Module, batch: Mapping[str, Any], positions: Tensor) -> Tensor:
     """Return the logits [N, vocabulary] of the flattened `positions` [N], never those of other tokens.
 
+    A batch has an `attention_mask`, or `position_ids` that keep the rows of a packed sequence apart.
     The rows are picked by a hook in front of the output embedding, so whatever a family does with
     its logits afterwards (soft-capping, scaling) still happens, and no model code is repeated here.
     """
@@ -44,7 +46,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], positions: Tensor) -> 
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_rows)  # type: ignore[operator]
     try:
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        output = model(**{name: batch[name] for name in INPUTS if name in batch}, use_cache=False)
     finally:
         handle.remove()
     logits: Tensor = output.logits.squeeze(0)

@@ -21,7 +21,7 @@ def skeleton(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> P
     from transformers import AutoConfig, AutoModelForCausalLM
 
     register_type_of(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     model.tie_weights()

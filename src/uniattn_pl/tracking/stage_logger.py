@@ -27,7 +27,7 @@ class StageLogger(Logger):
 
     @property
     def version(self) -> str:
-        return self.run.run_id
+        return self.run.run_id or ""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch to metrics it logs by itself; as its own curve it says nothing
@@ -38,5 +38,5 @@ class StageLogger(Logger):
         """The runner records the parameters once per fit."""
 
     def flush(self) -> None:
-        """Send buffered metrics now; called before each checkpoint."""
+        """Make what is logged survive a power cut; called before each checkpoint."""
         self.run.flush()

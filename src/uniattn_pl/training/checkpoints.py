@@ -125,7 +125,9 @@ class CheckpointStore:
         self.io.problem = None
         try:
             trainer.save_checkpoint(path)
-        except (Exception, CheckpointException) as error:  # DCP's own kind, on every rank, is no Exception
+        except CheckpointException as error:  # of shards; no Exception, and raised on every rank
+            self.io.problem = _cause(next(iter(error.failures.values()))[0])
+        except Exception as error:
             self.io.problem = _cause(error)
         return next((problem for problem in ranks.gather(self.io.problem) if problem), None)
 
@@ -207,8 +209,6 @@ def _digest(file: Path, *, sync: bool = False) -> str:
 
 def _cause(error: BaseException) -> str:
     """The first line of an error, of the operating system's where that is behind it."""
-    if isinstance(error, CheckpointException) and error.failures:
-        return _cause(next(iter(error.failures.values()))[0])
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:

@@ -26,6 +26,11 @@ def explained(error: BaseException, world_size: int, folder: str) -> str | None:
     for cause in _chain(error):
         if (isinstance(cause, OSError) and cause.errno in _FULL) or "No space left on device" in str(cause):
             return f"the disk is full while writing to {folder}; free some room there. {_RESUME}"
+        if type(cause).__name__ == "UnpicklingError" or "UnpicklingError" in str(cause):
+            return (
+                f"a checkpoint in {folder} holds more than tensors and plain values, so it was not written by this "
+                f"program and is not read (weights_only): delete it. {_RESUME}"
+            )
         if world_size > 1 and any(words in str(cause) for words in _LOST_RANK):
             return f"another rank of this fit has died; all of them end. {_RESUME}"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ PLACEMENT = frozenset(
         "training.micro_batch_size",
         "data.num_workers",
         "data.token_cache",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.artifact_location",
     }
 )
 LOCK_NAME = ".lock"
@@ -141,7 +145,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         UserError: another process is working in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_NAME).open("w", encoding="utf-8") as lock:
+    with os.fdopen(os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

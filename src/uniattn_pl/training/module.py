@@ -96,7 +96,7 @@ class PostTrainingModule(pl.LightningModule):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Find the scored tokens while the batch is on the CPU, where looking at it does not stall a GPU."""
         scored = ScoredTokens.of(batch["labels"])
-        tokens = int(batch["attention_mask"].sum())
+        tokens = int(batch["num_tokens"] if "num_tokens" in batch else batch["attention_mask"].sum())
         return {**batch, "positions": scored.positions, "targets": scored.targets, "num_tokens": tokens}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

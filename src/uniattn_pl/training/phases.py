@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl import costs
+from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.modeling.cache import CacheMismatchError
 from uniattn_pl.plan import LayerPlan
@@ -140,7 +141,7 @@ def log_start(session: FitSession) -> None:
     if session.run is None:
         return
     session.run.log_params(session.loaded.flatten())
-    session.run.log_text(redact(session.loaded.to_yaml()), CONFIG_FILE)
+    session.run.log_text(session.loaded.to_yaml(), CONFIG_FILE)
     session.run.log_file(provenance)
 
 
@@ -154,7 +155,8 @@ def finish(session: FitSession) -> None:
 def _write_results(session: FitSession) -> None:
     result = session.manifest.result(session.folder, redact(session.config.tracking.uri))
     report = as_text(final_report(result))
-    (session.folder / TABLE_FILE).write_text(report, encoding="utf-8")
+    with atomic_file(session.folder / TABLE_FILE) as file:
+        file.write(report.encode())
     if session.run is not None:
         run = session.run
         if result.gap_closed is not None:
@@ -165,4 +167,14 @@ def _write_results(session: FitSession) -> None:
         run.log_figure(plots.milestones(losses), "plots/milestones.png")
         run.log_text(report, TABLE_FILE)
         run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
-        run.end("FINISHED")
+        end_run(session, "FINISHED")
+
+
+def end_run(session: FitSession, status: str) -> None:
+    """End the fit's MLflow run; what could not be delivered is told and stays in the run folder."""
+    if session.run is None:
+        return
+    if not session.run.end(status):
+        line = f"{session.run.leftover()}; the same command delivers them later."
+        session.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    session.manifest.mlflow_run_id = session.run.run_id

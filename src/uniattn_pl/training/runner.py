@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.files import check_run_folder
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
@@ -80,6 +81,7 @@ def _fit(
     console, session = Console(quiet=not cluster.is_main), None
     manifest = Manifest(plain_config(loaded))
     if cluster.is_main:
+        check_run_folder(folder)
         stack.enter_context(exclusive(folder))
         manifest = _manifest(loaded, folder, allow_changes=allow_changes)
         if starts_others and manifest.phase != "done":
@@ -90,6 +92,8 @@ def _fit(
         manifest = cluster.broadcast(manifest)
     if manifest.phase == "done":
         console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
+        if cluster.is_main:
+            _deliver(loaded, manifest, console)
     else:
         _run(session or FitSession(loaded, manifest, console, cluster, preemption))
     result = manifest.result(folder, redact(loaded.config.tracking.uri))
@@ -135,16 +139,35 @@ def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
     tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
     run = MLflowRun.open(
-        config.tracking, name=config.name, fit_id=manifest.fit_id, run_id=manifest.mlflow_run_id, tags=tags
+        config.tracking,
+        name=config.name,
+        fit_id=manifest.fit_id,
+        run_id=manifest.mlflow_run_id,
+        tags=tags,
+        folder=session.folder,
+        tell=_printer(session.console),
     )
     manifest.mlflow_run_id, session.run = run.run_id, run
     manifest.write(session.folder)
 
 
 def _end(session: FitSession, status: str) -> None:
-    with session.preemption.deferred():  # a second signal
-        if session.run is not None:
-            session.run.end(status)
+    """End the MLflow run; neither a second signal nor a full disk may hide why the fit ends."""
+    with session.preemption.deferred(), suppress(OSError):
+        phases.end_run(session, status)
+
+
+def _deliver(loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:
+    """Send MLflow what a finished fit could not."""
+    folder, tell = Path(loaded.config.trainer.default_root_dir), _printer(console)
+    left = deliver_pending(loaded.config.tracking, folder, run_id=manifest.mlflow_run_id, tell=tell)
+    if left:
+        tell(f"{left} entries are not in MLflow yet, as it does not answer; they are kept in {folder / 'tracking'}.")
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    """Print one line as it is."""
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _compute_deterministically() -> None:

@@ -14,14 +14,15 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl import costs
 from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
-from uniattn_pl.data.collation import blank
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.residency import Residency
 from uniattn_pl.modeling.sharded_loading import skeleton
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.measurements import ModelMeasurements
@@ -37,6 +38,7 @@ from uniattn_pl.training.strategies import build_strategy, resolve_strategy
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
 MEASURED_TOKENS = 2000
 SEARCH_FOLDER = "search"
+MODEL_SHARE = 0.6  # of a device's memory, what a model in full may take; activations and statistics need the rest
 
 
 class FitSession:
@@ -78,9 +80,11 @@ class FitSession:
         self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, world_size)
         self.dtype = resolve_dtype(WEIGHT_DTYPES.get(training.precision, model.dtype))
         self.strategy = resolve_strategy(self.config, self.cluster, self.shape, self.dtype.itemsize)
+        self.residency = Residency(self.device) if self._too_large() else None
         self.data = InstructionDataModule(
             self.config.data,
             self.tokenizer,
+            batch_size=self.config.training.batch_size,
             micro_batch_size=self.config.training.micro_batch_size,
             eval_batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
@@ -202,10 +206,11 @@ class FitSession:
         model = self.config.model
         options = self._origin if source == model.source else {}
         name = str(self.dtype).removeprefix("torch.")
+        place = None if self.residency is not None else self.device
         loaded = load_model(
-            str(source), dtype=name, attn_implementation=model.attn_implementation, device=self.device, **options
+            str(source), dtype=name, attn_implementation=model.attn_implementation, device=place, **options
         )
-        return self.prepared(loaded)
+        return self.prepared(loaded if self.residency is None else self.residency.adopt(loaded))
 
     @cached_property
     def original(self) -> PreTrainedModel:
@@ -215,6 +220,13 @@ class FitSession:
     def forget_original(self) -> None:
         """Give back the original's memory once calibration is over."""
         self.__dict__.pop("original", None)
+
+    def _too_large(self) -> bool:
+        """Whether a whole model leaves no room on the device; its layers then visit it from main memory."""
+        if self.device.type != "cuda":
+            return False
+        weights = costs.parameters(LayerPlan.unmodified(self.shape.num_layers), self.shape) * self.dtype.itemsize
+        return weights > MODEL_SHARE * torch.cuda.get_device_properties(self.device).total_memory
 
     def converted(self) -> PreTrainedModel:
         """A fresh converted model on the original's weights, W_c zero."""
@@ -235,10 +247,10 @@ class FitSession:
     @cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
         """The held-out batches every milestone is measured on: the share of this rank; as many on each."""
-        options, ranks = self.config.evaluation, self.cluster.world_size
-        batches = self.data.validation_batches(options.num_samples, options.batch_size)
-        share = batches[self.cluster.rank :: ranks]
-        return share + [blank(batches[0])] * (-(-len(batches) // ranks) - len(share))
+        options, cluster = self.config.evaluation, self.cluster
+        return self.data.validation_batches(
+            options.num_samples, options.batch_size, rank=cluster.rank, world_size=cluster.world_size
+        )
 
     def score(self, model: nn.Module) -> HeldOut:
         """Held-out quality of a model, measured by all ranks together."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from transformers.utils.logging import disable_progress_bar
 
 from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.results import INITIAL, STAGE1, StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
@@ -25,7 +26,6 @@ from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
-from uniattn_pl.training.callbacks.step_position import StepPosition
 from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.training.module import PostTrainingModule
@@ -113,7 +113,7 @@ def _train(
     )
     throughput, early_stop = Throughput(f"stage{stage}/"), _early_stop(session, stage)
     callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(session, stage)]
-    callbacks += [HeldOutLoss(session.score), RngState(), StepPosition(len(loader))]
+    callbacks += [HeldOutLoss(session.score), RngState(), ResumedProgress(loader)]
     if shards:
         callbacks.append(Sharding(stage, session.precision, cpu_offload=session.config.training.cpu_offload))
     every = session.config.training.checkpoint_every_steps

@@ -16,12 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load
 
-from uniattn_pl import costs
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.memory import training_memory
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.training.cluster import COLLECTIVE_TIMEOUT, Cluster
+from uniattn_pl.training.shard_reading import load_shards
 
 # Sharded checkpoints keep what is neither weights nor optimizer state in this file, as Lightning does.
 METADATA_FILE = "meta.pt"
@@ -37,7 +37,7 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
     if cluster.device.type != "cuda":
         return "ddp"
     training = config.training
-    needed = costs.training_memory(
+    needed = training_memory(
         LayerPlan.unmodified(shape.num_layers),
         shape,
         stage=2,
@@ -116,12 +116,12 @@ class ShardedStrategy(ModelParallelStrategy):
         model: Any = self.model
         trained = StateDictOptions(cpu_offload=True, ignore_frozen_params=True, strict=False)
         state: dict[str, Any] = {"state_dict": get_model_state_dict(model, options=trained)}
-        load(state, checkpoint_id=path)
+        load_shards(state, path)
         set_model_state_dict(model, state["state_dict"], options=trained)
         for index, optimizer in enumerate(self.optimizers):
             key = f"optimizer_{index}"
             state = {key: get_optimizer_state_dict(model, optimizer, options=StateDictOptions(cpu_offload=True))}
-            load(state, checkpoint_id=path)
+            load_shards(state, path)
             set_optimizer_state_dict(model, optimizer, optim_state_dict=state[key])
 
     def _by_name(self, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.record import CalibrationRecord
+from uniattn_pl.training import phases
 from uniattn_pl.training.checkpoints import CheckpointStore
 from uniattn_pl.training.manifest import Manifest
 from uniattn_pl.training.module import PostTrainingModule
@@ -74,9 +75,7 @@ def committing(phase: str) -> Point:
 
 def ending(status: str) -> Point:
     """Before the MLflow run gets this status."""
-    from mlflow import MlflowClient
-
-    return MlflowClient, "set_terminated", lambda client, run, now: now == status
+    return phases, "end_run", lambda session, now: now == status
 
 
 def send(name: str, times: int = 1) -> Callable[..., None]:

@@ -14,18 +14,17 @@ SINGLE, DDP, FSDP = (f"training.strategy={name}" for name in ("single", "ddp", "
 SHARDED = "training.checkpoint_format=sharded"
 
 
-@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("stage", "before", "after"),
     [
-        ((2, [DDP]), (1, [SINGLE])),
-        ((2, [FSDP]), (1, [SINGLE])),
-        ((2, [FSDP, SHARDED]), (1, [FSDP, SHARDED])),
-        ((1, [SINGLE]), (2, [DDP])),
-        ((1, [SINGLE]), (2, [FSDP])),
-        ((1, [FSDP, SHARDED]), (2, [FSDP, SHARDED])),
+        (1, (2, [DDP]), (1, [SINGLE])),
+        (2, (2, [FSDP]), (1, [SINGLE])),
+        (1, (2, [FSDP, SHARDED]), (1, [FSDP, SHARDED])),
+        (2, (1, [SINGLE]), (2, [DDP])),
+        (1, (1, [SINGLE]), (2, [FSDP])),
+        (2, (1, [FSDP, SHARDED]), (2, [FSDP, SHARDED])),
     ],
-    ids=lambda side: f"{side[0]} {' '.join(option.split('=')[1] for option in side[1])}",
+    ids=lambda side: f"{side[0]} {' '.join(o.split('=')[1] for o in side[1])}" if isinstance(side, tuple) else str(side),
 )
 def test_a_killed_fit_goes_on_with_other_ranks(
     at: AtPoint, whole: Work, stage: int, before: tuple[int, list[str]], after: tuple[int, list[str]]

@@ -73,8 +73,10 @@ class CompensationInit(pl.Callback):
     def initialise(self, converted: PreTrainedModel) -> CalibrationReport:
         """Set the compensations of `converted` in place and return the report; usable without a Trainer."""
         original = self.original if isinstance(self.original, PreTrainedModel) else self.original()
+        if original.device != converted.device:
+            original.to(converted.device)  # type: ignore[arg-type]
         self.report = calibrate(
-            original.to(converted.device),  # type: ignore[arg-type]
+            original,
             converted,
             list(self.batches),
             list(self.held_out),

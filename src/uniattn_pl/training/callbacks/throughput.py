@@ -40,7 +40,7 @@ class Throughput(pl.Callback):
     """Measures what a fit really processes and logs it through the Trainer's logger.
 
     A step lasts from the end of the previous optimizer step to its own end, so waiting for data counts;
-    medians keep out the slow first step, validation and checkpoints. Tokens are those the attention mask lets through.
+    medians keep out the slow first step, validation and checkpoints. Tokens are those that are no padding.
     FLOPs per token are 2 per parameter forward, 2 backward, and 2 for each parameter that trains.
 
     Args:

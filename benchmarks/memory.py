@@ -1,0 +1,145 @@
+"""Peak memory of stage 1 and stage 2 of a real model, beside what `plan` estimates.
+
+    python benchmarks/memory.py --lengths 512 1024 --micro-batch-size 4
+
+Each line is a process of its own: it loads the converted model, trains some steps with the module and the Trainer of
+`fit`, and reads how far its anonymous memory (weights, gradients, optimizer state, activations; not the pages of
+files) rose above what the interpreter and its libraries held before. The estimate is
+`uniattn_pl.memory.training_memory`, for one device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = 3
+SAMPLE_S = 0.002
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512])
+    parser.add_argument("--micro-batch-size", type=int, default=4)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--checkpointing", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(_measure(json.loads(arguments.one))))
+        return
+    print(f"{'dtype':10} {'length':>6} {'checkpointing':13} {'stage':5} {'measured':>12} {'estimate':>12} {'ratio':>6}")
+    for dtype in arguments.dtypes:
+        for length in arguments.lengths:
+            for checkpointing in arguments.checkpointing:
+                for stage in (1, 2):
+                    case = {
+                        "model": arguments.model,
+                        "dtype": dtype,
+                        "length": length,
+                        "checkpointing": checkpointing == "yes",
+                        "stage": stage,
+                        "batch": arguments.micro_batch_size,
+                    }
+                    found = _in_a_process(case)
+                    measured, estimate = found["measured"] / 2**20, found["estimate"] / 2**20
+                    print(
+                        f"{dtype:10} {length:6} {checkpointing:13} {stage:5} {measured:8.0f} MiB {estimate:8.0f} MiB "
+                        f"{estimate / measured:6.2f}",
+                        flush=True,
+                    )
+
+
+def _in_a_process(case: dict[str, Any]) -> dict[str, int]:
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _measure(case: dict[str, Any]) -> dict[str, int]:
+    import lightning.pytorch as pl
+    import torch
+
+    from uniattn_pl import apply_architecture, load_model
+    from uniattn_pl.config.schema import StageConfig
+    from uniattn_pl.memory import training_memory
+    from uniattn_pl.modeling.families import shape_of
+    from uniattn_pl.training.module import PostTrainingModule
+
+    torch.set_num_threads(1)
+    batch, length = case["batch"], case["length"]
+    before = _anonymous()
+    with _Peak() as peak, tempfile.TemporaryDirectory() as folder:
+        model = load_model(case["model"], dtype=case["dtype"])
+        shape = shape_of(model.config)
+        apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
+        if case["checkpointing"]:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        tokens = torch.randint(0, shape.vocab_size, (batch, length))
+        labels = tokens.clone()
+        labels[:, : length // 2] = -100
+        sample = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+        module = PostTrainingModule(model, stage=case["stage"], options=StageConfig())
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=STEPS,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=Path(folder),
+        )
+        trainer.fit(module, torch.utils.data.DataLoader([sample] * STEPS, batch_size=None))  # type: ignore[arg-type]
+    estimate = training_memory(
+        model.layer_plan,  # type: ignore[arg-type]
+        shape,
+        stage=case["stage"],
+        micro_batch_size=batch,
+        length=length,
+        weight_bytes=model.dtype.itemsize,
+        activation_bytes=model.dtype.itemsize,
+        gradient_checkpointing=case["checkpointing"],
+        scored_share=0.5,
+    )
+    return {"measured": peak.highest - before, "estimate": estimate.total}
+
+
+class _Peak:
+    """The highest anonymous memory of this process while the block runs."""
+
+    def __init__(self) -> None:
+        self.highest, self._running = 0, True
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running = False
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while self._running:
+            self.highest = max(self.highest, _anonymous())
+            time.sleep(SAMPLE_S)
+
+
+def _anonymous() -> int:
+    """Bytes of this process that no file is behind."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Tokens kept on disk: the same rows, tokenizer and length limit are tokenised once, however many fits use them.
+
+Each entry is a folder of one safetensors file and its checksum, named by a fingerprint of all the tokens depend on.
+`Dataset.map` would fingerprint a tokenizer by pickling it, truncation state and all, and check nothing it reads back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+import torch
+import transformers
+from datasets.fingerprint import Hasher
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from uniattn_pl.data import encoding, prompts
+from uniattn_pl.data.encoding import EncodedRows, encode_rows
+from uniattn_pl.data.rows import Row
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.modeling.catalogue import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENS, _CHECKSUM = "tokens.safetensors", "checksum"
+_COUNTS = ("truncated", "dropped", "ambiguous")
+_CHUNK = 2**22
+
+
+def encode_cached(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, with_choices: bool = False
+) -> EncodedRows:
+    """As `encode_rows`, but from the cache folder where these rows have been tokenised before, and into it otherwise.
+
+    Of several processes that want the same rows one tokenises and the others wait for it. A damaged entry is
+    tokenised again, with a warning; so is everything where the folder cannot be written. A tokenizer that is
+    not one of transformers' own on the `tokenizers` library is never cached: nothing tells what its code does.
+
+    Raises:
+        UserError: as `encode_rows`.
+    """
+    key = _fingerprint(rows, tokenizer, max_length, with_choices)
+    if key is None:
+        return encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
+    folder = cache_folder() / "tokens" / key
+    encoded: EncodedRows | None = None
+    try:
+        with _exclusive(folder):
+            encoded = _load(folder)
+            if encoded is None:
+                encoded = encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
+                _store(encoded, folder)
+    except OSError as error:
+        warnings.warn(f"tokens are not kept: {error}. (data.token_cache=false does without them.)", stacklevel=2)
+    return encode_rows(rows, tokenizer, max_length, with_choices=with_choices) if encoded is None else encoded
+
+
+def _fingerprint(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
+) -> str | None:
+    """Sixteen hexadecimal digits, the same in every process; None where a tokenizer cannot be told from another."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not type(tokenizer).__module__.startswith("transformers."):
+        return None
+    state: dict[str, Any] = json.loads(backend.to_str())
+    # What a former call left behind; each call sets its own.
+    state.pop("truncation", None), state.pop("padding", None)
+    head = {
+        "tokenizer": [type(tokenizer).__qualname__, tokenizer.bos_token_id, tokenizer.eos_token_id, state],
+        "options": [max_length, with_choices],
+        "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
+        "code": [inspect.getsource(module) for module in (encoding, prompts, sys.modules[__name__])],
+    }
+    texts = ([row.instruction, row.input, row.output, row.answer, row.choices] for row in rows)
+    parts: Any = (json.dumps(part, sort_keys=True).encode() + b"\n" for part in chain([head], texts))
+    return str(Hasher.hash_bytes(parts))
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold an entry for this process, waiting for another that does; the kernel releases it when a holder is killed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _store(encoded: EncodedRows, folder: Path) -> None:
+    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
+    tensors = {
+        "tokens": encoded.tokens,
+        "lengths": encoded.lengths,
+        "prompt_lengths": encoded.prompt_lengths,
+        "source_rows": encoded.source_rows,
+        "num_choices": torch.tensor([len(ids) for ids, _ in encoded.choices], dtype=torch.int64),
+        "choice_ids": torch.tensor([token for ids, _ in encoded.choices for token in ids], dtype=torch.int64),
+        "answers": torch.tensor([answer for _, answer in encoded.choices], dtype=torch.int64),
+    }
+    with atomic_folder(folder) as temporary:
+        save_file(tensors, temporary / _TOKENS, {name: str(getattr(encoded, name)) for name in _COUNTS})
+        (temporary / _CHECKSUM).write_bytes(_checksum(temporary / _TOKENS))
+
+
+def _load(folder: Path) -> EncodedRows | None:
+    """The entry, or None where there is none that is whole."""
+    if not folder.exists():
+        return None
+    try:
+        if (folder / _CHECKSUM).read_bytes() == _checksum(folder / _TOKENS):
+            return _read(folder / _TOKENS)
+        problem = "its checksum is another"
+    except FileNotFoundError as error:
+        problem = f"there is no {Path(error.filename).name}"
+    warnings.warn(f"the kept tokens in '{folder}' are damaged ({problem}) and made again.", stacklevel=3)
+    return None
+
+
+def _read(file: Path) -> EncodedRows:
+    # The tensors are views of the mapped file: ranks and workers share its pages.
+    with safe_open(file, framework="pt") as opened:
+        tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
+        counts: dict[str, Any] = {name: int(opened.metadata()[name]) for name in _COUNTS}
+    parts = tensors.pop("choice_ids").split(tensors.pop("num_choices").tolist())
+    answers = tensors.pop("answers").tolist()
+    choices = [(tuple(ids.tolist()), answer) for ids, answer in zip(parts, answers, strict=True)]
+    return EncodedRows(**tensors, choices=choices, **counts)
+
+
+def _checksum(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        chunks: Any = iter(lambda: opened.read(_CHUNK), b"")
+        return str(Hasher.hash_bytes(chunks)).encode()

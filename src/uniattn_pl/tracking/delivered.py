@@ -1,0 +1,41 @@
+"""How far a run's journal is delivered, kept beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from uniattn_pl.files import atomic_file
+
+FILE = "delivered.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far delivery has come.
+
+    Attributes:
+        place: the store it went to; delivery into another one begins anew.
+        run_id: the MLflow run, once known.
+        offset: bytes of the journal that are delivered.
+        held: artifacts behind the offset that could not be stored yet.
+    """
+
+    place: str
+    run_id: str | None = None
+    offset: int = 0
+    held: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Progress | None:
+        """Return what the file says, or None when there is none or it is damaged: nothing is sent twice anyway."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Replace the file in one step."""
+        with atomic_file(path) as file:
+            file.write(json.dumps(asdict(self)).encode())
