@@ -26,7 +26,7 @@ from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
-from uniattn_pl.training.storage import save_model, file_sums
+from uniattn_pl.training.storage import file_sums, save_model
 
 CACHE_LENGTH = 512
 CALIBRATION_FOLDER = "calibration"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.training.faults.fits import CONFIG, ROWS, Driver, Work
 
 # before: the calibration's first layer is recorded, a stage's first step is taken, a stage's fifth step is taken
@@ -65,7 +64,9 @@ def whole(snapshots: tuple[Work, Path]) -> Work:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(snapshots: tuple[Work, Path], driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
+def two_ranks(
+    snapshots: tuple[Work, Path], driver: Driver, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Work]:
     """Per strategy, the training of two ranks that nothing happened to."""
     works = {}
     for strategy in ("ddp", "fsdp"):

@@ -20,9 +20,9 @@ from typing import Any
 import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
 import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
+from tests.training.faults.faults import arm
 
 import uniattn_pl.training.runner  # noqa: F401
-from tests.training.faults.faults import arm
 from uniattn_pl.cli import main
 
 # a process that waits for ever is ended by this signal's default, and its exit code tells

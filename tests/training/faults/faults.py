@@ -128,12 +128,9 @@ def hold(reached: str, resume: str) -> Callable[..., None]:
 
 
 POINTS: dict[str, Callable[..., Point]] = {
-    f.__name__: f
-    for f in (step, calibration, sealing, writing, renaming, renamed, saving_model, committing, ending)
+    f.__name__: f for f in (step, calibration, sealing, writing, renaming, renamed, saving_model, committing, ending)
 }
-ACTIONS: dict[str, Callable[..., Callable[..., None]]] = {
-    f.__name__: f for f in (send, fill, poison, snapshot, hold)
-}
+ACTIONS: dict[str, Callable[..., Callable[..., None]]] = {f.__name__: f for f in (send, fill, poison, snapshot, hold)}
 
 
 def arm(point: list[Any], action: list[Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from tests.training.faults.conftest import AtPoint
 from tests.training.faults.fits import Work, same
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.training.faults.conftest import AtPoint
 from tests.training.faults.fits import Work, same
 
@@ -21,7 +20,12 @@ GONE_S = 60.0
 
 @pytest.mark.parametrize(
     ("dead", "point", "options"),
-    [(0, ["step", 1, 3], DDP), (1, ["step", 1, 3], DDP), (0, ["sealing", 2, 4], SHARDED), (1, ["writing", 2, 4], SHARDED)],
+    [
+        (0, ["step", 1, 3], DDP),
+        (1, ["step", 1, 3], DDP),
+        (0, ["sealing", 2, 4], SHARDED),
+        (1, ["writing", 2, 4], SHARDED),
+    ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else f"rank {value}",
 )
 def test_a_rank_that_dies_in_training(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.training.faults.conftest import AtPoint
 from tests.training.faults.fits import Work, same
 
