@@ -58,22 +58,12 @@ def test_more_signals_while_a_checkpoint_is_written_change_nothing(at: AtPoint, 
     same(work, whole)
 
 
-def test_a_signal_at_the_very_end_of_a_stage(at: AtPoint, whole: Work) -> None:
+def test_signals_behind_the_last_step_of_a_stage_end_the_fit_there(at: AtPoint, whole: Work) -> None:
     work = at("stage1 with checkpoints")
-    ended = work.fit(faults=[[0, ["step", 1, 6], ["send", "SIGTERM"]]])
-    assert ended.codes == [143], ended
-    ended = work.fit(faults=[[0, ["saving_model", "stage1"], ["send", "SIGTERM"]]])
-    assert ended.codes == [143], ended
-    assert work.manifest().phase == "stage1"
-    work.resumes()
-    same(work, whole)
-
-
-def test_a_signal_after_the_last_step_was_checkpointed_starts_nothing_new(at: AtPoint, whole: Work) -> None:
-    work = at("stage1 with checkpoints")
-    ended = work.fit(faults=[[0, ["sealing", 1, 6], ["send", "SIGTERM"]]])
-    assert ended.codes == [143], ended
-    assert work.manifest().phase == "stage1"
-    assert work.status() == "KILLED"
+    # noted while the last checkpoint is written; then outside of training
+    for point in (["sealing", 1, 6], ["saving_model", "stage1"]):
+        ended = work.fit(faults=[[0, point, ["send", "SIGTERM"]]])
+        assert ended.codes == [143], ended
+        assert (work.manifest().phase, work.status()) == ("stage1", "KILLED")
     work.resumes()
     same(work, whole)
