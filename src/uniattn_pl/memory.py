@@ -52,6 +52,7 @@ def training_memory(
     num_devices: int = 1,
     scored_share: float = 1.0,
     lora_rank: int | None = None,
+    loss_chunk: int | None = None,
 ) -> TrainingMemory:
     """Estimate a stage's peak: AdamW (two states per trained weight); gradients live until the next forward is over.
 
@@ -63,12 +64,14 @@ def training_memory(
         activation_bytes: bytes of an activation; less than `weight_bytes` in mixed precision.
         num_devices: that share weights, gradients and optimizer state (FSDP).
         scored_share: of the tokens, those of responses, whose logits are computed.
+        loss_chunk: tokens whose logits are held at once; default: all.
         lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
     """
     total = parameters(plan, shape)
     trained = _trained(plan, shape, stage, lora_rank)
     tokens = micro_batch_size * length
-    logits = int(scored_share * tokens) * shape.vocab_size * LOSS_BYTES
+    scored = int(scored_share * tokens)
+    logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
     saved = tokens * _saved_bytes(plan, shape, stage, activation_bytes, checkpointing=gradient_checkpointing)
     mixed = activation_bytes < weight_bytes
     recomputed = tokens * _largest_layer(plan, shape, activation_bytes) if gradient_checkpointing else 0

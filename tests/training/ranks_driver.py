@@ -1,7 +1,8 @@
 """Runs fits of several ranks in forked processes, one after the other, as torchrun would: python ranks_driver.py JOBS.
 
-JOBS is a JSON list of {"ranks", "arguments", "kill"}; "kill" is null or [rank, name of a kill point]. Prints one line
-of JSON per job: the exit code of every rank, negative for the signal that ended it.
+JOBS is a JSON list of {"folder", "ranks", "arguments", "kill", "log"}; "kill" is null or [rank, name of a kill point],
+"log" the beginning of the file each rank writes to. Prints one line of JSON per job: the exit code of every rank,
+negative for the signal that ended it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
     log = os.open(f"{job['log']}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.chdir(job["folder"])
     if job["ranks"] > 1:
         world = str(job["ranks"])
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}

@@ -83,7 +83,7 @@ def test_there_is_one_finished_mlflow_run(runs: tuple[Path, Path]) -> None:
 
 
 def test_the_history_has_no_gaps_and_no_duplicates(runs: tuple[Path, Path]) -> None:
-    whole, killed = (_history(run) for run in runs)
+    whole, killed = (history(run) for run in runs)
     assert killed.keys() == whole.keys()
     assert [step for step, _ in whole["stage1/loss"]] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in whole["stage2/loss"]] == [7, 8, 9, 10, 11, 12]
@@ -121,7 +121,7 @@ def _run(folder: Path) -> tuple[MlflowClient, Any]:
     return client, run
 
 
-def _history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
     client, run = _run(folder)
     return {
         key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]

@@ -91,7 +91,10 @@ def test_a_second_fit_in_a_busy_folder_is_refused(folder: Path) -> None:
 
 def test_a_diverged_fit_fails_its_run_and_keeps_the_last_checkpoint(folder: Path, database: Path) -> None:
     overrides = ["training.stage1.enabled=false", "training.stage2.learning_rate=1e38", "training.stage2.max_epochs=4"]
-    with pytest.raises(TrainingDivergedError, match=r"at step 2; the last good checkpoint is .*stage2/step-00000001"):
+    with pytest.raises(
+        TrainingDivergedError,
+        match=r"at step 2 on training rows .*; the last good checkpoint is .*stage2/step-00000001",
+    ):
         fit(config(*overrides, "training.stage2.max_steps=3", "training.checkpoint_every_steps=1"))
     manifest = Manifest.read(folder / "runs/tiny")
     assert manifest is not None

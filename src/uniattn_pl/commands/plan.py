@@ -154,6 +154,8 @@ def _with_ratio(flops: list[int]) -> tuple[str, str]:
 
 
 def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dtype: torch.dtype, gpus: int) -> None:
+    from uniattn_pl.modeling.response_loss import LOSS_CHUNK
+
     training, length = loaded.config.training, loaded.config.data.max_length
     mixed = training.precision.endswith("-mixed")
     weight_bytes = 4 if mixed or training.precision == "32-true" else dtype.itemsize
@@ -168,6 +170,7 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dt
             weight_bytes=weight_bytes,
             activation_bytes=2 if mixed else weight_bytes,
             gradient_checkpointing=training.gradient_checkpointing,
+            loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
             num_devices=gpus,
             lora_rank=training.lora.rank if training.lora.enabled else None,
         )

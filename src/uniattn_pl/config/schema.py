@@ -156,9 +156,7 @@ class TrainingConfig:
     strategy: str = option("auto", "how devices share the work", allowed=tuple(STRATEGIES))
     cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    loss_chunk_tokens: int | None = option(
-        None, "response tokens whose logits are held at once; default: all of a micro batch", minimum=1
-    )
+    chunked_loss: bool = option(False, "compute logits and loss in pieces: less memory with large vocabularies")
     max_grad_norm: float | None = option(1.0, "clip the global gradient norm; null: never", minimum=0.0)
     checkpoint_every_steps: int = option(50, "steps between resumable checkpoints", minimum=1)
     checkpoint_format: str = option("full", "how a resumable checkpoint is written", allowed=tuple(CHECKPOINT_FORMATS))

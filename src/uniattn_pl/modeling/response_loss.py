@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from uniattn_pl.errors import UserError
 
 IGNORED = -100
+LOSS_CHUNK = 1024
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -46,14 +51,64 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], positions: Tensor) -> 
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_rows)  # type: ignore[operator]
     try:
-        output = model(**{name: batch[name] for name in INPUTS if name in batch}, use_cache=False)
+        output = model(**_inputs(batch), use_cache=False)
     finally:
         handle.remove()
     logits: Tensor = output.logits.squeeze(0)
     return logits
 
 
-def summed_response_loss(model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens) -> Tensor:
-    """Return the cross-entropy summed over the scored tokens, in float32 (scalar tensor with a graph)."""
+def summed_response_loss(
+    model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens, *, chunked: bool = False
+) -> Tensor:
+    """Return the cross-entropy summed over the scored tokens, in float32 (scalar tensor with a graph).
+
+    Args:
+        chunked: hold the logits of `LOSS_CHUNK` tokens at once; the backward pass computes them again.
+
+    Raises:
+        UserError: `chunked`, and the family does something with its logits before they are used.
+    """
+    if chunked and scored.targets.numel():
+        return _chunked_loss(model, batch, scored)
     logits = logits_at(model, batch, scored.positions)
     return nn.functional.cross_entropy(logits.float(), scored.targets, reduction="sum")
+
+
+def _chunked_loss(model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens) -> Tensor:
+    """Let the output embedding give the loss instead of logits, which the family's forward then only passes on.
+
+    (torch's own `linear_cross_entropy` is off by some percent in bfloat16.)
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    given: list[Tensor] = []
+
+    def loss_of(states: Tensor) -> Tensor:
+        pieces = zip(
+            states.flatten(0, 1)[scored.positions].split(LOSS_CHUNK), scored.targets.split(LOSS_CHUNK), strict=True
+        )
+        losses = [checkpoint(_piece, head, rows, targets, use_reentrant=False) for rows, targets in pieces]
+        given.append(torch.stack(losses).sum())
+        return given[0]
+
+    head.forward = loss_of
+    try:
+        output = model(**_inputs(batch), use_cache=False)
+    finally:
+        del head.forward
+    if output.logits is not given[0]:
+        raise UserError(
+            f"training.chunked_loss: {type(model).__name__} scales or caps its logits, which needs them in one piece; "
+            "set it to false."
+        )
+    return given[0]
+
+
+def _piece(head: Any, rows: Tensor, targets: Tensor) -> Tensor:
+    """The summed cross-entropy of some rows [n, d] in float32, by the output embedding's own forward."""
+    logits: Tensor = type(head).forward(head, rows)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in INPUTS if name in batch}

@@ -176,7 +176,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
 
 
 def _create_database(file: Path) -> None:
-    """Make the tables beside `file`, then give it its name: MLflow takes seconds, and cannot go on with half of them."""
+    """Make the tables beside `file`, then give it its name: MLflow cannot go on with half of them."""
     from mlflow.tracking import MlflowClient
 
     unfinished = file.absolute().with_name(f".{file.name}.new")

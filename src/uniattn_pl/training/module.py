@@ -38,6 +38,7 @@ class PostTrainingModule(pl.LightningModule):
         stage: 1 trains only W_c, 2 everything.
         options: learning rate, weight decay and schedule of this stage.
         max_grad_norm: clip the global gradient norm to this; None never clips.
+        chunked_loss: compute logits and loss in pieces.
         fill: gives a model without weights (on the meta device) its own after it was sharded.
 
     Attributes:
@@ -53,6 +54,7 @@ class PostTrainingModule(pl.LightningModule):
         stage: int,
         options: StageConfig,
         max_grad_norm: float | None = 1.0,
+        chunked_loss: bool = False,
         fill: Callable[[PreTrainedModel], None] | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class PostTrainingModule(pl.LightningModule):
         self.stage, self.options, self.max_grad_norm = stage, options, max_grad_norm
         self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
         self._build = None if isinstance(model, nn.Module) else model
-        self._fill = fill
+        self._fill, self.chunked_loss = fill, chunked_loss
         self.sharding: Sharding | None = None
         self.step_loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
@@ -102,7 +104,7 @@ class PostTrainingModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the scaled loss of one micro batch; `batch` as the data module makes it."""
         scored = ScoredTokens(batch["positions"], batch["targets"])
-        total = summed_response_loss(self.hosted, batch, scored)
+        total = summed_response_loss(self.hosted, batch, scored, chunked=self.chunked_loss)
         self._sums.append(total.detach())
         self._tokens += scored.targets.numel()
         return total / TOKENS_PER_GRADIENT_UNIT

@@ -109,6 +109,7 @@ def _train(
         stage=stage,
         options=options,
         max_grad_norm=session.config.training.max_grad_norm,
+        chunked_loss=session.config.training.chunked_loss,
         fill=(lambda model: fill_shards(session, model, source)) if shards else None,
     )
     throughput, early_stop = Throughput(f"stage{stage}/"), _early_stop(session, stage)

@@ -24,7 +24,7 @@ def build_model(session: FitSession, stage: int, source: Path) -> PreTrainedMode
     """What a stage trains: with weights, or without where the strategy will shard them first."""
     model = session.skeleton(source) if session.strategy == "fsdp" else session.load(source)
     if session.config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if stage == 2 and session.config.training.lora.enabled:
         return _with_updates(session, model, source)
     return model

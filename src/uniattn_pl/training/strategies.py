@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.memory import training_memory
+from uniattn_pl.modeling.response_loss import LOSS_CHUNK
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.training.cluster import COLLECTIVE_TIMEOUT, Cluster
 from uniattn_pl.training.shard_reading import load_shards
@@ -46,6 +47,7 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
         weight_bytes=weight_bytes,
         activation_bytes=2 if training.precision.endswith("-mixed") else weight_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
+        loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
     )
     there = torch.cuda.get_device_properties(cluster.device).total_memory
     return "ddp" if needed.total <= USABLE_MEMORY * there else "fsdp"
