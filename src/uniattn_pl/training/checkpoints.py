@@ -39,7 +39,9 @@ class QuietCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         try:
-            torch.save(checkpoint, path)
+            # torch's own file would hide what the operating system says, such as that the disk is full
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             self.problem = _cause(error)
 
@@ -58,6 +60,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self.folder, self.console = folder, console or Console(stderr=True)
         self.io = QuietCheckpointIO()
+        self._damaged: set[Path] = set()
 
     def save(self, trainer: pl.Trainer, *, sharded: bool) -> Path:
         """Write the trainer's state after `trainer.global_step` steps; every rank calls this.
@@ -68,7 +71,8 @@ class CheckpointStore:
         final = self.folder / f"step-{trainer.global_step:08d}"
         temporary = self.folder / f".{final.name}"
         if ranks.rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for leftover in self.folder.glob(".step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir(parents=True)
         ranks.barrier()
         problem = self._write(trainer, temporary / (SHARDS if sharded else FULL))
@@ -76,11 +80,13 @@ class CheckpointStore:
         if problem is not None:
             self._give_up(trainer, temporary, problem)
         if ranks.rank() == 0:
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             os.rename(temporary, final)
             sync_folder(self.folder)
-            for former in self._steps()[:-KEPT]:
-                shutil.rmtree(former, ignore_errors=True)
+            self._damaged.discard(final)
+            for former in {*self._damaged, *self._steps()[:-KEPT]}:
+                _remove(former)
+        self._damaged = set()
         ranks.barrier()
         return final
 
@@ -96,13 +102,15 @@ class CheckpointStore:
                 if problem is None:
                     good = folder / (SHARDS if (folder / SHARDS).is_dir() else FULL)
                     break
+                self._damaged.add(folder)
                 self.console.print(f"checkpoint {folder} is damaged ({problem}); trying the one before it.")
-            if good is None and self._steps():
+            if good is None and self._damaged:
                 self.console.print("no checkpoint of this stage is left undamaged; the stage starts over.")
-        return ranks.broadcast(good)
+        good, self._damaged = ranks.broadcast((good, self._damaged))
+        return good
 
     def newest(self) -> Path | None:
-        """The newest checkpoint with a name, unchecked."""
+        """The newest checkpoint with a name that is not known to be damaged."""
         return next(reversed(self._steps()), None)
 
     def clear(self) -> None:
@@ -110,7 +118,7 @@ class CheckpointStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted({*self.folder.glob("step-*")} - self._damaged)
 
     def _write(self, trainer: pl.Trainer, path: Path) -> str | None:
         """Write the files; returns what went wrong on any rank."""
@@ -164,17 +172,31 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        recorded = {str(name): (int(wanted["bytes"]), str(wanted["sha256"])) for name, wanted in sums.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{CHECKSUMS} cannot be read"
-    for name, wanted in sums.items():
+    if not recorded:
+        return f"{CHECKSUMS} is empty"
+    for name, (size, digest) in recorded.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != wanted["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {wanted['bytes']}"
-        if _digest(file) != wanted["sha256"]:
-            return f"{name} differs from its checksum"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        try:
+            if _digest(file) != digest:
+                return f"{name} differs from its checksum"
+        except OSError as error:
+            return f"{name} cannot be read: {_cause(error)}"
     return None
+
+
+def _remove(path: Path) -> None:
+    """A folder, or what damage has made of it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digest(file: Path, *, sync: bool = False) -> str:

@@ -26,7 +26,7 @@ from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
-from uniattn_pl.training.storage import save_model, weight_sums
+from uniattn_pl.training.storage import file_sums, save_model
 
 CACHE_LENGTH = 512
 CALIBRATION_FOLDER = "calibration"
@@ -100,7 +100,7 @@ def initialise(session: FitSession) -> None:
     if session.cluster.is_main:
         save_model(session.folder / INITIAL, converted, session.tokenizer)
         shutil.rmtree(session.folder / CALIBRATION_FOLDER, ignore_errors=True)
-        results["weights"] = weight_sums(session.folder / INITIAL)
+        results["files"] = file_sums(session.folder / INITIAL)
     if session.run is not None:
         session.run.flush()
     session.forget_original()

@@ -10,9 +10,11 @@ from types import FrameType
 from typing import Any
 
 from uniattn_pl.errors import RunFailure
+from uniattn_pl.training import ranks
 
 # SIGUSR1 is what SLURM is usually asked to send before a time limit (--signal=USR1@120).
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+FINISHED_KEPT = "phases that are finished are kept"
 
 
 class Preempted(RunFailure):
@@ -60,7 +62,13 @@ class Preemption:
         finally:
             self._deferred = False
 
+    def check(self) -> None:
+        """Raise Preempted on every rank when any rank has noted a signal; all of them call this."""
+        number = max(received or 0 for received in ranks.gather(self.received))
+        if number:
+            raise Preempted(number, FINISHED_KEPT)
+
     def _handle(self, number: int, _: FrameType | None) -> Any:
         self.received = number
         if not self._deferred:
-            raise Preempted(number, "phases that are finished are kept")
+            raise Preempted(number, FINISHED_KEPT)

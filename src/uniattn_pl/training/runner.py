@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -125,12 +125,13 @@ def _run(session: FitSession) -> None:
         if session.cluster.is_main:
             phases.log_start(session)
         while session.manifest.phase != "done":
+            session.preemption.check()  # libraries may have caught what the signal's handler raised
             STEPS[session.manifest.phase](session)
     except (KeyboardInterrupt, Preempted):
-        phases.end_run(session, "KILLED")
+        _end(session, "KILLED")
         raise
     except BaseException:
-        phases.end_run(session, "FAILED")
+        _end(session, "FAILED")
         raise
 
 
@@ -148,6 +149,12 @@ def _open_run(session: FitSession) -> None:
     )
     manifest.mlflow_run_id, session.run = run.run_id, run
     manifest.write(session.folder)
+
+
+def _end(session: FitSession, status: str) -> None:
+    """End the MLflow run; neither a second signal nor a full disk may hide why the fit ends."""
+    with session.preemption.deferred(), suppress(OSError):
+        phases.end_run(session, status)
 
 
 def _deliver(loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:

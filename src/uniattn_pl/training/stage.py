@@ -31,7 +31,7 @@ from uniattn_pl.training.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.training.module import PostTrainingModule
 from uniattn_pl.training.session import FitSession
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
-from uniattn_pl.training.storage import copy_model, damaged_weights, weight_sums
+from uniattn_pl.training.storage import copy_model, damaged_files, file_sums
 
 SHARDED = "sharded"
 FOLDERS = {1: STAGE1, 2: "final"}
@@ -70,7 +70,7 @@ def run_stage(session: FitSession, stage: int) -> None:
     save_result(session, module.hosted, folder)
     results |= {"stage": asdict(summary), "milestones": session.milestone(f"stage{stage}", module.hosted, step=offset)}
     if session.cluster.is_main:
-        results["weights"] = weight_sums(folder)
+        results["files"] = file_sums(folder)
     if session.run is not None:
         session.run.flush()
     session.commit(results, step_offset=offset)
@@ -89,8 +89,8 @@ def _damaged(session: FitSession, source: str) -> bool:
     names: list[str] = []
     if session.cluster.is_main:
         phase = "initialise" if source == INITIAL else source
-        recorded = session.manifest.results[phase].get("weights", {})
-        names = damaged_weights(session.folder / source, recorded)
+        recorded = session.manifest.results[phase].get("files", {})
+        names = damaged_files(session.folder / source, recorded)
         if names:
             session.console.print(f"{session.folder / source} is damaged ({', '.join(names)}); writing it again.")
     return bool(session.cluster.broadcast(names))
@@ -155,6 +155,7 @@ def _fit(
             if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
                 raise KeyboardInterrupt from None
             raise
+    session.preemption.check()  # a signal behind the last step
 
 
 def _total_steps(session: FitSession, options: StageConfig, micro_batches: int) -> int:

@@ -51,16 +51,20 @@ def copy_model(source: Path, target: Path) -> None:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
-def weight_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each safetensors file of a model folder."""
-    sums = {}
-    for file in sorted(folder.glob("*.safetensors")):
+def file_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a model folder."""
+    return {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def damaged_files(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Names of the files that are not as they were when `file_sums` was recorded; others may have been added."""
+    return sorted(name for name, wanted in recorded.items() if _digest(folder / name) != wanted)
+
+
+def _digest(file: Path) -> str:
+    """SHA-256; empty for what cannot be read."""
+    try:
         with file.open("rb") as handle:
-            sums[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return sums
-
-
-def damaged_weights(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
-    """Names of the files that are not as they were when `weight_sums` was recorded."""
-    now = weight_sums(folder)
-    return sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name))
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError:
+        return ""
