@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -21,6 +22,7 @@ from uniattn_pl.training import ranks
 # Rank 0 may search layers for hours while the others wait; who started the ranks ends them when one dies.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 PARENT_POLL_S = 1.0
+LAST_WORDS_S = 60.0
 T = TypeVar("T")
 
 
@@ -46,6 +48,7 @@ class Cluster:
 
     def _connect(self, config: ExperimentConfig, devices: int | str, num_nodes: int) -> None:
         self.devices, self.num_nodes = devices, num_nodes
+        self._started_by_parent = False
         accelerator = config.trainer.accelerator
         try:
             self._fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
@@ -83,9 +86,11 @@ class Cluster:
         """Start the other ranks unless something else did, and connect with them."""
         if self.world_size == 1:
             return
-        follows = os.environ.get("LOCAL_RANK", "0") != "0"
+        environment = getattr(self._fabric.strategy, "cluster_environment", None)
+        local = os.environ.get("LOCAL_RANK", "0")
+        self._started_by_parent = isinstance(environment, LightningEnvironment) and local != "0"
         self._fabric.launch()
-        if follows:
+        if self._started_by_parent:
             threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     def broadcast(self, value: T) -> T:
@@ -109,11 +114,14 @@ class Cluster:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def kill(self) -> None:
-        """End the ranks this process started, which would wait for it in a collective operation."""
-        launcher = self._fabric.strategy.launcher
-        for process in getattr(launcher, "procs", []):
-            process.kill()
+    def let_parent_end(self) -> None:
+        """As a rank that Lightning has started: let rank 0 say why all of them end, before this process does.
+
+        Whoever started ranks ends at once when one of them fails, in the middle of a word.
+        """
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self._started_by_parent and time.monotonic() < deadline:
+            time.sleep(PARENT_POLL_S)  # the thread that watches the parent ends this process
 
 
 def _places(config: ExperimentConfig) -> tuple[int | str, int]:

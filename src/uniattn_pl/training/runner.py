@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.errors import RunFailure
+from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.files import check_run_folder
 from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
@@ -64,7 +64,8 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
         try:
             return _fit(loaded, cluster, preemption, stack, allow_changes=allow_changes)
         except BaseException as error:
-            cluster.kill()
+            if isinstance(error, UserError | RunFailure):  # every rank has met it
+                cluster.let_parent_end()
             reason = explained(error, cluster.world_size, loaded.config.trainer.default_root_dir)
             if reason is None:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,14 @@ def test_a_rank_that_dies_in_calibration(at: AtPoint, whole: Work, dead: int) ->
         assert work.history().keys() == whole.history().keys()
 
 
-@pytest.mark.parametrize("victim", ["the rank it started", "itself"])
-def test_nobody_is_left_of_a_fit_that_started_its_other_rank(at: AtPoint, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "number", "code"),
+    [("child", signal.SIGKILL, 1), ("parent", signal.SIGKILL, -9), ("parent", signal.SIGTERM, 143)],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else str(value),
+)
+def test_nobody_is_left_of_a_fit_that_started_its_other_rank(
+    at: AtPoint, victim: str, number: signal.Signals, code: int
+) -> None:
     work = at("stage1")
     command = [sys.executable, "-m", "uniattn_pl", "fit", "--config", "tiny.yaml", *DDP, "trainer.devices=2"]
     # so many epochs that it is still at it when somebody dies
@@ -72,14 +79,15 @@ def test_nobody_is_left_of_a_fit_that_started_its_other_rank(at: AtPoint, victim
         next(line for line in parent.stdout if line.startswith("stage 1"))
         (child,) = map(int, Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
         end = os.pidfd_open(child)
-        os.kill(child if victim == "the rank it started" else parent.pid, 9)
+        os.kill(child if victim == "child" else parent.pid, number)
         _, errors = parent.communicate(timeout=GONE_S)
         assert select.select([end], [], [], GONE_S)[0], "the other rank is left behind"
         os.close(end)
-    if victim == "itself":
-        assert parent.returncode == -9
-    else:
-        assert parent.returncode == 1
+    assert parent.returncode == code
+    if number == signal.SIGTERM:
+        assert "SIGTERM received; step " in errors
+        assert work.status() == "KILLED"
+    if victim == "child":
         assert "error: another rank of this fit has died; all of them end." in errors
         assert "Traceback" not in errors
         assert work.status() == "FAILED"
