@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -88,3 +90,13 @@ def test_what_a_secret_variable_holds_is_hidden_wherever_it_stands(name: str, mo
 def test_what_another_variable_holds_is_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "abcdefgh1")
     assert redact("said abcdefgh1") == "said abcdefgh1"
+
+
+def test_a_variable_that_another_thread_takes_away_meanwhile_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a library's thread between the listing of the names and the reading of the values
+    class Fleeting(dict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            return iter([*super().__iter__(), "GONE_TOKEN"])
+
+    monkeypatch.setattr(os, "environ", Fleeting({"MY_TOKEN": "hunter2hunter2"}))
+    assert redact("say hunter2hunter2") == "say ***"

@@ -38,5 +38,6 @@ def redact(value: Any) -> Any:
 
 def _environment_secrets() -> list[str]:
     """Longest first: one may be part of another."""
-    found = {text.strip() for name, text in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    # by name: a library's thread may take a variable away while this looks at them
+    found = {os.environ.get(name, "").strip() for name in list(os.environ) if _SECRET_VARIABLE.search(name)}
     return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)

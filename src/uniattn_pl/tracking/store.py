@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FIT_TAG = "uniattn_pl.fit_id"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+# Nobody asked for reports of what is run to be sent.
+TELEMETRY_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 # MLflow would try for ten minutes; and it sends a request of unknown outcome again, which may record it twice
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 # an error of a server's own database is BAD_REQUEST, and a proxy before a dead server says ENDPOINT_NOT_FOUND
@@ -81,6 +83,8 @@ def connect(config: TrackingConfig) -> MlflowClient:
         DamagedDatabaseError: the sqlite file is no database, or is corrupt.
     """
     check_uri(config.uri)
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     # it narrates the making of tables, and prints a traceback for every error that it raises as well
