@@ -193,14 +193,23 @@ def _check_rows(task: Any, path: Path, rows: list[dict[str, Any]]) -> None:
     for number, row in enumerate(rows, start=1):
         try:
             task.doc_to_text(row)
-            task.doc_to_target(row)
-            if task.config.doc_to_choice is not None:
-                task.doc_to_choice(row)
+            _check_answer(task, row)
         except Exception as error:
             raise UserError(
-                f"{_no_fit(task.config.task, path)}, row {number} has not all fields ({_first_line(error)}; "
-                f"it has {', '.join(row)})."
+                f"{_no_fit(task.config.task, path)}: in row {number}, {_first_line(error)}; "
+                f"its fields are {', '.join(row)}."
             ) from error
+
+
+def _check_answer(task: Any, row: dict[str, Any]) -> None:
+    """The harness takes the name of a missing field for the answer itself, which is then never right."""
+    answer = task.doc_to_target(row)
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    choices = task.doc_to_choice(row)
+    for one in answer if isinstance(answer, list) else [answer]:
+        if one not in (choices if isinstance(one, str) else range(len(choices))):
+            raise ValueError(f"its answer is {one!r}, which is none of {choices}")
 
 
 def _no_fit(name: str, path: Path) -> str:
@@ -225,5 +234,5 @@ def _answers(task: Any, docs: list[dict[str, Any]]) -> list[Hashable] | None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, KeyError):
-        return f"no field {error}"
+        return f"there is no field {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
