@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,16 @@ WRONG = {
     "model": (["evaluation.tasks=[pubmedqa]", "--from", "tiny-lama"], "Did you mean 'tiny-llama'?"),
     "folder": (["evaluation.tasks=[pubmedqa]", "--from", "runs/tiyn"], "there is no folder 'runs/tiyn'"),
 }
+
+
+def test_a_store_without_the_run_is_refused_before_anything_is_measured(
+    folder: Path, scored: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Manifest({}, mlflow_run_id="0" * 32, phase="done").write(folder / "runs" / "foreign")
+    shutil.copytree(named_model("tiny-llama"), folder / "runs" / "foreign" / "final")
+    assert main([*EVALUATE, "--from", "runs/foreign/final", "evaluation.tasks=[social_iqa]"]) == 2
+    assert "Give the store the run was started with" in capsys.readouterr().err
+    assert scored == []
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG)

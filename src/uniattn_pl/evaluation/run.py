@@ -22,10 +22,9 @@ from uniattn_pl.evaluation.results import Figure, Result, ResultFiles
 from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.tasks import open_task
-from uniattn_pl.evaluation.tracking import track
+from uniattn_pl.evaluation.tracking import check_store, track
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling import unmodified_copy
-from uniattn_pl.tracking.store import connect
 from uniattn_pl.training.progress import ProgressReporter
 
 FOLDER = "evaluation"
@@ -44,7 +43,7 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
     """
     console = Console()
     console.print(f"evaluating {subject}", highlight=False, markup=False, soft_wrap=True)
-    connect(loaded.config.tracking)
+    check_store(loaded, subject)
     disable_progress_bar()  # of files that are read in a moment
     folder = (subject.run or Path(loaded.config.trainer.default_root_dir)) / FOLDER
     if folder.is_file():

@@ -192,8 +192,9 @@ def _check_rows(task: Any, path: Path, rows: list[dict[str, Any]]) -> None:
         return  # the task's prompts are for processed rows
     for number, row in enumerate(rows, start=1):
         try:
-            task.doc_to_text(row)
-            _check_answer(task, row)
+            text = task.doc_to_text(row)
+            if not isinstance(text, int):  # else the choices are prompts, and the answer is what completes them
+                _check_answer(task, row)
         except Exception as error:
             raise UserError(
                 f"{_no_fit(task.config.task, path)}: in row {number}, {_first_line(error)}; "

@@ -9,9 +9,24 @@ from uniattn_pl.evaluation.results import Result
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
 from uniattn_pl.tracking.one_off import one_off_run
+from uniattn_pl.tracking.store import connect, find_or_create_run, is_local
 from uniattn_pl.training.manifest import Manifest, exclusive
 
 FILES = ("results.json", "table.txt")
+
+
+def check_store(loaded: LoadedConfig, subject: Subject) -> None:
+    """Check the tracking store before hours of work; a server that does not answer is waited for later.
+
+    Raises:
+        UserError: the store cannot be opened, or it is a local one that does not have the fit's run.
+    """
+    config = loaded.config.tracking
+    client = connect(config)
+    manifest = None if subject.run is None else Manifest.read(subject.run)
+    if manifest is not None and manifest.mlflow_run_id is not None and is_local(config):
+        recorded = {"fit_id": manifest.fit_id, "run_id": manifest.mlflow_run_id}
+        find_or_create_run(client, config, name=loaded.config.name, **recorded)
 
 
 def track(
