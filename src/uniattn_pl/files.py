@@ -12,7 +12,7 @@ from typing import IO
 
 from uniattn_pl.errors import UserError
 
-# What fit, analyze and bench write directly in a run folder.
+# What fit, analyze, bench and evaluate write directly in a run folder.
 RUN_ENTRIES = (
     "manifest.json",
     ".lock",
@@ -28,6 +28,7 @@ RUN_ENTRIES = (
     "tracking",
     "analysis",
     "bench",
+    "evaluation",
 )
 
 

@@ -69,8 +69,9 @@ def test_links_are_looked_for_in_everything_that_commands_write(folder: Path) ->
     assert main(["fit", *words]) == 0
     assert main(["bench", *words]) == 0
     assert main(["analyze", *words, "--only", "importance"]) == 0
+    assert main(["evaluate", *words, "evaluation.probes=[held_out]"]) == 0
     written = {path.name for path in (folder / "runs" / "tiny").iterdir()}
-    assert {"final", "bench", "analysis"} <= written <= set(RUN_ENTRIES)
+    assert {"final", "bench", "analysis", "evaluation"} <= written <= set(RUN_ENTRIES)
 
 
 def test_a_file_is_not_written_through_a_link_in_its_place_or_in_that_of_its_temporary(folder: Path) -> None:

@@ -32,7 +32,11 @@ def find_model_folder(arguments: argparse.Namespace) -> Path:
     """
     if arguments.source is None and not arguments.config:
         raise UserError("name the model: --from RUN_OR_MODEL_FOLDER, or the --config of a finished run.")
-    folder: Path = arguments.source or Path(load(arguments).config.trainer.default_root_dir)
+    return model_folder(arguments.source or Path(load(arguments).config.trainer.default_root_dir))
+
+
+def model_folder(folder: Path) -> Path:
+    """Return `folder`, or `final` inside it, whichever holds a model. Raises UserError as `find_model_folder`."""
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'.{_nearest_folder(folder)}")
     for candidate in (folder / FINAL, folder):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from uniattn_pl.config.documents import DEFAULT, at, nearest_file
-from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, ExperimentConfig
+from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
 from uniattn_pl.errors import did_you_mean
 
 Check = Callable[[ExperimentConfig], str | None]
@@ -217,11 +217,15 @@ def _counts(values: list[int]) -> str | None:
 
 @_check("bench.backends")
 def _backends(config: ExperimentConfig) -> str | None:
-    unknown = [backend for backend in config.bench.backends if backend not in ATTENTION_BACKENDS]
-    if config.bench.backends and not unknown:
+    return _some_of(config.bench.backends, ATTENTION_BACKENDS)
+
+
+def _some_of(values: list[str], allowed: Collection[str], *, maybe_none: bool = False) -> str | None:
+    unknown = [value for value in values if value not in allowed]
+    if not unknown and (values or maybe_none):
         return None
-    near = did_you_mean(unknown[0], ATTENTION_BACKENDS) if unknown else ""
-    return f"expected some of {', '.join(ATTENTION_BACKENDS)}; got {config.bench.backends}.{near}"
+    near = did_you_mean(unknown[0], allowed) if unknown else ""
+    return f"expected some of {', '.join(allowed)}; got {values}.{near}"
 
 
 @_check("bench.beside")
@@ -230,3 +234,24 @@ def _beside(config: ExperimentConfig) -> str | None:
     problems = [f"'{file}' is a folder." for file in files if file.is_dir()]
     problems += [f"there is no file '{file}'.{nearest_file(file)}" for file in files if not file.exists()]
     return " ".join(problems) or None
+
+
+@_check("evaluation.probes")
+def _probes(config: ExperimentConfig) -> str | None:
+    return _some_of(config.evaluation.probes, PROBES, maybe_none=True)
+
+
+@_check("evaluation.lengths")
+def _text_lengths(config: ExperimentConfig) -> str | None:
+    return _counts(config.evaluation.lengths)
+
+
+@_check("evaluation.text", "evaluation.probes")
+def _text(config: ExperimentConfig) -> str | None:
+    text = config.evaluation.text
+    if text is None:
+        return "the probe 'positions' needs a text file." if "positions" in config.evaluation.probes else None
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return f"'{text}' is a folder, not a text file."
+    return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}"

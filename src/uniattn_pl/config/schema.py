@@ -42,6 +42,15 @@ STRATEGIES = {
     "ddp": "every device holds the whole model",
     "fsdp": "weights, gradients and optimizer state are sharded over all devices (FSDP2)",
 }
+SAMPLES = {
+    "stratified": "rows of every answer, in the proportion in which they are there",
+    "shuffled": "any rows",
+}
+PROBES = {
+    "held_out": "loss and perplexity on the validation rows of `data`",
+    "positions": "loss by position on a long text",
+    "retrieval": "finding a pass key in filler, and a value among keys, by length and depth",
+}
 CHECKPOINT_FORMATS = {
     "full": "one file that any strategy reads, gathered on rank 0",
     "sharded": "a folder in which each rank writes its own share; fsdp only",
@@ -180,10 +189,20 @@ class TrainerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What is measured on held-out rows before, between and after the stages."""
+    """What a fit measures on held-out rows before, between and after the stages, and what `evaluate` measures."""
 
     num_samples: int = option(200, "validation sequences at most", minimum=1)
     batch_size: int = option(8, "sequences per forward", minimum=1)
+    tasks: list[str] = option([], "names of lm-evaluation-harness tasks")
+    num_fewshot: int | None = option(None, "examples in each prompt; default: as the task says", minimum=0)
+    data_dir: str | None = option(None, "folder of TASK/SPLIT.jsonl; default: each task's data set from the hub")
+    limit: int | None = option(None, "rows per task, windows of the text; default: all", minimum=1)
+    sample: str = option("stratified", "which rows `limit` leaves", allowed=tuple(SAMPLES))
+    sample_seed: int = option(0, "seed of the choice of rows, and of what retrieval hides", minimum=0)
+    probes: list[str] = option([], "measured besides tasks: " + ", ".join(PROBES))
+    text: str | None = option(None, "plain text file on which `positions` is measured")
+    lengths: list[int] = option([512, 2048, 8192], "tokens of retrieval's texts; the largest is positions' window")
+    trials: int = option(5, "texts of retrieval at each length and depth", minimum=1)
 
 
 @dataclass

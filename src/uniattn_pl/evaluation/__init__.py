@@ -1,1 +1,1 @@
-"""What a model is worth: held-out response loss and answer accuracy."""
+"""What a model is worth: held-out loss, benchmark tasks, long texts and needles in them."""

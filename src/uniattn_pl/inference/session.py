@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -90,9 +91,13 @@ def _load(loaded: LoadedConfig) -> PreTrainedModel:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
+    return model.to(trainer_device(loaded.config.trainer.accelerator))  # type: ignore[arg-type]
+
+
+def trainer_device(accelerator: str) -> torch.device:
+    """The one device that the Lightning Trainer would take."""
     silent: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(accelerator=loaded.config.trainer.accelerator, devices=1, max_steps=0, **silent)
-    return model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+    return pl.Trainer(accelerator=accelerator, devices=1, max_steps=0, **silent).strategy.root_device
 
 
 def _configure(subjects: Sequence[Subject], loaded: LoadedConfig) -> None:

@@ -8,11 +8,12 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from uniattn_pl.config.loading import flatten
+from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.tracking.results import FitResult
@@ -35,6 +36,10 @@ PLACEMENT = frozenset(
         "tracking.experiment",
         "tracking.artifact_location",
     }
+)
+# What is measured once the fit is done: changed without a change of the fit.
+AFTERWARDS = frozenset(
+    f"evaluation.{field.name}" for field in fields(EvaluationConfig) if field.name not in ("num_samples", "batch_size")
 )
 LOCK_NAME = ".lock"
 
@@ -116,12 +121,13 @@ class Manifest:
     def changes(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Keys of `config` that differ from what this folder was started with: {key: (before, now)}.
 
-        Where a fit runs, and how it is cut into pieces, may change: the results are the same up to rounding.
+        Where a fit runs, how it is cut into pieces, and what is measured afterwards may change: its results are the
+        same up to rounding.
         """
         before, now = flatten(self.config), flatten(config)
         missing = "(not set)"
         pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
-        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in PLACEMENT}
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in PLACEMENT | AFTERWARDS}
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was started with."""

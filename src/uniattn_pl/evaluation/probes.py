@@ -1,0 +1,146 @@
+"""What benchmark tasks do not show: held-out perplexity, and the loss by position on long text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+from torchmetrics.text import Perplexity
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.evaluation.compressed import compressed_response_loss
+from uniattn_pl.evaluation.results import Figure, Result
+from uniattn_pl.evaluation.subsample import choose_rows
+from uniattn_pl.modeling.response_loss import IGNORED, logits_at
+
+Progress = Callable[[int, int], None]
+FIRST_BUCKET = 64  # positions; earlier ones say more about how a text begins than about attention
+CHUNK = 512  # queries whose logits are in memory together
+
+
+@torch.no_grad()
+def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Progress) -> Result:
+    """Loss (nats per response token) and perplexity on held-out rows; intervals over rows.
+
+    Args:
+        model: any causal language model.
+        batches: dicts of input_ids, attention_mask and labels [B, L], -100 where not scored.
+        progress: called with batches done and in all.
+    """
+    perplexity = Perplexity(ignore_index=IGNORED).to(model.device)
+    losses: list[tuple[float, int]] = []
+    for done, batch in enumerate(batches, start=1):
+        targets = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        scored = targets != IGNORED
+        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        logits = logits_at(model, inputs, scored.flatten().nonzero().squeeze(-1).to(model.device)).float()
+        wanted = targets[scored].to(model.device)
+        perplexity.update(logits[None], wanted[None])
+        by_row = cross_entropy(logits, wanted, reduction="none").split(scored.sum(1).tolist())
+        losses += [(float(row.sum()), len(row)) for row in by_row if len(row)]
+        progress(done, len(batches))
+    loss = _ratio(losses)
+    figures = {"response_loss": loss, "perplexity": _exponential(loss, float(perplexity.compute()))}
+    details = [{"row": i, "loss": total / count, "tokens": count} for i, (total, count) in enumerate(losses)]
+    return Result("held_out", len(losses), figures, details)
+
+
+def compressed_held_out(model: PreTrainedModel, rows: Iterable[dict[str, Any]], retain_rate: float) -> Result:
+    """The same with each prompt's cache compressed by H2O; `rows` are batches of one sequence."""
+    single = list(rows)
+    found = compressed_response_loss(model, single, retain_rate)
+    loss = Figure(found.response_loss)
+    figures = {"response_loss": loss, "perplexity": _exponential(loss, math.exp(loss.value))}
+    return Result("held_out", len(single), figures | {"kv_bytes_per_token": Figure(found.kv_bytes_per_token)})
+
+
+@torch.no_grad()
+def loss_by_position(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Path,
+    window: int,
+    *,
+    limit: int | None,
+    seed: int,
+    progress: Progress,
+) -> Result:
+    """Loss (nats per token) in buckets of powers of two by how many tokens come before; intervals over windows.
+
+    Args:
+        model: any causal language model.
+        tokenizer: of the model.
+        text: a plain text file; cut into windows that do not overlap, what is left over is not used.
+        window: tokens of a window.
+        limit: windows at most, a seeded choice; None: all.
+        seed: of that choice.
+        progress: called with windows done and in all.
+
+    Raises:
+        UserError: the text is shorter than one window, or is no text.
+    """
+    try:
+        content = text.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"evaluation.text: '{text}' is not a text file in UTF-8.") from error
+    ids = torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])
+    count = len(ids) // window
+    if count == 0:
+        raise UserError(f"evaluation.text: '{text}' has {len(ids)} tokens, fewer than one window of {window}.")
+    chosen = choose_rows(count, limit, seed=seed)
+    losses = []
+    for done, index in enumerate(chosen, start=1):
+        losses.append(_token_losses(model, ids[index * window : (index + 1) * window].to(model.device)))
+        progress(done, len(chosen))
+    by_window = torch.stack(losses)
+    figures = {"loss": _mean(by_window.mean(1))}
+    for start, stop in _buckets(window):
+        figures[f"loss_{start}-{stop - 1}"] = _mean(by_window[:, start - 1 : stop - 1].mean(1))
+    details = [{"window": index, "loss": float(row.mean())} for index, row in zip(chosen, by_window, strict=True)]
+    return Result("positions", len(chosen), figures, details)
+
+
+def _token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The loss [L - 1] of each token of `ids` [L] but the first, chunk by chunk over one cache."""
+    cache, losses = None, []
+    for start in range(0, len(ids) - 1, CHUNK):
+        stop = min(start + CHUNK, len(ids) - 1)
+        output = model(input_ids=ids[None, start:stop], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        losses.append(cross_entropy(output.logits[0].float(), ids[start + 1 : stop + 1], reduction="none"))
+    return torch.cat(losses).cpu()
+
+
+def _buckets(window: int) -> list[tuple[int, int]]:
+    """Ranges of the number of tokens before the predicted one: 1-63, 64-127, 128-255, ..."""
+    edges = [1]
+    while (edge := max(FIRST_BUCKET, edges[-1] * 2)) < window:
+        edges.append(edge)
+    return list(zip(edges, [*edges[1:], window], strict=True))
+
+
+def _mean(values: Tensor) -> Figure:
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Figure.with_error(float(values.mean()), error)
+
+
+def _ratio(losses: list[tuple[float, int]]) -> Figure:
+    """Loss per token over rows of different lengths: a ratio of two sums, with its linearised error."""
+    count, tokens = len(losses), sum(length for _, length in losses)
+    mean = sum(total for total, _ in losses) / tokens
+    if count < 2:
+        return Figure(mean)
+    squares = sum((total - mean * length) ** 2 for total, length in losses)
+    return Figure.with_error(mean, math.sqrt(squares * count / (count - 1)) / tokens)
+
+
+def _exponential(loss: Figure, value: float) -> Figure:
+    if loss.low is None or loss.high is None:
+        return Figure(value)
+    return Figure(value, math.exp(loss.low), math.exp(loss.high))

@@ -1,0 +1,107 @@
+"""What is evaluated: the model of a run, a model folder, or a source such as a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniattn_pl.commands.folders import FINAL, MODEL_FILES, model_folder
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.checks import looks_like_path
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.catalogue import MODELS, no_such_model
+from uniattn_pl.training.manifest import FILE_NAME
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate, not loaded yet.
+
+    Attributes:
+        folder: the model folder, or None for a source.
+        source: what `load_model` takes, or None for a folder.
+        run: the run folder that the model is of, if any.
+    """
+
+    folder: Path | None
+    source: str | None
+    run: Path | None
+
+    def __str__(self) -> str:
+        return str(self.folder or self.source)
+
+    def identity(self, loaded: LoadedConfig) -> dict[str, Any]:
+        """What tells this model from others, without loading it: its files, or its source and how it is loaded."""
+        model = loaded.config.model
+        options: dict[str, Any] = {"reuse": model.reuse}
+        path = self.folder or Path(str(self.source)).expanduser()
+        if self.folder is None:
+            options |= {"source": self.source, "revision": model.revision, "dtype": model.dtype}
+            options["attn_implementation"] = model.attn_implementation
+        files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        return options | {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+
+    def load(self, loaded: LoadedConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model, on the device of the experiment's trainer, and its tokenizer.
+
+        Raises:
+            UserError: as `load_model` and `load_folder`.
+        """
+        from uniattn_pl.inference.session import trainer_device
+        from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer, load_model, load_tokenizer
+
+        config = loaded.config.model
+        if self.folder is not None:
+            model, tokenizer = load_folder(self.folder), load_folder_tokenizer(self.folder)
+        else:
+            source = str(self.source)
+            origin: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+            kernel = config.attn_implementation
+            model = load_model(source, dtype=config.dtype, attn_implementation=kernel, **origin)
+            tokenizer = load_tokenizer(source, **origin)
+        if hasattr(model.config, "reuse_mode"):
+            model.config.reuse_mode, model.config.map_memory_mib = config.reuse, config.map_memory_mib
+        return model.to(trainer_device(loaded.config.trainer.accelerator)), tokenizer  # type: ignore[arg-type]
+
+
+def find_subject(given: str | None, loaded: LoadedConfig) -> Subject:
+    """What `--from` names; without it the finished fit of the config's run folder, else the config's model.
+
+    Raises:
+        UserError: there is no such folder or name, the folder holds no model, or the config's fit is not finished.
+    """
+    if given is None:
+        root = Path(loaded.config.trainer.default_root_dir)
+        if _has_model(root / FINAL):
+            return _in_folder(root)
+        if (root / FILE_NAME).is_file():
+            raise UserError(
+                f"the fit in '{root}' is not finished; finish it, or name what to evaluate, as in "
+                f"--from {loaded.config.model.source}."
+            )
+        return Subject(None, loaded.config.model.source, None)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return Subject(None, given, None)
+    if "/" not in given and given not in MODELS:
+        raise UserError(f"--from: {no_such_model(given)}")
+    if looks_like_path(given, (".gguf",)) or ("/" in given and path.parent.is_dir()):
+        model_folder(path)  # says what there is instead
+    return Subject(None, given, None)
+
+
+def _in_folder(path: Path) -> Subject:
+    folder = model_folder(path)
+    root = folder.parent if folder.name == FINAL else folder
+    return Subject(folder, None, root if (root / FILE_NAME).is_file() else None)
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MODEL_FILES)
