@@ -34,6 +34,7 @@ PLACEMENT = frozenset(
         "tracking.uri",
         "tracking.experiment",
         "tracking.artifact_location",
+        "tracking.parent_run",
     }
 )
 LOCK_NAME = ".lock"
@@ -118,10 +119,10 @@ class Manifest:
 
         Where a fit runs, and how it is cut into pieces, may change: the results are the same up to rounding.
         """
-        before, now = flatten(self.config), flatten(config)
+        before, now = compared(self.config), compared(config)
         missing = "(not set)"
         pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
-        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in PLACEMENT}
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
@@ -135,6 +136,11 @@ class Manifest:
                 f"to start a new one give another name= or trainer.default_root_dir=, or delete {folder}."
             )
             raise UserError(*problems, ways_out)
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what makes a config another experiment: not where it runs, nor what sweeps run it."""
+    return {k: value for k, value in flatten(config).items() if k not in PLACEMENT and not k.startswith("sweep.")}
 
 
 @contextmanager
