@@ -1,20 +1,22 @@
 """Runs sweeps as forked processes, whose fits are forks too; started by the tests as a process of its own.
 
 Importing PyTorch, Lightning and transformers takes ten seconds, so it happens once. The forks are real
-processes: they die of real signals, and locks, the ledger and run folders are what they leave behind. Events
-(`start`, `end` of a fit, with its folder) are appended to events.txt, of which the tests read what really ran.
+processes: they die of real signals, and locks, the ledger and run folders are what they leave behind. What
+really ran is in events.txt: `start` and `end` of every fit, with its folder and its worker's process id.
 
-usage: sweep_driver.py SCENARIO COMMAND...
+usage: sweep_driver.py FOLDER:SCENARIO...    prints a line with the exit codes of each
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
@@ -25,7 +27,6 @@ import uniattn_pl.sweeps.worker
 import uniattn_pl.training.runner
 from uniattn_pl.cli import main
 from uniattn_pl.sweeps import process
-from uniattn_pl.sweeps.ledger import Ledger
 from uniattn_pl.training.manifest import Manifest
 
 uniattn_pl.sweeps.worker.POLL_S = 0.05
@@ -33,7 +34,11 @@ uniattn_pl.sweeps.worker.POLL_S = 0.05
 
 def say(event: str, folder: str) -> None:
     with Path("events.txt").open("a") as file:
-        file.write(f"{event} {folder}\n")
+        file.write(f"{event} {folder} {os.getppid()}\n")
+
+
+def events() -> list[str]:
+    return Path("events.txt").read_text().splitlines()
 
 
 class ForkedFit:
@@ -81,8 +86,8 @@ class ForkedFit:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def fork(arguments: list[str]) -> int:
-    """Start a command in a process group of its own."""
+def start(arguments: list[str]) -> int:
+    """Start a command as a process."""
     pid = os.fork()
     if pid == 0:
         os._exit(main(arguments))
@@ -93,43 +98,87 @@ def outcome(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def once(arguments: list[str]) -> None:
-    """The command alone; ends with its exit code."""
-    sys.exit(outcome(fork(arguments)))
+def run(arguments: list[str]) -> int:
+    return outcome(start(arguments))
 
 
-def two(arguments: list[str]) -> None:
-    """Two workers at once."""
-    codes = [outcome(pid) for pid in [fork(arguments), fork(arguments)]]
-    sys.exit(max(codes))
+def once(arguments: list[str]) -> list[int]:
+    """The command, undisturbed."""
+    return [run(arguments)]
 
 
-def killed_twice(arguments: list[str]) -> None:
-    """A worker killed with its fit in stage 1 of the second point; one killed alone as its fit ends; one that ends."""
-    begin, finish, write = process.start_fit, Ledger.finish, Manifest.write
+def two_workers(arguments: list[str]) -> list[int]:
+    """The command in two processes at once."""
+    return [outcome(pid) for pid in [start(arguments), start(arguments)]]
 
-    def killed_in_stage_2(manifest: Manifest, folder: Path) -> None:
+
+def changed(arguments: list[str]) -> list[int]:
+    """The command with fewer seeds, and one that is new."""
+    return [run([*arguments, "sweep.seeds=[1,2,9]"])]
+
+
+@contextmanager
+def before_stage_2(act: Callable[[Path], None]) -> Iterator[None]:
+    """Let every fit `act` on its run folder once stage 1 is recorded."""
+    write = Manifest.write
+
+    def replacement(manifest: Manifest, folder: Path) -> None:
         write(manifest, folder)
-        if manifest.phase == "stage2" and len(Path("events.txt").read_text().splitlines()) > 2:
+        if manifest.phase == "stage2":
+            act(folder)
+
+    Manifest.write = replacement  # type: ignore[method-assign]
+    yield
+    Manifest.write = write  # type: ignore[method-assign]
+
+
+def killed_twice(arguments: list[str]) -> list[int]:
+    """A worker killed together with its second fit; one killed alone, whose fourth fit goes on; one that ends."""
+
+    def kill_both(_: Path) -> None:
+        if len(events()) == 3:
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Manifest.write = killed_in_stage_2  # type: ignore[method-assign]
-    print("first:", outcome(fork(arguments)), flush=True)
-    Manifest.write = write  # type: ignore[method-assign]
+    def kill_worker(_: Path) -> None:
+        if sum(event.startswith("end") for event in events()) == 3:
+            os.kill(os.getppid(), signal.SIGKILL)
 
-    def killed_before_it_is_recorded(ledger: Ledger, *result: object) -> None:
-        if Path("events.txt").read_text().count("end") > 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        finish(ledger, *result)  # type: ignore[arg-type]
+    codes = []
+    for act in (kill_both, kill_worker):
+        with before_stage_2(act):
+            codes.append(run(arguments))
+    return [*codes, run(arguments)]
 
-    Ledger.finish = killed_before_it_is_recorded  # type: ignore[assignment,method-assign]
-    print("second:", outcome(fork(arguments)), flush=True)
-    Ledger.finish = finish  # type: ignore[method-assign]
-    assert process.start_fit is begin
-    sys.exit(outcome(fork(arguments)))
 
+def terminated(arguments: list[str]) -> list[int]:
+    """A worker that gets SIGTERM while its fit waits, which ends only because the signal is passed on; then again."""
+
+    def wait(_: Path) -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+
+    with before_stage_2(wait):
+        code = run(arguments)
+    return [code, run(arguments)]
+
+
+def pruned(arguments: list[str]) -> list[int]:
+    """The fit of the point `bad` waits after stage 1 until it is told to end."""
+
+    def wait(folder: Path) -> None:
+        if folder.name == "bad":
+            signal.pause()
+
+    with before_stage_2(wait):
+        return [run(arguments)]
+
+
+SCENARIOS = {f.__name__: f for f in (once, two_workers, changed, killed_twice, terminated, pruned)}
 
 if __name__ == "__main__":
     process.start_fit = ForkedFit
-    {"once": once, "two": two, "killed_twice": killed_twice}[sys.argv[1]](sys.argv[2:])
+    for pair in sys.argv[1:]:
+        folder, _, scenario = pair.rpartition(":")
+        os.chdir(folder)
+        print(json.dumps(SCENARIOS[scenario](["sweep", "--config", "small.yaml"])), flush=True)

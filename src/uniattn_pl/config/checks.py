@@ -238,7 +238,8 @@ def _grid(config: ExperimentConfig) -> str | None:
 
 def _not_swept(config: ExperimentConfig) -> str | None:
     """Every point has its own name and folder, all are tracked in one place, and a sweep does not hold sweeps."""
-    keys = [*config.sweep.grid, *(key for values in config.sweep.points.values() if values for key in values)]
+    points = [values for values in config.sweep.points.values() if isinstance(values, dict)]
+    keys = [*config.sweep.grid, *(str(key) for values in points for key in values)]
     for key in keys:
         if key in ("name", "trainer.default_root_dir") or key.split(".")[0] in ("sweep", "tracking"):
             return f"'{key}' is the same for all points of a sweep; it cannot be one of its keys."

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from statistics import median
 from typing import Any
 
 import optuna
@@ -163,13 +164,18 @@ class Ledger:
         self._storage.record_heartbeat(claim.trial_id)
 
     def report(self, claim: Claim, step: int, loss: float) -> bool:
-        """Record a point's held-out loss on its way; returns whether it is so bad that the point is to be pruned."""
+        """Record a point's held-out loss on its way; returns whether it is to be pruned.
+
+        It is when its loss now is above the median of the finished points' at that step. (Optuna's own median pruner
+        compares the best of all steps so far, which every stage 1 begins with.)
+        """
         if step not in self._storage.get_trial(claim.trial_id).intermediate_values:
             self._storage.set_trial_intermediate_value(claim.trial_id, step, loss)
         if self.prune_after is None:
             return False
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=self.prune_after)
-        return pruner.prune(self._study, self._storage.get_trial(claim.trial_id))
+        finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [t.intermediate_values[step] for t in finished if step in t.intermediate_values]
+        return len(others) >= self.prune_after and loss > median(others)
 
     def finish(self, claim: Claim, loss: float) -> None:
         self._end(claim, TrialState.COMPLETE, [loss])

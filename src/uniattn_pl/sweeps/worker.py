@@ -174,7 +174,7 @@ class _Worker:
         for step, (phase, name) in enumerate(ON_THE_WAY.items()):
             quality = manifest.results.get(phase, {}).get("milestones", {}).get(name)
             if quality is not None:
-                pruned = self.ledger.report(claim, step, quality["response_loss"])
+                pruned = self.ledger.report(claim, step, quality["response_loss"]) or pruned
         return pruned
 
     def _conclude(self, states: dict[str, PointState]) -> None:
