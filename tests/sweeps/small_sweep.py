@@ -78,7 +78,7 @@ def drive(*scenarios: tuple[SmallSweep, str]) -> tuple[list[list[int]], str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[") and line.endswith("]")]

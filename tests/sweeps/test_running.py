@@ -57,7 +57,7 @@ def test_sweeps_that_are_shared_changed_failing_terminated_and_pruned(tmp_path: 
     shared = SmallSweep(tmp_path / "shared", "{seeds: [0, 1, 2]}")
     failing = SmallSweep(tmp_path / "failing", "{grid: {training.stage2.learning_rate: [1e38, 1e-3]}, retries: 1}")
     ended = SmallSweep(tmp_path / "ended", "{seeds: [5]}")
-    points = "{good: {seed: 0}, bad: {training: {stage1: {learning_rate: 50, warmup_ratio: 0}}}}"
+    points = "{good: {seed: 0}, bad: {training: {stage1: {learning_rate: 0}}}}"
     pruning = SmallSweep(tmp_path / "pruning", f"{{points: {points}, prune_after: 1}}")
     codes, printed = drive(
         (shared, "two_workers"),

@@ -28,7 +28,7 @@ from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import INITIAL, STAGE1
 from uniattn_pl.tracking.tables import as_text
 from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.preemption import Preempted, Preemption
+from uniattn_pl.training.preemption import Preemption
 
 POLL_S = 1.0
 ON_THE_WAY = {"initialise": INITIAL, "stage1": STAGE1}  # phases that end with a loss to prune by
@@ -37,8 +37,8 @@ ON_THE_WAY = {"initialise": INITIAL, "stage1": STAGE1}  # phases that end with a
 class SweepStopped(RunFailure):
     """A signal ended this worker in good order."""
 
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
         super().__init__("the sweep was told to end; its points are kept, and the same command goes on with them.")
 
 
@@ -60,11 +60,11 @@ def run_sweep(
         RunFailure: points failed, or the ledger does not answer.
         SweepStopped: a signal asked to end.
     """
+    preemption = Preemption()
     try:
-        with Preemption().watch():
-            _Worker(base, points, rates, arguments).run()
-    except Preempted as error:
-        raise SweepStopped(error.exit_code) from None
+        # only noted: an exception out of a handler may come where Python swallows it
+        with preemption.watch(), preemption.deferred():
+            _Worker(base, points, rates, arguments, preemption).run()
     except LedgerSilentError as error:
         raise RunFailure(f"the ledger of the sweep does not answer: {redact(str(error))}") from error
 
@@ -76,7 +76,9 @@ class _Worker:
         points: Sequence[Point],
         rates: Mapping[str, float | None],
         arguments: Sequence[str],
+        preemption: Preemption,
     ) -> None:
+        self.preemption = preemption
         sweep = base.config.sweep
         self.base, self.arguments = base, list(arguments)
         self.points = {point.key: point for point in points}
@@ -104,6 +106,7 @@ class _Worker:
 
     def _step(self) -> bool:
         """Work on one point, or wait for other workers; returns whether anything is left."""
+        self._heed_signals()
         self.ledger.free_dead()
         self.ledger.enqueue(self.points)
         states = self._states()
@@ -116,6 +119,10 @@ class _Worker:
         else:
             self._work(claim)
         return True
+
+    def _heed_signals(self) -> None:
+        if self.preemption.received is not None:
+            raise SweepStopped(self.preemption.received)
 
     def _work(self, claim: Claim) -> None:
         folder = self.folders[claim.key]
@@ -146,7 +153,10 @@ class _Worker:
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    return fit.wait(timeout=POLL_S)
+                    code = fit.wait(timeout=POLL_S)
+                    self._heed_signals()
+                    return code
+                self._heed_signals()
                 with suppress(LedgerSilentError):  # its fit goes on; whether the ledger answers matters at the end
                     if time.monotonic() - beaten > HEARTBEAT_S:
                         self.ledger.beat(claim)
