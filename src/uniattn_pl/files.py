@@ -12,6 +12,7 @@ from typing import IO
 
 from uniattn_pl.errors import UserError
 
+SWEEP_ENTRY = "sweep"
 # What fit, analyze, bench and evaluate write directly in a run folder.
 RUN_ENTRIES = (
     "manifest.json",

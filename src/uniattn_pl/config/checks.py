@@ -13,6 +13,7 @@ from pathlib import Path
 from uniattn_pl.config.documents import DEFAULT, at, nearest_file
 from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
 from uniattn_pl.errors import did_you_mean
+from uniattn_pl.files import RUN_ENTRIES, SWEEP_ENTRY
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
@@ -57,9 +58,13 @@ def _missing_path(source: str, suffixes: tuple[str, ...], what: str) -> str | No
 
 @_check("name")
 def _name(config: ExperimentConfig) -> str | None:
-    if re.fullmatch(r"\w[\w.+-]*", config.name):
+    return _folder_name(config.name)
+
+
+def _folder_name(name: str) -> str | None:
+    if re.fullmatch(r"\w[\w.+=,-]*", name):
         return None
-    return f"it names a folder: letters, digits and . _ + - only, and no leading dot; got {config.name!r}."
+    return f"it names a folder: letters, digits and . _ + - = , only, and no leading dot; got {name!r}."
 
 
 @_check("model.source")
@@ -255,3 +260,39 @@ def _text(config: ExperimentConfig) -> str | None:
     if path.is_dir():
         return f"'{text}' is a folder, not a text file."
     return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}"
+
+
+@_check("sweep.grid")
+def _grid(config: ExperimentConfig) -> str | None:
+    wrong = [key for key, values in config.sweep.grid.items() if not isinstance(values, list) or not values]
+    return f"'{wrong[0]}' needs a list of values, for example {wrong[0]}: [1, 2]." if wrong else _not_swept(config)
+
+
+def _not_swept(config: ExperimentConfig) -> str | None:
+    """Every point has its own name and folder, all are tracked in one place, and a sweep does not hold sweeps."""
+    points = [values for values in config.sweep.points.values() if isinstance(values, dict)]
+    keys = [*config.sweep.grid, *(str(key) for values in points for key in values)]
+    for key in keys:
+        if key in ("name", "trainer.default_root_dir") or key.split(".")[0] in ("sweep", "tracking"):
+            return f"'{key}' is the same for all points of a sweep; it cannot be one of its keys."
+    return None
+
+
+@_check("sweep.points")
+def _points(config: ExperimentConfig) -> str | None:
+    for name, values in config.sweep.points.items():
+        if not isinstance(values, dict):
+            return f"'{name}' needs the keys it sets, for example {name}: {{architecture.num_superblocks: 2}}."
+        problem = _folder_name(str(name))
+        if problem is None and name in (*RUN_ENTRIES, SWEEP_ENTRY):
+            problem = "a sweep's folder has other things of that name; choose another."
+        if problem:
+            return f"'{name}': {problem}"
+    return None
+
+
+@_check("sweep.seeds", "sweep.grid")
+def _seeds(config: ExperimentConfig) -> str | None:
+    if config.sweep.seeds and "seed" in config.sweep.grid:
+        return "given here and as sweep.grid's 'seed'; remove one of them."
+    return None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from uniattn_pl.architectures import Architecture
 
 ARCHITECTURE = "architecture"
+OPEN_SECTIONS = (ARCHITECTURE, "sweep")  # a mapping in these is a value, not a section
 NAME = (ARCHITECTURE, "name")
 Field = tuple[Any, dataclasses.Field[Any]]
 
@@ -289,7 +290,7 @@ def _to_config(values: dict[KeyPath, Any]) -> ExperimentConfig:
 
 
 def flatten(config: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
-    """Return a config's plain data as dotted key -> value; an option of an architecture is one value."""
+    """Return a config's plain data as dotted key -> value; an option of an architecture or a sweep is one value."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if _is_section(value, path):
@@ -300,8 +301,8 @@ def flatten(config: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
 
 
 def _is_section(value: Any, path: KeyPath) -> bool:
-    """Whether the value of a key below `path` has keys of its own; an architecture's option is one value."""
-    return isinstance(value, dict) and path[:1] != (ARCHITECTURE,)
+    """Whether the value of a key below `path` has keys of its own."""
+    return isinstance(value, dict) and not (path and path[0] in OPEN_SECTIONS)
 
 
 def _lines(node: dict[str, Any], path: KeyPath, provenance: dict[str, str]) -> Iterable[str]:

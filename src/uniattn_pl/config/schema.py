@@ -225,6 +225,25 @@ class TrackingConfig:
     uri: str = option("sqlite:///mlruns/mlflow.db", "MLflow tracking URI")
     experiment: str = option("uniattn_pl", "MLflow experiment name")
     artifact_location: str | None = option("mlruns/artifacts", "artifact folder of a new experiment on a local store")
+    parent_run: str | None = option(None, "MLflow run that this one is shown under; a sweep sets it for its points")
+
+
+@dataclass
+class SweepConfig:
+    """What `sweep` runs: every named point, at every combination of the grid, with every seed."""
+
+    grid: dict[str, Any] = option({}, "config key: list of its values; all combinations are run")
+    points: dict[str, Any] = option({}, "name of a point: the config keys it sets")
+    seeds: list[int] = option([], "seeds of every point; default: this experiment's seed alone", minimum=0)
+    max_steps: int | None = option(None, "optimizer steps of each stage at most, in every point", minimum=1)
+    retries: int = option(1, "how often a point that failed is tried again, behind all others", minimum=0)
+    prune_after: int | None = option(
+        None,
+        "stop a point whose held-out loss after initialisation or stage 1 is above the median of the finished ones, "
+        "once so many are finished; default: never",
+        minimum=1,
+    )
+    storage: str | None = option(None, "database of the ledger (SQLAlchemy URL); default: sqlite in the sweep's folder")
 
 
 @dataclass
@@ -242,3 +261,4 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -49,7 +49,7 @@ def coerce(value: Any, text: str | None, hint: Any) -> Any:
     if origin is dict or hint is dict:
         if not isinstance(value, Mapping):
             raise Mismatch
-        return dict(value)
+        return {str(key): item for key, item in value.items()}
     return _coerce_scalar(value, text, hint)
 
 

@@ -35,6 +35,7 @@ PLACEMENT = frozenset(
         "tracking.uri",
         "tracking.experiment",
         "tracking.artifact_location",
+        "tracking.parent_run",
     }
 )
 # What is measured once the fit is done: changed without a change of the fit.
@@ -124,10 +125,10 @@ class Manifest:
         Where a fit runs, how it is cut into pieces, and what is measured afterwards may change: its results are the
         same up to rounding.
         """
-        before, now = flatten(self.config), flatten(config)
+        before, now = compared(self.config), compared(config)
         missing = "(not set)"
         pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
-        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in PLACEMENT | AFTERWARDS}
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
@@ -141,6 +142,13 @@ class Manifest:
                 f"to start a new one give another name= or trainer.default_root_dir=, or delete {folder}."
             )
             raise UserError(*problems, ways_out)
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
+    nor what sweeps run it."""
+    without = PLACEMENT | AFTERWARDS
+    return {k: value for k, value in flatten(config).items() if k not in without and not k.startswith("sweep.")}
 
 
 @contextmanager

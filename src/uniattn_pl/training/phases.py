@@ -39,7 +39,8 @@ def prepare(session: FitSession) -> None:
     plan = session.plan
     lines = "\n".join([*report.lines(), plan.draw()])
     session.console.print(lines, highlight=False, markup=False, soft_wrap=True)
-    milestones = session.milestone(ORIGINAL, session.original)
+    known = session.manifest.results.get("prepare", {}).get("milestones", {})  # of another point of a sweep
+    milestones = dict(known) if ORIGINAL in known else session.milestone(ORIGINAL, session.original)
     converted = session.converted()
     if session.plan.operated:
         milestones |= session.milestone(CONVERTED, converted)

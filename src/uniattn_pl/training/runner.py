@@ -20,7 +20,7 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.files import check_run_folder
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun, deliver_pending
+from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, PARENT_TAG, MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
@@ -139,6 +139,8 @@ def _run(session: FitSession) -> None:
 def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
     tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
+    if config.tracking.parent_run is not None:
+        tags[PARENT_TAG] = config.tracking.parent_run
     run = MLflowRun.open(
         config.tracking,
         name=config.name,

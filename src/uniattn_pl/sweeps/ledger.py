@@ -1,0 +1,247 @@
+"""Who works on which point: an Optuna study that workers on one machine or many share.
+
+Every attempt at a point is a trial. A worker claims a waiting trial (WAITING becomes RUNNING in one step of the
+database) and holds a lock in the sweep's folder while it works. The claim of a dead worker is freed: on the machine
+it ran on because nobody holds the lock any more, elsewhere because its heartbeat has stopped. A trial that
+failed without an `error` was lost, not tried, and does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from uniattn_pl.errors import RunFailure, UserError
+from uniattn_pl.sweeps.folder import SweepFolder
+from uniattn_pl.sweeps.locks import locked, try_lock
+from uniattn_pl.tracking.redaction import redact
+
+HEARTBEAT_S, GRACE_S = 15, 120
+SQLITE_PATIENCE_S = 60
+KEY, PLACE, ERROR, AGAIN, SWEEP_ID = "point", "place", "error", "again", "sweep_id"
+LedgerSilentError = StorageInternalError  # the database does not answer now
+
+
+@dataclass(frozen=True)
+class PointState:
+    """What the ledger knows of a point: waiting, running, finished, pruned or failed.
+
+    Attributes:
+        loss: final held-out response loss of a finished point.
+        error: of its last attempt that failed.
+        failures: attempts that failed since it was last given up.
+    """
+
+    state: str
+    loss: float | None = None
+    error: str | None = None
+    failures: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of this process to work on a point; `lock` is the descriptor that proves it is alive."""
+
+    key: str
+    trial_id: int
+    lock: int
+
+
+class Ledger:
+    """The trials of one sweep.
+
+    Args:
+        url: SQLAlchemy URL of the database; None: an sqlite file in the sweep's folder.
+        name: of the study; workers that name the same study of a database share its points.
+        folder: of the sweep.
+        retries: attempts after the first one that failed.
+        prune_after: finished points before one may be pruned; None: pruned points count as not run.
+
+    Raises:
+        UserError: the URL is none, or its driver is missing.
+        RunFailure: the database does not answer.
+    """
+
+    def __init__(self, url: str | None, name: str, folder: SweepFolder, *, retries: int, prune_after: int | None):
+        self.folder, self.retries, self.prune_after = folder, retries, prune_after
+        self.url = url or f"sqlite:///{folder.own.absolute() / 'ledger.db'}"
+        self._place = f"{socket.gethostname()}:{folder.root.resolve()}"
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        with locked(folder.lock):  # two processes that make the tables at once crash
+            self._storage = self._open()
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
+            )
+            if SWEEP_ID not in self._study.user_attrs:
+                self._study.set_user_attr(SWEEP_ID, uuid.uuid4().hex)
+        self._study_id = self._storage.get_study_id_from_name(name)
+
+    def _open(self) -> optuna.storages.RDBStorage:
+        options = {"connect_args": {"timeout": SQLITE_PATIENCE_S}} if self.url.startswith("sqlite") else {}
+        try:
+            return optuna.storages.RDBStorage(
+                self.url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
+            )
+        except (ArgumentError, ImportError) as error:
+            raise UserError(
+                f"sweep.storage '{redact(self.url)}' cannot be used ({redact(str(error))}); give an SQLAlchemy URL "
+                "such as postgresql+psycopg://user@host/database, and install its driver."
+            ) from error
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise RunFailure(f"the ledger at {redact(self.url)} does not answer: {redact(str(error))}") from error
+
+    @property
+    def sweep_id(self) -> str:
+        """The same for all workers, wherever they are."""
+        return str(self._study.user_attrs[SWEEP_ID])
+
+    def states(self, keys: Iterable[str]) -> dict[str, PointState]:
+        """The state of each point."""
+        trials = self._trials()
+        return {key: self._state(trials[key]) for key in keys}
+
+    def enqueue(self, keys: Iterable[str], *, again: bool = False) -> None:
+        """Add a trial for each point that is to be run and has none waiting or running: new, lost or failed ones.
+
+        Args:
+            again: also for those that were given up; they have all their attempts anew.
+        """
+        keys = list(keys)
+        if not self._due(keys, again=again):
+            return
+        with locked(self.folder.lock):
+            for key, given_up in self._due(keys, again=again):
+                self._study.enqueue_trial({}, user_attrs={KEY: key, **({AGAIN: True} if given_up else {})})
+
+    def _due(self, keys: list[str], *, again: bool) -> list[tuple[str, bool]]:
+        trials, due = self._trials(), []
+        for key in keys:
+            state = self._state(trials[key])
+            given_up = state.failures > self.retries
+            if state.state == "failed" and (again or not given_up):
+                due.append((key, given_up))
+        return due
+
+    def claim(self, keys: Iterable[str]) -> Claim | None:
+        """Claim the first waiting point, new ones before those that failed; None when there is none."""
+        wanted, trials = set(keys), self._trials()
+        waiting = [t for key in wanted if self._state(trials[key]).state == "waiting" for t in trials[key]]
+        for trial in sorted(waiting, key=lambda t: t.number):
+            key = trial.user_attrs[KEY]
+            lock = try_lock(self.folder.claim(key)) if trial.state is TrialState.WAITING else None
+            if lock is None:
+                continue
+            try:
+                if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    self._storage.set_trial_user_attr(trial._trial_id, PLACE, self._place)
+                    claim = Claim(key, trial._trial_id, lock)
+                    self.beat(claim)
+                    return claim
+            except UpdateFinishedTrialError:
+                pass  # another worker was faster, and is through
+            os.close(lock)
+        return None
+
+    def beat(self, claim: Claim) -> None:
+        """Tell workers elsewhere that this one is alive."""
+        self._storage.record_heartbeat(claim.trial_id)
+
+    def report(self, claim: Claim, step: int, loss: float) -> bool:
+        """Record a point's held-out loss on its way; returns whether it is to be pruned.
+
+        It is when its loss now is above the median of the finished points' at that step. (Optuna's own median pruner
+        compares the best of all steps so far, which every stage 1 begins with.)
+        """
+        if step not in self._storage.get_trial(claim.trial_id).intermediate_values:
+            self._storage.set_trial_intermediate_value(claim.trial_id, step, loss)
+        if self.prune_after is None:
+            return False
+        finished = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [t.intermediate_values[step] for t in finished if step in t.intermediate_values]
+        return len(others) >= self.prune_after and loss > median(others)
+
+    def finish(self, claim: Claim, loss: float) -> None:
+        self._end(claim, TrialState.COMPLETE, [loss])
+
+    def prune(self, claim: Claim) -> None:
+        self._end(claim, TrialState.PRUNED)
+
+    def fail(self, claim: Claim, error: str) -> None:
+        """Record an attempt that counts."""
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(claim.trial_id, ERROR, redact(error))
+        self.release(claim)
+
+    def release(self, claim: Claim) -> None:
+        """Give a point back: unless an error was recorded before, nothing was tried."""
+        self._end(claim, TrialState.FAIL)
+
+    def _end(self, claim: Claim, state: TrialState, values: list[float] | None = None) -> None:
+        try:
+            self._storage.set_trial_state_values(claim.trial_id, state, values)
+        except UpdateFinishedTrialError:
+            pass  # this machine slept and another worker has freed the claim; the point's folder keeps what was done
+        finally:
+            os.close(claim.lock)
+
+    def free_dead(self) -> None:
+        """Free the claims of workers that are gone."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            place = trial.user_attrs.get(PLACE)
+            if place == self._place:
+                self._free_if_unlocked(trial)
+            elif place is None and _older(trial, GRACE_S):
+                self._lose(trial)
+        optuna.storages.fail_stale_trials(self._study)
+
+    def _free_if_unlocked(self, trial: FrozenTrial) -> None:
+        lock = try_lock(self.folder.claim(trial.user_attrs[KEY]))
+        if lock is not None:
+            self._lose(trial)
+            os.close(lock)
+
+    def _lose(self, trial: FrozenTrial) -> None:
+        with suppress(UpdateFinishedTrialError):  # it has just ended, or another worker has freed it
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _trials(self) -> dict[str, list[FrozenTrial]]:
+        found: dict[str, list[FrozenTrial]] = defaultdict(list)
+        for trial in self._study.get_trials(deepcopy=False):
+            found[trial.user_attrs[KEY]].append(trial)
+        return found
+
+    def _state(self, trials: list[FrozenTrial]) -> PointState:
+        by_state: dict[TrialState, Any] = {trial.state: trial for trial in trials}
+        if TrialState.COMPLETE in by_state:
+            return PointState("finished", loss=by_state[TrialState.COMPLETE].value)
+        if TrialState.PRUNED in by_state and self.prune_after is not None:
+            return PointState("pruned")
+        failures, error = 0, None
+        for trial in trials:
+            failures = 0 if trial.user_attrs.get(AGAIN) else failures
+            if trial.state is TrialState.FAIL and ERROR in trial.user_attrs:
+                failures, error = failures + 1, trial.user_attrs[ERROR]
+        live = (TrialState.RUNNING, "running"), (TrialState.WAITING, "waiting")
+        state = next((name for kind, name in live if kind in by_state), "failed")
+        return PointState(state, error=error, failures=failures)
+
+
+def _older(trial: FrozenTrial, seconds: float) -> bool:
+    return trial.datetime_start is not None and datetime.now() - trial.datetime_start > timedelta(seconds=seconds)

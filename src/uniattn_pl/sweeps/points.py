@@ -1,0 +1,149 @@
+"""From the `sweep` section to points: each one an experiment that is checked before any of them starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.config import LoadedConfig, load_config
+from uniattn_pl.config.documents import at, dump_value
+from uniattn_pl.config.interpolation import escape
+from uniattn_pl.config.schema import SweepConfig
+from uniattn_pl.errors import UserError
+from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.training.manifest import compared
+
+LONGEST_NAME = 120
+OWN_KEYS = ("name", "trainer.default_root_dir")  # every point has its own
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep.
+
+    Attributes:
+        name: readable, and a folder's name.
+        words: the overrides that make the sweep's config this point's, as on a command line.
+        loaded: the checked experiment.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    loaded: LoadedConfig
+
+    @property
+    def key(self) -> str:
+        """Identifies the experiment: a point whose config has changed in what it computes is another one."""
+        return key_of(redact(dataclasses.asdict(self.loaded.config)))
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """The key of a point with this plain config."""
+    said = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def load_points(files: Sequence[Path], overrides: Sequence[str], base: LoadedConfig) -> list[Point]:
+    """Load and check every point of a sweep, in the order they are run.
+
+    Args:
+        files, overrides: what `base` was loaded from.
+
+    Raises:
+        UserError: there are no points, two are the same, or some cannot be run; with every problem of all of them.
+    """
+    sweep = base.config.sweep
+    if not (sweep.grid or sweep.points or sweep.seeds):
+        raise UserError(
+            "the config has no sweep; give sweep.grid, sweep.points or sweep.seeds, for example "
+            "'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'."
+        )
+    points: dict[str, Point] = {}
+    problems: list[str] = []
+    for name, words in _named_words(sweep):
+        try:
+            point = _load(files, overrides, name, words, sweep.max_steps)
+        except UserError as error:
+            problems += [_place(problem, words, base) for problem in error.problems]
+            continue
+        twin = points.setdefault(point.key, point)
+        if twin is not point:
+            problems.append(f"sweep: the points '{twin.name}' and '{name}' are the same experiment; remove one.")
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return list(points.values())
+
+
+def _named_words(sweep: SweepConfig) -> Iterator[tuple[str, list[str]]]:
+    """Name and overrides of every point: named ones x the grid x seeds."""
+    short = _short_names(list(sweep.grid))
+    axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
+    axes.append([("seed", seed) for seed in sweep.seeds] or [("", None)])
+    taken: set[str] = set()
+    for (label, values), combination in itertools.product((sweep.points or {"": {}}).items(), itertools.product(*axes)):
+        settings = [(key, value) for key, value in combination if key]
+        parts = [label, *(f"{short.get(key, key)}={_text(value)}" for key, value in settings)]
+        name = _folder_name(",".join(part for part in parts if part), taken)
+        taken.add(name)
+        yield name, [f"{key}={_word(value)}" for key, value in (*values.items(), *settings)]
+
+
+def _short_names(keys: list[str]) -> dict[str, str]:
+    """The last part of each key, where no other key of the sweep ends with it."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 and end != "name" else key for key, end in zip(keys, ends, strict=True)}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else dump_value(value)
+
+
+def _word(value: Any) -> str:
+    return dump_value(escape(value))
+
+
+def _folder_name(text: str, taken: set[str]) -> str:
+    """`text` with other characters than a run's name may have replaced, short, and not one of `taken`."""
+    name = re.sub(r"[^\w.+=,-]+", "_", text).lstrip("_.+=,-") or "point"
+    if len(name) > LONGEST_NAME or name in taken:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return name
+
+
+def _load(files: Sequence[Path], overrides: Sequence[str], name: str, words: list[str], max_steps: int | None) -> Point:
+    words = [*words, f"name={_word(name)}"]
+    loaded = load_config(files, [*overrides, *words])
+    budget = _budget(loaded, max_steps)
+    if budget:
+        words += budget
+        loaded = load_config(files, [*overrides, *words])
+    return Point(name, tuple(words), loaded)
+
+
+def _budget(loaded: LoadedConfig, max_steps: int | None) -> list[str]:
+    """Overrides that bound the steps of each stage."""
+    training = loaded.config.training
+    stages = (("stage1", training.stage1), ("stage2", training.stage2))
+    return [
+        f"training.{name}.max_steps={max_steps}"
+        for name, stage in stages
+        if max_steps is not None and (stage.max_steps is None or stage.max_steps > max_steps)
+    ]
+
+
+def _place(problem: str, words: list[str], base: LoadedConfig) -> str:
+    """The problem, with where the sweep was written in the place of the overrides it was turned into."""
+    for word in words:
+        key = word.partition("=")[0]
+        section = "grid" if key in base.config.sweep.grid else "seeds" if key == "seed" else "points"
+        place = f"{at(base.provenance[f'sweep.{section}'])}sweep.{section}"
+        problem = problem.replace(f"override '{word}'", place)
+        problem = problem.replace(f"{place}, {place}", place)
+    return problem

@@ -1,0 +1,60 @@
+"""A point's fit as a process of its own: a crash of one ends neither the worker nor another point."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+PATIENCE_S = 600  # for an optimizer step to end and its checkpoint to be written
+
+
+class Fit(Protocol):
+    """What a worker needs of a running fit; `subprocess.Popen` has it."""
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def start_fit(arguments: Sequence[str], log: Path, lock: int) -> Fit:
+    """Start `fit` with these arguments.
+
+    Args:
+        log: what it prints is appended there.
+        lock: descriptor that it inherits, so that the point is not free before it has ended, whatever becomes of us.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "uniattn_pl", "fit", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C reaches the worker alone, which passes it on
+        )
+
+
+def stop_fit(fit: Fit) -> None:
+    """Let a fit checkpoint and end; one that does not, or a second Ctrl-C, kills it."""
+    if fit.poll() is not None:
+        return
+    fit.terminate()
+    try:
+        fit.wait(timeout=PATIENCE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        fit.kill()
+        fit.wait()
+
+
+def reason(log: Path, code: int) -> str:
+    """Why a fit ended with this exit code, in a line: its own error, or the signal."""
+    if code < 0:
+        return f"killed by signal {-code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return told[-1] if told else f"exit code {code}"

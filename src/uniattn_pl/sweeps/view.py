@@ -1,0 +1,181 @@
+"""What a sweep shows: a live table on a terminal, a line per event elsewhere, the table of all points at the end."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from uniattn_pl.sweeps.ledger import PointState
+from uniattn_pl.sweeps.points import Point
+from uniattn_pl.tracking.journal import FILE, FOLDER, entries
+from uniattn_pl.tracking.results import FitResult
+from uniattn_pl.training.manifest import Manifest
+
+UNKNOWN = "-"
+
+
+@dataclass
+class Progress:
+    """How far a running point's training is, read from its journal as it grows."""
+
+    folder: Path
+    step: int | None = None
+    loss: float | None = None
+    _offset: int = field(default=0, repr=False)
+
+    def read(self) -> None:
+        """Take in what is new."""
+        path = self.folder / FOLDER / FILE
+        if not path.exists():
+            return
+        for operation, end in entries(path, self._offset):
+            self._offset = end
+            if operation["op"] == "metric" and operation["key"] in ("stage1/loss", "stage2/loss"):
+                self.step, self.loss = operation["step"], operation["value"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point in a table; `loss` is the training loss while it runs, then the held-out response loss."""
+
+    name: str
+    state: str
+    step: int | None
+    loss: float | None
+    kv_rate: float | None
+    folder: Path
+
+
+class SweepView:
+    """Shows the points of a sweep while they are worked on; a context manager.
+
+    Args:
+        points: in order.
+        folders: key -> run folder.
+        rates: key -> KV retain rate, where the plan is known before the fit.
+        console: where to.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[Point],
+        folders: Mapping[str, Path],
+        rates: Mapping[str, float | None],
+        console: Console,
+    ) -> None:
+        self.names = {point.key: point.name for point in points}
+        self.folders, self.rates, self.console = folders, rates, console
+        self._progress = {key: Progress(folders[key]) for key in self.names}
+        self._shown: dict[str, str] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> SweepView:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, states: Mapping[str, PointState]) -> None:
+        """Show the points as they are now."""
+        rows = self.rows(states)
+        if self._live is not None:
+            self._live.update(_table(rows, "Sweep"), refresh=True)
+            return
+        done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
+        for (key, state), row in zip(states.items(), rows, strict=True):
+            before = self._shown.get(key, "waiting")
+            self._shown[key] = row.state
+            if row.state != before:
+                self.tell(f"[{done}/{len(rows)}] {row.name}: {_event(row, state)}")
+
+    def tell(self, line: str) -> None:
+        """Print one line as it is, above the table."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def rows(self, states: Mapping[str, PointState]) -> list[Row]:
+        """Every point, in order."""
+        return [self._row(key, state) for key, state in states.items()]
+
+    def _row(self, key: str, state: PointState) -> Row:
+        progress, folder, rate = self._progress[key], self.folders[key], self.rates[key]
+        progress.read()
+        loss = state.loss if state.state == "finished" else progress.loss
+        word = "to retry" if state.state == "waiting" and state.failures else state.state
+        if rate is None:
+            rate = _measured_rate(folder)
+        return Row(self.names[key], word, progress.step, loss, rate, folder)
+
+
+def result_of(folder: Path) -> FitResult | None:
+    """What the finished fit of a folder has measured; None before it is finished."""
+    manifest = Manifest.read(folder)
+    return manifest.result(folder, "") if manifest is not None and manifest.phase == "done" else None
+
+
+def _measured_rate(folder: Path) -> float | None:
+    result = result_of(folder)
+    return None if result is None else result.cache.retain_rate
+
+
+def _event(row: Row, state: PointState) -> str:
+    if row.state == "finished":
+        return f"finished, held-out loss {_number(row.loss)}, KV {_percent(row.kv_rate)}"
+    if row.state in ("failed", "to retry"):
+        return f"{row.state} ({state.error})"
+    return row.state
+
+
+def best_of(rows: Sequence[Row]) -> Row | None:
+    """The finished point with the least held-out loss."""
+    finished = [row for row in rows if row.state == "finished" and row.loss is not None and math.isfinite(row.loss)]
+    return min(finished, key=lambda row: row.loss or 0.0, default=None)
+
+
+def final_table(rows: Sequence[Row], tracking_uri: str, run_id: str | None) -> Group:
+    """All points, the best one marked, and the commands that go on from here."""
+    best = best_of(rows)
+    python = shlex.quote(sys.executable)
+    parts: list[Table | Text] = [_table(rows, "Held-out loss of all points (* the best)", best)]
+    commands = [f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(tracking_uri)}"]
+    if run_id is not None:
+        commands.append(f"          the points are under the run {run_id}")
+    if best is not None:
+        run = shlex.quote(str(best.folder))
+        commands.append(f"best      {python} -m uniattn_pl generate --from {run} --instruction --prompt 'Say hello.'")
+    return Group(*parts, Text("\n" + "\n".join(commands)))
+
+
+def _table(rows: Sequence[Row], title: str, best: Row | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("point", "state", "step", "loss", "KV"):
+        table.add_column(name, justify="left" if name in ("point", "state") else "right", overflow="fold")
+    for row in rows:
+        name = f"* {row.name}" if row is best else row.name
+        step = UNKNOWN if row.step is None else str(row.step)
+        table.add_row(Text(name), row.state, step, _number(row.loss), _percent(row.kv_rate))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1%}"

@@ -1,0 +1,214 @@
+"""A worker of a sweep: claims a point, runs its fit, records what came of it, until no point is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.documents import dump_value
+from uniattn_pl.errors import RunFailure
+from uniattn_pl.files import atomic_file, check_run_folder
+from uniattn_pl.sweeps import process
+from uniattn_pl.sweeps.folder import SweepFolder
+from uniattn_pl.sweeps.ledger import HEARTBEAT_S, Claim, Ledger, LedgerSilentError, PointState
+from uniattn_pl.sweeps.locks import locked
+from uniattn_pl.sweeps.parent import close_parent, open_parent
+from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.reuse import start_from_others
+from uniattn_pl.sweeps.view import SweepView, best_of, final_table, result_of
+from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.tracking.results import INITIAL, STAGE1
+from uniattn_pl.tracking.tables import as_text
+from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.training.preemption import Preemption
+
+POLL_S = 1.0
+ON_THE_WAY = {"initialise": INITIAL, "stage1": STAGE1}  # phases that end with a loss to prune by
+
+
+class SweepStopped(RunFailure):
+    """A signal ended this worker in good order."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__("the sweep was told to end; its points are kept, and the same command goes on with them.")
+
+
+def run_sweep(
+    base: LoadedConfig,
+    points: Sequence[Point],
+    rates: Mapping[str, float | None],
+    arguments: Sequence[str],
+) -> None:
+    """Work on a sweep until every point is finished, pruned or given up; any number of processes may.
+
+    Args:
+        base: the sweep's config.
+        points: checked, in the order to run them.
+        rates: key -> KV retain rate, where it is known before the fit.
+        arguments: the words of a command line that load `base`.
+
+    Raises:
+        RunFailure: points failed, or the ledger does not answer.
+        SweepStopped: a signal asked to end.
+    """
+    preemption = Preemption()
+    try:
+        # only noted: an exception out of a handler may come where Python swallows it
+        with preemption.watch(), preemption.deferred():
+            _Worker(base, points, rates, arguments, preemption).run()
+    except LedgerSilentError as error:
+        raise RunFailure(f"the ledger of the sweep does not answer: {redact(str(error))}") from error
+
+
+class _Worker:
+    def __init__(
+        self,
+        base: LoadedConfig,
+        points: Sequence[Point],
+        rates: Mapping[str, float | None],
+        arguments: Sequence[str],
+        preemption: Preemption,
+    ) -> None:
+        self.preemption = preemption
+        sweep = base.config.sweep
+        self.base, self.arguments = base, list(arguments)
+        self.points = {point.key: point for point in points}
+        self.folder = SweepFolder(Path(base.config.trainer.default_root_dir))
+        self.folder.check()
+        with locked(self.folder.lock):
+            self.folders = self.folder.record(points)
+        self.ledger = Ledger(
+            sweep.storage, base.config.name, self.folder, retries=sweep.retries, prune_after=sweep.prune_after
+        )
+        self.view = SweepView(points, self.folders, rates, Console())
+        self.parent: str | None = None
+
+    def run(self) -> None:
+        """Work until nothing is left, then show and record the outcome."""
+        self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
+        self.ledger.enqueue(self.points, again=True)
+        with self.view:
+            while self._step():
+                pass
+        self._conclude(self._states())
+
+    def _states(self) -> dict[str, PointState]:
+        return self.ledger.states(self.points)
+
+    def _step(self) -> bool:
+        """Work on one point, or wait for other workers; returns whether anything is left."""
+        self._heed_signals()
+        self.ledger.free_dead()
+        self.ledger.enqueue(self.points)
+        states = self._states()
+        self.view.update(states)
+        if all(state.state in ("finished", "pruned", "failed") for state in states.values()):
+            return False
+        claim = self.ledger.claim(self.points)
+        if claim is None:
+            time.sleep(POLL_S)
+        else:
+            self._work(claim)
+        return True
+
+    def _heed_signals(self) -> None:
+        if self.preemption.received is not None:
+            raise SweepStopped(self.preemption.received)
+
+    def _work(self, claim: Claim) -> None:
+        folder = self.folders[claim.key]
+        check_run_folder(folder)
+        try:
+            code = 0 if result_of(folder) is not None else self._fit(claim)
+        except BaseException:
+            self.ledger.release(claim)
+            raise
+        self._report(claim)
+        result = result_of(folder)
+        if result is not None and math.isfinite(result.milestones[-1].response_loss):
+            self.ledger.finish(claim, result.milestones[-1].response_loss)
+        elif code is None:
+            self.ledger.prune(claim)
+        else:
+            self.ledger.fail(claim, process.reason(self.folder.log(folder), code))
+
+    def _fit(self, claim: Claim) -> int | None:
+        """Run the point's fit, or what is left of it; returns its exit code, None when it was pruned."""
+        point, folder = self.points[claim.key], self.folders[claim.key]
+        words = [*point.words, f"trainer.default_root_dir={dump_value(str(folder))}"]
+        self._reuse(point, folder)
+        if self.parent is not None:
+            words.append(f"tracking.parent_run={self.parent}")
+        fit = process.start_fit([*self.arguments, *words], self.folder.log(folder), claim.lock)
+        beaten = time.monotonic()
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    code = fit.wait(timeout=POLL_S)
+                    self._heed_signals()
+                    return code
+                self._heed_signals()
+                with suppress(LedgerSilentError):  # its fit goes on; whether the ledger answers matters at the end
+                    if time.monotonic() - beaten > HEARTBEAT_S:
+                        self.ledger.beat(claim)
+                        beaten = time.monotonic()
+                    self.view.update(self._states())
+                    if self._report(claim):
+                        return None
+        finally:
+            process.stop_fit(fit)
+
+    def _reuse(self, point: Point, folder: Path) -> None:
+        config = redact(dataclasses.asdict(point.loaded.config))
+        config["trainer"]["default_root_dir"] = str(folder)
+        others = [other for other in self.folders.values() if other != folder]
+        taken = start_from_others(folder, point.name, config, others)
+        if taken is not None:
+            self.view.tell(f"{point.name} {taken}")
+
+    def _report(self, claim: Claim) -> bool:
+        """Tell the ledger the losses that the point has come by; returns whether it is to be pruned."""
+        manifest = Manifest.read(self.folders[claim.key])
+        if manifest is None:
+            return False
+        pruned = False
+        for step, (phase, name) in enumerate(ON_THE_WAY.items()):
+            quality = manifest.results.get(phase, {}).get("milestones", {}).get(name)
+            if quality is not None:
+                pruned = self.ledger.report(claim, step, quality["response_loss"]) or pruned
+        return pruned
+
+    def _conclude(self, states: dict[str, PointState]) -> None:
+        rows, tracking_uri = self.view.rows(states), redact(self.base.config.tracking.uri)
+        report = final_table(rows, tracking_uri, self.parent)
+        self.view.console.print(report, soft_wrap=True)
+        with atomic_file(self.folder.table) as file:
+            file.write(as_text(report).encode())
+        failed = {key: state for key, state in states.items() if state.state == "failed"}
+        best = best_of(rows)
+        close_parent(
+            self.base,
+            self.folder,
+            self.ledger.sweep_id,
+            status="FAILED" if failed else "FINISHED",
+            metrics={} if best is None or best.loss is None else {"sweep/best_response_loss": best.loss},
+            table=as_text(report),
+            tell=self.view.tell,
+        )
+        if failed:
+            lines = [
+                f"{self.points[key].name}: {state.error} (see {self.folder.log(self.folders[key])})"
+                for key, state in failed.items()
+            ]
+            raise RunFailure(
+                f"{len(failed)} of {len(states)} points failed; the same command tries them again.\n" + "\n".join(lines)
+            )

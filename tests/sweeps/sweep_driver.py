@@ -1,0 +1,184 @@
+"""Runs sweeps as forked processes, whose fits are forks too; started by the tests as a process of its own.
+
+Importing PyTorch, Lightning and transformers takes ten seconds, so it happens once. The forks are real
+processes: they die of real signals, and locks, the ledger and run folders are what they leave behind. What
+really ran is in events.txt: `start` and `end` of every fit, with its folder and its worker's process id.
+
+usage: sweep_driver.py FOLDER:SCENARIO...    prints a line with the exit codes of each
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
+import mlflow.store.tracking.sqlalchemy_store
+import mlflow.tracking  # noqa: F401
+
+import uniattn_pl.sweeps.worker
+import uniattn_pl.training.runner
+from uniattn_pl.cli import main
+from uniattn_pl.sweeps import process
+from uniattn_pl.training.manifest import Manifest
+
+uniattn_pl.sweeps.worker.POLL_S = 0.05
+
+
+def say(event: str, folder: str) -> None:
+    with Path("events.txt").open("a") as file:
+        file.write(f"{event} {folder} {os.getppid()}\n")
+
+
+def events() -> list[str]:
+    return Path("events.txt").read_text().splitlines()
+
+
+class ForkedFit:
+    """A fit in a fork, with the part of `subprocess.Popen` that a worker uses."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
+        self._code: int | None = None
+        folder = next(word for word in reversed(arguments) if word.startswith("trainer.default_root_dir="))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+            say("start", folder.rpartition("/")[2])
+            code = main(["fit", *arguments])
+            say("end", folder.rpartition("/")[2])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (timeout or 1e9)
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("fit", timeout or 0.0)
+            time.sleep(0.02)
+        return self.poll() or 0
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def start(arguments: list[str]) -> int:
+    """Start a command as a process."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(main(arguments))
+    return pid
+
+
+def outcome(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(arguments: list[str]) -> int:
+    return outcome(start(arguments))
+
+
+def once(arguments: list[str]) -> list[int]:
+    """The command, undisturbed."""
+    return [run(arguments)]
+
+
+def two_workers(arguments: list[str]) -> list[int]:
+    """The command in two processes at once."""
+    return [outcome(pid) for pid in [start(arguments), start(arguments)]]
+
+
+def changed(arguments: list[str]) -> list[int]:
+    """The command with fewer seeds, and one that is new."""
+    return [run([*arguments, "sweep.seeds=[1,2,9]"])]
+
+
+@contextmanager
+def before_stage_2(act: Callable[[Path], None]) -> Iterator[None]:
+    """Let every fit `act` on its run folder once stage 1 is recorded."""
+    write = Manifest.write
+
+    def replacement(manifest: Manifest, folder: Path) -> None:
+        write(manifest, folder)
+        if manifest.phase == "stage2":
+            act(folder)
+
+    Manifest.write = replacement  # type: ignore[method-assign]
+    yield
+    Manifest.write = write  # type: ignore[method-assign]
+
+
+def killed_twice(arguments: list[str]) -> list[int]:
+    """A worker killed together with its second fit; one killed alone, whose fourth fit goes on; one that ends."""
+
+    def kill_both(_: Path) -> None:
+        if len(events()) == 3:
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_worker(_: Path) -> None:
+        if sum(event.startswith("end") for event in events()) == 3:
+            os.kill(os.getppid(), signal.SIGKILL)
+
+    codes = []
+    for act in (kill_both, kill_worker):
+        with before_stage_2(act):
+            codes.append(run(arguments))
+    return [*codes, run(arguments)]
+
+
+def terminated(arguments: list[str]) -> list[int]:
+    """A worker that gets SIGTERM while its fit waits, which ends only because the signal is passed on; then again."""
+
+    def wait(_: Path) -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+
+    with before_stage_2(wait):
+        code = run(arguments)
+    return [code, run(arguments)]
+
+
+def pruned(arguments: list[str]) -> list[int]:
+    """The fit of the point `bad` waits after stage 1 until it is told to end."""
+
+    def wait(folder: Path) -> None:
+        if folder.name == "bad":
+            signal.pause()
+
+    with before_stage_2(wait):
+        return [run(arguments)]
+
+
+SCENARIOS = {f.__name__: f for f in (once, two_workers, changed, killed_twice, terminated, pruned)}
+
+if __name__ == "__main__":
+    process.start_fit = ForkedFit
+    for pair in sys.argv[1:]:
+        folder, _, scenario = pair.rpartition(":")
+        os.chdir(folder)
+        print(json.dumps(SCENARIOS[scenario](["sweep", "--config", "small.yaml"])), flush=True)
