@@ -78,7 +78,7 @@ def summed_response_loss(
 def _chunked_loss(model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens) -> Tensor:
     """Let the output embedding give the loss instead of logits, which the family's forward then only passes on.
 
-    (torch's own `linear_cross_entropy` is off by some percent in bfloat16.)
+    (torch's own `linear_cross_entropy` sums in bfloat16 there, which is off by some percent.)
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     given: list[Tensor] = []

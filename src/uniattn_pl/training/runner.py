@@ -60,9 +60,10 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
         _compute_deterministically()
     cluster, preemption = Cluster(loaded.config), Preemption()
     with preemption.watch(), ExitStack() as stack:
-        stack.callback(cluster.close)
         try:
-            return _fit(loaded, cluster, preemption, stack, allow_changes=allow_changes)
+            result = _fit(loaded, cluster, preemption, stack, allow_changes=allow_changes)
+            cluster.close()  # after an error other ranks may never answer
+            return result
         except BaseException as error:
             if isinstance(error, UserError | RunFailure):  # every rank has met it
                 cluster.let_parent_end()
