@@ -191,7 +191,7 @@ class _Worker:
         rows, tracking_uri = self.view.rows(states), redact(self.base.config.tracking.uri)
         report = final_table(rows, tracking_uri, self.parent)
         self.view.console.print(report, soft_wrap=True)
-        with atomic_file(self.folder.table) as file:
+        with locked(self.folder.lock), atomic_file(self.folder.table) as file:  # other workers end here, too
             file.write(as_text(report).encode())
         failed = {key: state for key, state in states.items() if state.state == "failed"}
         best = best_of(rows)
