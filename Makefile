@@ -15,7 +15,7 @@ quickstart: $(READY)  ## post-train a 135M model with UniAttn and compare it wit
 	$(BIN)/python -m uniattn_pl fit --config experiments/quickstart.yaml
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
