@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.evaluation.tracking import check_store, track
-from uniattn_pl.files import atomic_file
+from uniattn_pl.files import atomic_file, file_digest
 from uniattn_pl.modeling import unmodified_copy
 from uniattn_pl.training.progress import ProgressReporter
 
@@ -176,7 +175,7 @@ class _Session:
 def _stamp(source: str) -> Any:
     """Content of a local file as a hash; the name of anything else."""
     path = Path(source).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else source
+    return file_digest(path) if path.is_file() else source
 
 
 def _write(results: list[Result], subject: Subject, folder: Path) -> None:

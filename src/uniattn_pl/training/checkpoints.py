@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from rich.console import Console
 from torch.distributed.checkpoint.api import CheckpointException
 
 from uniattn_pl.errors import RunFailure
-from uniattn_pl.files import sync_folder
+from uniattn_pl.files import file_digest, sync_file, sync_folder
 from uniattn_pl.training import ranks
 
 CHECKSUMS = "checksums.json"
@@ -138,7 +137,8 @@ class CheckpointStore:
         sums: dict[str, Any] = {}
         try:
             for file in files[ranks.rank() :: ranks.world_size()]:
-                sums[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": _digest(file, sync=True)}
+                sync_file(file)
+                sums[str(file.relative_to(folder))] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
         except OSError as error:
             problem = _cause(error)
         for part, problem_there in ranks.gather((sums, problem)):
@@ -184,7 +184,7 @@ def damage(folder: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
         try:
-            if _digest(file) != digest:
+            if file_digest(file) != digest:
                 return f"{name} differs from its checksum"
         except OSError as error:
             return f"{name} cannot be read: {_cause(error)}"
@@ -197,14 +197,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _digest(file: Path, *, sync: bool = False) -> str:
-    with file.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if sync:
-            os.fsync(handle.fileno())
-    return digest
 
 
 def _cause(error: BaseException) -> str:

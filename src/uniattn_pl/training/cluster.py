@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -79,16 +80,18 @@ class Cluster:
     @property
     def starts_others(self) -> bool:
         """Whether the other ranks do not exist before `launch`: nothing else has started them."""
-        environment = getattr(self._fabric.strategy, "cluster_environment", None)
-        return environment is not None and not environment.creates_processes_externally
+        return self._environment is not None and not self._environment.creates_processes_externally
+
+    @property
+    def _environment(self) -> ClusterEnvironment | None:
+        return getattr(self._fabric.strategy, "cluster_environment", None)
 
     def launch(self) -> None:
         """Start the other ranks unless something else did, and connect with them."""
         if self.world_size == 1:
             return
-        environment = getattr(self._fabric.strategy, "cluster_environment", None)
         local = os.environ.get("LOCAL_RANK", "0")
-        self._started_by_parent = isinstance(environment, LightningEnvironment) and local != "0"
+        self._started_by_parent = isinstance(self._environment, LightningEnvironment) and local != "0"
         self._fabric.launch()
         if self._started_by_parent:
             threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()

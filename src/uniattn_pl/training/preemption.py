@@ -64,9 +64,13 @@ class Preemption:
 
     def check(self) -> None:
         """Raise Preempted on every rank when any rank has noted a signal; all of them call this."""
-        number = max(received or 0 for received in ranks.gather(self.received))
+        number = self.on_any_rank()
         if number:
             raise Preempted(number, FINISHED_KEPT)
+
+    def on_any_rank(self) -> int:
+        """The signal that any rank has noted, 0: none; schedulers often tell one process only. Every rank asks."""
+        return max(received or 0 for received in ranks.gather(self.received))
 
     def _handle(self, number: int, _: FrameType | None) -> Any:
         self.received = number

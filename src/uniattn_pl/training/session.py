@@ -86,8 +86,8 @@ class FitSession:
         self.data = InstructionDataModule(
             self.config.data,
             self.tokenizer,
-            batch_size=self.config.training.batch_size,
-            micro_batch_size=self.config.training.micro_batch_size,
+            batch_size=training.batch_size,
+            micro_batch_size=training.micro_batch_size,
             eval_batch_size=self.config.evaluation.batch_size,
             seed=self.config.seed,
             rank=self.cluster.rank,

@@ -160,11 +160,6 @@ def _fit(
 
 def _total_steps(session: FitSession, options: StageConfig, micro_batches: int) -> int:
     """Optimizer steps of a stage; the last, smaller batch of an epoch is a step too."""
-    if micro_batches == 0:
-        raise UserError(
-            f"there are fewer training rows than one micro batch on each of {session.cluster.world_size} device(s); "
-            "lower training.micro_batch_size or data.validation_size, or give more rows."
-        )
     steps = options.max_epochs * math.ceil(micro_batches / session.accumulate)
     return steps if options.max_steps is None else min(steps, options.max_steps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uniattn_pl.files import atomic_folder
+from uniattn_pl.files import atomic_folder, file_digest
 
 
 @contextmanager
@@ -64,7 +63,6 @@ def damaged_files(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
 def _digest(file: Path) -> str:
     """SHA-256; empty for what cannot be read."""
     try:
-        with file.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_digest(file)
     except OSError:
         return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from uniattn_pl.training.checkpoints import CheckpointStore
@@ -51,17 +50,8 @@ class StepCheckpoint(Checkpoint):
         if trainer.global_step == self._stepped_to:
             return
         self._stepped_to = trainer.global_step
-        signal_number = self._signal(trainer)
+        signal_number = self.preemption.on_any_rank()
         if signal_number or trainer.global_step % self.every_n_steps == 0:
             saved = self.store.save(trainer, sharded=self.sharded)
             if signal_number:
                 raise Preempted(signal_number, f"step {trainer.global_step} is saved in {saved}")
-
-    def _signal(self, trainer: pl.Trainer) -> int:
-        """The signal that any rank has received, 0: none; schedulers often tell one process only."""
-        received = self.preemption.received or 0
-        if trainer.world_size == 1:
-            return received
-        flag = torch.tensor(received, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return int(flag)
