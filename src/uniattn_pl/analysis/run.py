@@ -19,6 +19,7 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling import converted_copy
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.importance import attention_importance
+from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.one_off import one_off_run
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.manifest import Manifest
@@ -54,9 +55,9 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
         topics = [topic for topic in TOPICS if topic != "compensation" or session.plan.compensated]
     folder = session.folder / FOLDER
     config = session.config
-    tags = {"uniattn_pl.kind": "analysis", "uniattn_pl.architecture": loaded.architecture.name}
+    said = tags.describing(config, "analysis", loaded.architecture.name)
     name = f"{config.name}-analysis"
-    with one_off_run(config.tracking, session.folder, name=name, tags=tags) as run:
+    with one_off_run(config.tracking, session.folder, name=name, tags=said) as run:
         run.log_params(loaded.flatten())
         for topic in topics:
             console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)

@@ -262,6 +262,18 @@ def _text(config: ExperimentConfig) -> str | None:
     return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}"
 
 
+@_check("evaluation.h2o")
+def _h2o(config: ExperimentConfig) -> str | None:
+    rates = config.evaluation.h2o
+    return None if all(0 < rate <= 1 for rate in rates) else f"expected shares above 0 and at most 1, got {rates}."
+
+
+@_check("evaluation.drop")
+def _drop(config: ExperimentConfig) -> str | None:
+    counts = config.evaluation.drop
+    return _counts(counts) if counts else None
+
+
 @_check("sweep.grid")
 def _grid(config: ExperimentConfig) -> str | None:
     wrong = [key for key, values in config.sweep.grid.items() if not isinstance(values, list) or not values]
@@ -273,7 +285,7 @@ def _not_swept(config: ExperimentConfig) -> str | None:
     points = [values for values in config.sweep.points.values() if isinstance(values, dict)]
     keys = [*config.sweep.grid, *(str(key) for values in points for key in values)]
     for key in keys:
-        if key in ("name", "trainer.default_root_dir") or key.split(".")[0] in ("sweep", "tracking"):
+        if key in ("name", "trainer.default_root_dir") or key.split(".")[0] in ("sweep", "tracking", "report"):
             return f"'{key}' is the same for all points of a sweep; it cannot be one of its keys."
     return None
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uniattn_pl.architectures import Architecture
 
 ARCHITECTURE = "architecture"
-OPEN_SECTIONS = (ARCHITECTURE, "sweep")  # a mapping in these is a value, not a section
+OPEN_SECTIONS = (ARCHITECTURE, "sweep", "report")  # a mapping in these is a value, not a section
 NAME = (ARCHITECTURE, "name")
 Field = tuple[Any, dataclasses.Field[Any]]
 

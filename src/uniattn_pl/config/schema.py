@@ -203,6 +203,10 @@ class EvaluationConfig:
     text: str | None = option(None, "plain text file on which `positions` is measured")
     lengths: list[int] = option([512, 2048, 8192], "tokens of retrieval's texts; the largest is positions' window")
     trials: int = option(5, "texts of retrieval at each length and depth", minimum=1)
+    h2o: list[float] = option([], "measure again with each prompt's cache compressed by H2O to these shares (Table 3)")
+    drop: list[int] = option(
+        [], "measure again with the attention of so many operated layers dropped, the least important ones (Figure 5)"
+    )
 
 
 @dataclass
@@ -247,6 +251,22 @@ class SweepConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What `report` shows of a sweep: one row per point, a column per metric, and figures."""
+
+    title: str = option("", "heading; default: the name of the experiment")
+    columns: dict[str, Any] = option(
+        {},
+        "heading of a column: an MLflow metric, METRIC@STEP for its value at one step, or a list of other columns, "
+        "of which it is the mean; default: what the runs have",
+    )
+    figures: dict[str, Any] = option(
+        {}, "name of a figure: {x: column, config key or 'drop', y: [columns]}, one point or curve per row"
+    )
+    analysis: list[str] = option([], "figures of an `analyze` of the same model and data, such as similarity_matrix")
+
+
+@dataclass
 class ExperimentConfig:
     """One experiment, as written in a file and on the command line."""
 
@@ -262,3 +282,4 @@ class ExperimentConfig:
     bench: BenchConfig = field(default_factory=BenchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)

@@ -7,7 +7,8 @@ from pathlib import Path
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.evaluation.results import Result
 from uniattn_pl.evaluation.subject import Subject
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.one_off import one_off_run
 from uniattn_pl.tracking.store import connect, find_or_create_run, is_local
 from uniattn_pl.training.manifest import Manifest, exclusive
@@ -39,9 +40,10 @@ def track(
     """
     metrics = _metrics(results, retain_rate)
     if subject.run is None:
-        tags = {"uniattn_pl.kind": "evaluation", "uniattn_pl.model": str(subject)}
+        said = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
+        said[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
         name = f"{loaded.config.name}-evaluation"
-        with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=tags) as run:
+        with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=said) as run:
             run.log_params(loaded.flatten())
             _log(run, metrics, 0, folder)
         return
@@ -53,7 +55,7 @@ def track(
             name=str(manifest.config.get("name", loaded.config.name)),
             fit_id=manifest.fit_id,
             run_id=manifest.mlflow_run_id,
-            tags={FOLDER_TAG: str(subject.run.resolve())},
+            tags={tags.FOLDER: str(subject.run.resolve())},
             folder=subject.run,
         )
         _log(fit, metrics, manifest.step_offset, folder)

@@ -31,8 +31,8 @@ from uniattn_pl.inference.measuring import Subject
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.modeling.loading import load_model
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG
 from uniattn_pl.tracking.one_off import one_off_run
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.store import connect
@@ -154,18 +154,20 @@ def _write(
         (temporary / "table.txt").write_text("\n".join(lines), encoding="utf-8")
         for name, figure in figures.items():
             figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
-    _track(loaded, measured, folder)
+    _track(loaded, measured, plans, folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
     print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(loaded.config.tracking.uri)}")
 
 
-def _track(loaded: LoadedConfig, measured: Sequence[Measured], folder: Path) -> None:
+def _track(loaded: LoadedConfig, measured: Sequence[Measured], plans: Mapping[str, LayerPlan], folder: Path) -> None:
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
     for label in dict.fromkeys(entry.label for entry in measured):
-        tags = {"uniattn_pl.kind": "bench", "uniattn_pl.architecture": label, FOLDER_TAG: str(folder.resolve())}
+        said = {**tags.describing(config, "bench", label), tags.FOLDER: str(folder.resolve())}
+        if label in plans:
+            said[tags.PLAN] = tags.plan_digest(plans[label])
         name = f"{config.name}-bench-{label}"
-        with one_off_run(config.tracking, folder.parent, name=name, tags=tags) as run:
+        with one_off_run(config.tracking, folder.parent, name=name, tags=said) as run:
             run.log_params(loaded.flatten())
             for entry in (entry for entry in measured if entry.label == label):
                 of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.sweeps.folder import SweepFolder
 from uniattn_pl.sweeps.locks import locked
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, MLflowRun
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 Tell = Callable[[str], None]
 
@@ -53,7 +54,10 @@ def _opened(base: LoadedConfig, folder: SweepFolder, sweep_id: str, tell: Tell) 
         name=base.config.name,
         fit_id=sweep_id,
         run_id=None,
-        tags={FOLDER_TAG: str(folder.root.resolve()), "uniattn_pl.kind": "sweep"},
+        tags={
+            **tags.describing(base.config, "sweep", base.architecture.name),
+            tags.FOLDER: str(folder.root.resolve()),
+        },
         folder=folder.own,
         tell=tell,
     )

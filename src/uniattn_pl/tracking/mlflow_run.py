@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 MAX_PARAM_LENGTH = 250  # the shortest limit of the stores MLflow has had; a longer value fails on some of them
 FIRST_ANSWER_S = 4.0
-FOLDER_TAG = "uniattn_pl.run_folder"
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
 
 
 class MLflowRun:

@@ -42,6 +42,7 @@ PLACEMENT = frozenset(
 AFTERWARDS = frozenset(
     f"evaluation.{field.name}" for field in fields(EvaluationConfig) if field.name not in ("num_samples", "batch_size")
 )
+OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 LOCK_NAME = ".lock"
 
 
@@ -148,7 +149,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
     nor what sweeps run it."""
     without = PLACEMENT | AFTERWARDS
-    return {k: value for k, value in flatten(config).items() if k not in without and not k.startswith("sweep.")}
+    return {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
 
 
 @contextmanager

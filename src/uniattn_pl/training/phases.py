@@ -17,7 +17,7 @@ from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.modeling.cache import CacheMismatchError
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.frontier import FRONTIER
-from uniattn_pl.tracking import plots
+from uniattn_pl.tracking import plots, tags
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import CONVERTED, INITIAL, ORIGINAL, CacheCost
@@ -52,6 +52,7 @@ def prepare(session: FitSession) -> None:
         session.run.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
         session.run.log_text(json.dumps(report.to_dict(), indent=2), "data.json")
         session.run.log_text(session.plan.draw() + "\n", PLAN_FILE)
+        session.run.set_tag(tags.PLAN, tags.plan_digest(session.plan))
         _log_search(session, session.run)
         session.run.flush()
     results = {"milestones": milestones, "cache": asdict(cache), "plan": session.plan.to_dict()}

@@ -20,7 +20,8 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.files import check_run_folder
-from uniattn_pl.tracking.mlflow_run import FOLDER_TAG, PARENT_TAG, MLflowRun, deliver_pending
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.tracking.tables import final_report
@@ -139,15 +140,16 @@ def _run(session: FitSession) -> None:
 
 def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
-    tags = {FOLDER_TAG: str(session.folder.resolve()), "uniattn_pl.architecture": session.loaded.architecture.name}
+    said = tags.describing(config, "fit", session.loaded.architecture.name)
+    said[tags.FOLDER] = str(session.folder.resolve())
     if config.tracking.parent_run is not None:
-        tags[PARENT_TAG] = config.tracking.parent_run
+        said[tags.PARENT] = config.tracking.parent_run
     run = MLflowRun.open(
         config.tracking,
         name=config.name,
         fit_id=manifest.fit_id,
         run_id=manifest.mlflow_run_id,
-        tags=tags,
+        tags=said,
         folder=session.folder,
         tell=_printer(session.console),
     )

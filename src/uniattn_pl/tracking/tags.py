@@ -1,0 +1,50 @@
+"""Tags by which runs are told apart and found again: what kind of run, of which model, data and plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePath
+
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.plan import LayerPlan
+
+KIND = "uniattn_pl.kind"  # fit, sweep, bench, analysis or evaluation
+ARCHITECTURE = "uniattn_pl.architecture"
+MODEL = "uniattn_pl.model"
+DATA = "uniattn_pl.data"
+PLAN = "uniattn_pl.plan"  # digest: a benchmark of a plan is one of every fit with that plan
+VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop_2`
+FOLDER = "uniattn_pl.run_folder"
+PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
+STOCK = "stock"  # architecture of a benchmark of the model without this package
+
+
+def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[str, str]:
+    """The tags that every run has: kind, architecture, model and data, the latter two as short names."""
+    return {
+        KIND: kind,
+        ARCHITECTURE: architecture,
+        MODEL: short_name(config.model.source),
+        DATA: short_name(config.data.source),
+    }
+
+
+def short_name(source: str) -> str:
+    """A source without its folders or its organisation."""
+    return PurePath(source).name or source
+
+
+def plan_digest(plan: LayerPlan) -> str:
+    """The same for equal plans, whatever architecture they came from."""
+    return hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def h2o_variant(rate: float) -> str:
+    """Suffix of what is measured with each prompt's cache compressed to this share."""
+    return f"h2o_{rate:g}"
+
+
+def drop_variant(count: int) -> str:
+    """Suffix of what is measured with the attention of so many operated layers dropped."""
+    return f"drop_{count}"
