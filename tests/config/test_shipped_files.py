@@ -16,9 +16,13 @@ EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for the data file that some experiments expect on the user's machine."""
-    (tmp_path / "pmc_llama_instructions_1000.json").write_text("[]")
+    """Stand in for the files that some experiments expect on the user's machine."""
+    for name in ("pmc_llama_instructions_1000.json", "tulu3_sft_filtered_1000.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "wikitext2").mkdir()
+    (tmp_path / "wikitext2" / "wiki.test.raw").write_text("text")
     monkeypatch.setenv("UNIATTN_PL_DATA", str(tmp_path))
+    monkeypatch.setenv("UNIATTN_PL_EVALUATION_DATA", str(tmp_path))
 
 
 @pytest.mark.parametrize("file", [*BLOCKS, *EXPERIMENTS], ids=lambda file: str(file.relative_to(ROOT)))
