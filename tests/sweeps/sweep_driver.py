@@ -30,6 +30,7 @@ from uniattn_pl.sweeps import process
 from uniattn_pl.training.manifest import Manifest
 
 uniattn_pl.sweeps.worker.POLL_S = 0.05
+BEGIN, END = {"fit": "start", "evaluate": "measure"}, {"fit": "end", "evaluate": "measured"}
 
 
 def say(event: str, folder: str) -> None:
@@ -41,10 +42,10 @@ def events() -> list[str]:
     return Path("events.txt").read_text().splitlines()
 
 
-class ForkedFit:
-    """A fit in a fork, with the part of `subprocess.Popen` that a worker uses."""
+class ForkedJob:
+    """A fit or an evaluation in a fork, with the part of `subprocess.Popen` that a worker uses."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, lock: int) -> None:
+    def __init__(self, command: str, arguments: Sequence[str], log: Path, lock: int) -> None:
         self._code: int | None = None
         folder = next(word for word in reversed(arguments) if word.startswith("trainer.default_root_dir="))
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +59,9 @@ class ForkedFit:
             os.dup2(output, 2)
             sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
-            say("start", folder.rpartition("/")[2])
-            code = main(["fit", *arguments])
-            say("end", folder.rpartition("/")[2])
+            say(BEGIN[command], folder.rpartition("/")[2])
+            code = main([command, *arguments])
+            say(END[command], folder.rpartition("/")[2])
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -177,7 +178,7 @@ def pruned(arguments: list[str]) -> list[int]:
 SCENARIOS = {f.__name__: f for f in (once, two_workers, changed, killed_twice, terminated, pruned)}
 
 if __name__ == "__main__":
-    process.start_fit = ForkedFit
+    process.start = ForkedJob
     for pair in sys.argv[1:]:
         folder, _, scenario = pair.rpartition(":")
         os.chdir(folder)

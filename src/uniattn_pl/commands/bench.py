@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
-from uniattn_pl.commands.plan import compile_plan
+from uniattn_pl.commands.plan import chosen_plan, compile_plan
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import check_run_folder
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.tracking.tags import drop_variant
 
 DESCRIPTION = """\
 Measures time to first token, time per further token, peak memory and cache bytes of an experiment's architecture,
 interleaved in one process with the stock model, the same model under this package's kernels (baseline), the
-architectures of bench.beside, and the bound: the same layers without attention. Weights do not matter to cost, so
-nothing is trained; a searched plan is that of its fit."""
+architectures of bench.beside, and the bound: the same layers without attention. Of a config with a `sweep` section
+the plans of all points are measured instead, without bounds. Weights do not matter to cost, so nothing is trained; a
+plan that is chosen by measurement is that of its fit."""
 REFERENCES = ("stock", "baseline")
 EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
-  uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3"""
+  uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3
+  uniattn-pl bench --config experiments/smollm2/sweep_superblocks.yaml"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -36,18 +41,74 @@ def run(arguments: argparse.Namespace) -> int:
         print(loaded.to_yaml(), end="")
         return 0
     check_run_folder(Path(loaded.config.trainer.default_root_dir))
-    plans, bench = _plans(loaded), loaded.config.bench
+    bench, sweep = loaded.config.bench, loaded.config.sweep
+    of_points = bool(sweep.points or sweep.grid)
+    found = _points_of(loaded, arguments) if of_points else Plans(_plans(loaded))
     if arguments.dry_run:
         print(
-            f"dry run: would measure {', '.join([*REFERENCES, *plans])} on {loaded.config.model.source} at "
+            f"dry run: would measure {', '.join([*REFERENCES, *found.plans])} on {loaded.config.model.source} at "
             f"{', '.join(map(str, bench.lengths))} tokens, batch {', '.join(map(str, bench.batch_sizes))}, "
             f"{', '.join(bench.backends)}, {bench.rounds} rounds."
         )
         return 0
     from uniattn_pl.inference.session import run_benchmark
 
-    run_benchmark(loaded, plans)
+    run_benchmark(loaded, found.plans, variants=found.variants, bounds=not of_points)
     return 0
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What is measured besides the references.
+
+    Attributes:
+        plans: label -> plan.
+        variants: label of a plan that goes beyond a fit's -> the fit's plan, and what the variant is called.
+    """
+
+    plans: dict[str, LayerPlan]
+    variants: dict[str, tuple[LayerPlan, str]] = field(default_factory=dict)
+
+
+def _points_of(loaded: LoadedConfig, arguments: argparse.Namespace) -> Plans:
+    """The plans of a sweep's points, each once, and those of evaluation.drop: which layers go does not matter to cost.
+
+    Raises:
+        UserError: with the problems of all points; bench.beside is set as well.
+    """
+    from uniattn_pl.sweeps.folder import SweepFolder
+    from uniattn_pl.sweeps.points import load_points
+
+    if loaded.config.bench.beside:
+        raise UserError("bench.beside: a config with a sweep is measured with its points alone; remove one of them.")
+    points = load_points(arguments.config, arguments.overrides, loaded)
+    folders = SweepFolder(Path(loaded.config.trainer.default_root_dir)).planned(points)
+    found = Plans({})
+    for point in points:
+        plan = _plan_of_point(point.loaded, folders[point.key])
+        if plan is None:
+            print(f"left out: {point.name}, whose layers are chosen when its fit starts; run the sweep first.")
+        elif plan.operated and plan not in found.plans.values():
+            found.plans[point.name] = plan
+            _add_dropped(found, point.name, plan, point.loaded.config.evaluation.drop)
+    return found
+
+
+def _plan_of_point(loaded: LoadedConfig, folder: Path) -> LayerPlan | None:
+    """The plan of a point; None where its fit has not chosen it yet."""
+    trainer = dataclasses.replace(loaded.config.trainer, default_root_dir=str(folder))
+    placed = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, trainer=trainer))
+    if loaded.architecture.measured and chosen_plan(placed) is None:
+        return None
+    return compile_plan(placed)[0]
+
+
+def _add_dropped(found: Plans, name: str, plan: LayerPlan, counts: Sequence[int]) -> None:
+    reusing = [row.index for row in plan.rows if row.role == "reuse"]
+    for count in (count for count in counts if count <= len(reusing)):
+        label = f"{name} {drop_variant(count)}"
+        found.plans[label] = plan.drop_reuse(reusing[-count:], compensated=False)
+        found.variants[label] = plan, drop_variant(count)
 
 
 def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:

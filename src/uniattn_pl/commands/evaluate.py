@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
         "--h2o",
         type=float,
         metavar="RATE",
-        help="keep this share of each prompt's cache: most attended and most recent tokens; default: all",
+        help="measure only with this share of each prompt's cache, the most attended and most recent tokens",
     )
 
 
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
         problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
+    if arguments.h2o is not None and "positions" in options.probes:
+        problems.append("evaluation.probes: 'positions' has no prompt that --h2o could compress; leave out one.")
     if problems:
         raise UserError(*problems)
     from uniattn_pl.evaluation.subject import find_subject

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,14 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation import probes
+from uniattn_pl.evaluation.measuring import LoadedModel, Part
 from uniattn_pl.evaluation.results import Figure, Result, ResultFiles
 from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.evaluation.tracking import check_store, track
+from uniattn_pl.evaluation.variants import Variant, variants_of
 from uniattn_pl.files import atomic_file, file_digest
-from uniattn_pl.modeling import unmodified_copy
 from uniattn_pl.training.progress import ProgressReporter
 
 FOLDER = "evaluation"
@@ -47,58 +46,28 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
     folder = (subject.run or Path(loaded.config.trainer.default_root_dir)) / FOLDER
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
-    session = _Session(loaded, subject, retain_rate, console)
-    files, results = ResultFiles(folder), []
-    for part in session.parts():
-        settings = {"model": subject.identity(loaded), "h2o": retain_rate, **part.settings}
-        found = files.find(part.name, settings)
-        if found is None:
-            found = part.measure()
-            files.keep(part.name, settings, found)
-        else:
-            console.print(f"{part.name}: measured before", highlight=False, markup=False)
-        results += found
+    model = LoadedModel(loaded, subject, console, ResultFiles(folder))
+    parts = _Parts(model).all()
+    variants = variants_of(loaded.config.evaluation, retain_rate)
+    results = [result for variant in variants for result in model.measured(variant, parts)]
     _write(results, subject, folder)
-    track(loaded, subject, results, folder, retain_rate)
+    track(loaded, subject, results, folder, retain_rates=model.retain_rates)
     return results
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One task or probe; `settings` is all that its results depend on besides the model."""
+class _Parts:
+    """Everything that an evaluation asks for."""
 
-    name: str
-    settings: dict[str, Any]
-    measure: Callable[[], list[Result]]
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.loaded, self.console = model, model.loaded, model.console
+        self.options = model.loaded.config.evaluation
 
-
-class _Session:
-    """The model, loaded only when something is left to measure, and the parts of the evaluation."""
-
-    def __init__(self, loaded: LoadedConfig, subject: Subject, retain_rate: float | None, console: Console) -> None:
-        self.loaded, self.subject, self.retain_rate, self.console = loaded, subject, retain_rate, console
-        self.options = loaded.config.evaluation
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        model, tokenizer = self.subject.load(self.loaded)
-        if self.retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
-            model = unmodified_copy(model)
-        return model, tokenizer
-
-    @cached_property
-    def harness_model(self) -> Any:
-        from uniattn_pl.evaluation.harness import harness_model
-
-        model, tokenizer = self._loaded
-        return harness_model(model, tokenizer, batch_size=self.options.batch_size, retain_rate=self.retain_rate)
-
-    def parts(self) -> list[_Part]:
+    def all(self) -> list[Part]:
         """All that is asked for; opens every task first, so that wrong input shows before anything is measured."""
         of_probe = {"held_out": self._held_out, "positions": self._positions, "retrieval": self._retrieval}
         return [*map(self._task, dict.fromkeys(self.options.tasks)), *(of_probe[p]() for p in self.options.probes)]
 
-    def _task(self, name: str) -> _Part:
+    def _task(self, name: str) -> Part:
         import lm_eval
 
         options = self.options
@@ -110,38 +79,39 @@ class _Session:
             "rows": task.contents(rows, options.num_fewshot),
         }
 
-        def measure() -> list[Result]:
-            from uniattn_pl.evaluation.harness import score_task
+        def measure(variant: Variant) -> list[Result]:
+            from uniattn_pl.evaluation.harness import harness_model, score_task
 
             count = sum(map(len, rows.values()))
-            self.console.print(f"{name}: {count} rows", highlight=False, markup=False)
-            return score_task(self.harness_model, task, rows, options.num_fewshot)
+            self.console.print(f"{name}{variant.suffix}: {count} rows", highlight=False, markup=False)
+            wrapped = harness_model(
+                *self.model.of(variant), batch_size=options.batch_size, retain_rate=variant.retain_rate
+            )
+            return score_task(wrapped, task, rows, options.num_fewshot)
 
-        return _Part(name, settings, measure)
+        return Part(name, settings, measure)
 
-    def _held_out(self) -> _Part:
+    def _held_out(self) -> Part:
         config = self.loaded.config
 
-        def measure() -> list[Result]:
-            model, tokenizer = self._loaded
-            size = 1 if self.retain_rate is not None else self.options.batch_size
+        def measure(variant: Variant) -> list[Result]:
+            model, tokenizer = self.model.of(variant)
+            size = 1 if variant.retain_rate is not None else self.options.batch_size
             data = InstructionDataModule(
                 config.data, tokenizer, batch_size=size, micro_batch_size=size, eval_batch_size=size, seed=config.seed
             )
             data.setup()
             batches = data.validation_batches(self.options.num_samples, size)
-            if self.retain_rate is not None:
-                return [probes.compressed_held_out(model, batches, self.retain_rate)]
+            if variant.retain_rate is not None:
+                return [probes.compressed_held_out(model, batches, variant.retain_rate)]
             with self._progress("held_out") as progress:
                 return [probes.held_out(model, batches, progress.update)]
 
         source = config.data.validation_source or config.data.source
         settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": self.options.num_samples}
-        return _Part("held_out", settings, measure)
+        return Part("held_out", settings, measure)
 
-    def _positions(self) -> _Part:
-        if self.retain_rate is not None:
-            raise UserError("evaluation.probes: 'positions' has no prompt that --h2o could compress; leave out one.")
+    def _positions(self) -> Part:
         text, options = str(self.options.text), self.options
         choice: dict[str, Any] = {
             "window": max(options.lengths),
@@ -149,24 +119,26 @@ class _Session:
             "seed": options.sample_seed,
         }
 
-        def measure() -> list[Result]:
+        def measure(variant: Variant) -> list[Result]:
             with self._progress("positions") as progress:
-                return [probes.loss_by_position(*self._loaded, Path(text), **choice, progress=progress.update)]
+                model, tokenizer = self.model.of(variant)
+                return [probes.loss_by_position(model, tokenizer, Path(text), **choice, progress=progress.update)]
 
-        return _Part("positions", {"text": _stamp(text), **choice}, measure)
+        return Part("positions", {"text": _stamp(text), **choice}, measure, has_prompts=False)
 
-    def _retrieval(self) -> _Part:
+    def _retrieval(self) -> Part:
         settings: dict[str, Any] = {
             "lengths": sorted(set(self.options.lengths)),
             "trials": self.options.trials,
             "seed": self.options.sample_seed,
         }
 
-        def measure() -> list[Result]:
+        def measure(variant: Variant) -> list[Result]:
+            options = {**settings, "retain_rate": variant.retain_rate}
             with self._progress("retrieval") as progress:
-                return retrieval(*self._loaded, **settings, retain_rate=self.retain_rate, progress=progress.update)
+                return retrieval(*self.model.of(variant), **options, progress=progress.update)
 
-        return _Part("retrieval", settings, measure)
+        return Part("retrieval", settings, measure)
 
     def _progress(self, label: str) -> ProgressReporter:
         return ProgressReporter(label, self.console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from uniattn_pl.config import LoadedConfig
@@ -31,14 +32,17 @@ def check_store(loaded: LoadedConfig, subject: Subject) -> None:
 
 
 def track(
-    loaded: LoadedConfig, subject: Subject, results: list[Result], folder: Path, retain_rate: float | None
+    loaded: LoadedConfig, subject: Subject, results: list[Result], folder: Path, *, retain_rates: Mapping[str, float]
 ) -> None:
     """Log `eval/TASK/METRIC`, with `_low` and `_high` where there is an interval, and the result files.
+
+    Args:
+        retain_rates: suffix of a variant with less cache -> its share of the unmodified model's bytes.
 
     Raises:
         UserError: the store does not have the fit's run, or another process works in its folder.
     """
-    metrics = _metrics(results, retain_rate)
+    metrics = _metrics(results) | {f"cost/kv_retain_rate{suffix}": rate for suffix, rate in retain_rates.items()}
     if subject.run is None:
         said = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
         said[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
@@ -63,12 +67,11 @@ def track(
             print(f"{fit.leftover()}; the same command delivers them later.")
 
 
-def _metrics(results: list[Result], retain_rate: float | None) -> dict[str, float]:
-    of_cache = "" if retain_rate is None else f"_h2o_{retain_rate:g}"
+def _metrics(results: list[Result]) -> dict[str, float]:
     metrics = {}
     for result in results:
         for metric, figure in result.figures.items():
-            key = f"eval/{result.name}{of_cache}/{metric}"
+            key = f"eval/{result.name}/{metric}"
             metrics[key] = figure.value
             if figure.low is not None and figure.high is not None:
                 metrics |= {f"{key}_low": figure.low, f"{key}_high": figure.high}

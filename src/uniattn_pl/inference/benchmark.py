@@ -77,7 +77,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def subjects_of(
-    original: PreTrainedModel, plans: Mapping[str, LayerPlan], backend: str, *, chunk_size: int | None
+    original: PreTrainedModel,
+    plans: Mapping[str, LayerPlan],
+    backend: str,
+    *,
+    chunk_size: int | None,
+    bounds: bool = True,
 ) -> list[Subject]:
     """The stock model, the baseline, every plan, and the bound of those that reuse or share: the same layers dropped.
 
@@ -88,6 +93,7 @@ def subjects_of(
         plans: label -> plan.
         backend: attention kernel.
         chunk_size: queries per chunk; None: chosen by length and batch.
+        bounds: whether to add the bound of each plan.
     """
     shape = shape_of(original.config)
     unmodified = LayerPlan.unmodified(shape.num_layers)
@@ -104,7 +110,7 @@ def subjects_of(
     subjects.append(Subject(BASELINE, unmodified_copy(stock), unmodified, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items():
         subjects.append(Subject(label, converted_copy(stock, plan), plan, chunked=True, chunk_size=chunk_size))
-    for label, plan in plans.items():
+    for label, plan in plans.items() if bounds else ():
         dropped = unmodified.drop(list(plan.operated), compensated=False)
         if dropped.rows not in [known.plan.rows for known in subjects]:
             name = BOUND if len(plans) == 1 else f"{BOUND} as {label}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +21,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import report
 from uniattn_pl.inference.benchmark import (
+    BASELINE,
     REFERENCE_BACKEND,
     Measured,
     Setting,
@@ -42,10 +44,21 @@ from uniattn_pl.training.session import plain_config
 FOLDER = "bench"
 
 
-def run_benchmark(loaded: LoadedConfig, plans: Mapping[str, LayerPlan]) -> list[Measured]:
+def run_benchmark(
+    loaded: LoadedConfig,
+    plans: Mapping[str, LayerPlan],
+    *,
+    variants: Mapping[str, tuple[LayerPlan, str]] = MappingProxyType({}),
+    bounds: bool = True,
+) -> list[Measured]:
     """Measure the plans and their references at every setting of the experiment; returns all measurements.
 
     Writes results.json (raw samples), table.txt and figures to runs/NAME/bench and to an MLflow run per model.
+
+    Args:
+        plans: label -> plan.
+        variants: label of a plan that goes beyond a fit's -> the fit's plan, and what the variant is called.
+        bounds: measure the same layers without attention, too.
 
     Raises:
         UserError: the tracking store or the folder cannot be written to, or the model lacks a kernel.
@@ -71,12 +84,15 @@ def run_benchmark(loaded: LoadedConfig, plans: Mapping[str, LayerPlan]) -> list[
     with ProgressReporter("bench", console) as progress:
         share = _Share(sum(setting.length * setting.batch_size for setting in settings), progress)
         for setting in settings:
-            subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size)
+            subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size, bounds=bounds)
             _configure(subjects, loaded)
             share.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
             options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
             measured += run_setting(subjects, setting, progress=share.step, **options)
     _write(loaded, measured, machine, plans, folder)
+    _track(loaded, measured, _plan_tags(plans, variants, model), folder)
+    print(f"\nwritten to {folder}; compare the models in MLflow:")
+    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(config.tracking.uri)}")
     return measured
 
 
@@ -128,7 +144,7 @@ class _Share:
 def _write(
     loaded: LoadedConfig, measured: Sequence[Measured], machine: Machine, plans: Mapping[str, LayerPlan], folder: Path
 ) -> None:
-    """Tables on screen; tables, raw samples and figures in place of former ones, and in MLflow, one run per model."""
+    """Tables on screen; tables, raw samples and figures in place of former ones."""
     groups = sorted({(entry.setting.batch_size, entry.setting.backend) for entry in measured})
     lines: list[str] = []
     figures = {}
@@ -154,18 +170,27 @@ def _write(
         (temporary / "table.txt").write_text("\n".join(lines), encoding="utf-8")
         for name, figure in figures.items():
             figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
-    _track(loaded, measured, plans, folder)
-    print(f"\nwritten to {folder}; compare the models in MLflow:")
-    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(loaded.config.tracking.uri)}")
 
 
-def _track(loaded: LoadedConfig, measured: Sequence[Measured], plans: Mapping[str, LayerPlan], folder: Path) -> None:
+def _plan_tags(
+    plans: Mapping[str, LayerPlan], variants: Mapping[str, tuple[LayerPlan, str]], model: PreTrainedModel
+) -> dict[str, dict[str, str]]:
+    """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
+    every = {**plans, BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
+    found = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in every.items()}
+    for label, (plan, variant) in variants.items():
+        found[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}
+    return found
+
+
+def _track(
+    loaded: LoadedConfig, measured: Sequence[Measured], of_plan: Mapping[str, dict[str, str]], folder: Path
+) -> None:
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
     for label in dict.fromkeys(entry.label for entry in measured):
-        said = {**tags.describing(config, "bench", label), tags.FOLDER: str(folder.resolve())}
-        if label in plans:
-            said[tags.PLAN] = tags.plan_digest(plans[label])
+        said = tags.describing(config, "bench", label) | of_plan.get(label, {})
+        said[tags.FOLDER] = str(folder.resolve())
         name = f"{config.name}-bench-{label}"
         with one_off_run(config.tracking, folder.parent, name=name, tags=said) as run:
             run.log_params(loaded.flatten())

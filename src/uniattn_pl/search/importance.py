@@ -18,7 +18,7 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
     """By layer, the mean over tokens of 1 - cos(x, x + attention(x)): near 0, dropping it changes little.
 
     Args:
-        model: stock.
+        model: stock or converted.
         batches: input_ids and attention_mask [B, L].
     """
     anatomy = anatomy_of(model.config)

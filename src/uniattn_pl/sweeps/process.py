@@ -1,4 +1,4 @@
-"""A point's fit as a process of its own: a crash of one ends neither the worker nor another point."""
+"""A point's fit or evaluation as a process of its own: a crash of one ends neither the worker nor another point."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Protocol
 PATIENCE_S = 600  # for an optimizer step to end and its checkpoint to be written
 
 
-class Fit(Protocol):
-    """What a worker needs of a running fit; `subprocess.Popen` has it."""
+class Child(Protocol):
+    """What a worker needs of a running job; `subprocess.Popen` has it."""
 
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
@@ -20,8 +20,8 @@ class Fit(Protocol):
     def kill(self) -> None: ...
 
 
-def start_fit(arguments: Sequence[str], log: Path, lock: int) -> Fit:
-    """Start `fit` with these arguments.
+def start(command: str, arguments: Sequence[str], log: Path, lock: int) -> Child:
+    """Start a command of this program with these arguments.
 
     Args:
         log: what it prints is appended there.
@@ -30,7 +30,7 @@ def start_fit(arguments: Sequence[str], log: Path, lock: int) -> Fit:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "uniattn_pl", "fit", *arguments],
+            [sys.executable, "-m", "uniattn_pl", command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -39,20 +39,20 @@ def start_fit(arguments: Sequence[str], log: Path, lock: int) -> Fit:
         )
 
 
-def stop_fit(fit: Fit) -> None:
-    """Let a fit checkpoint and end; one that does not, or a second Ctrl-C, kills it."""
-    if fit.poll() is not None:
+def stop(child: Child) -> None:
+    """Let a job keep what it has and end; one that does not, or a second Ctrl-C, kills it."""
+    if child.poll() is not None:
         return
-    fit.terminate()
+    child.terminate()
     try:
-        fit.wait(timeout=PATIENCE_S)
+        child.wait(timeout=PATIENCE_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        fit.kill()
-        fit.wait()
+        child.kill()
+        child.wait()
 
 
 def reason(log: Path, code: int) -> str:
-    """Why a fit ended with this exit code, in a line: its own error, or the signal."""
+    """Why a job ended with this exit code, in a line: its own error, or the signal."""
     if code < 0:
         return f"killed by signal {-code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []

@@ -22,6 +22,7 @@ from uniattn_pl.tracking.results import FitResult
 from uniattn_pl.training.manifest import Manifest
 
 UNKNOWN = "-"
+ENDED = ("finished", "pruned", "failed")
 
 
 @dataclass
@@ -98,7 +99,7 @@ class SweepView:
         if self._live is not None:
             self._live.update(_table(rows, "Sweep"), refresh=True)
             return
-        done = sum(row.state in ("finished", "pruned", "failed") for row in rows)
+        done = sum(row.state in ENDED for row in rows)
         for (key, state), row in zip(states.items(), rows, strict=True):
             before = self._shown.get(key, "waiting")
             self._shown[key] = row.state
@@ -116,7 +117,7 @@ class SweepView:
     def _row(self, key: str, state: PointState) -> Row:
         progress, folder, rate = self._progress[key], self.folders[key], self.rates[key]
         progress.read()
-        loss = state.loss if state.state == "finished" else progress.loss
+        loss = progress.loss if state.loss is None else state.loss
         word = "to retry" if state.state == "waiting" and state.failures else state.state
         if rate is None:
             rate = _measured_rate(folder)

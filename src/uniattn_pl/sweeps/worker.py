@@ -1,4 +1,4 @@
-"""A worker of a sweep: claims a point, runs its fit, records what came of it, until no point is left."""
+"""A worker of a sweep: claims a job, runs its command, records what came of it, until no job is left."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import atomic_file, check_run_folder
 from uniattn_pl.sweeps import process
 from uniattn_pl.sweeps.folder import SweepFolder
+from uniattn_pl.sweeps.jobs import FIT, Job, due, jobs_of, joined
 from uniattn_pl.sweeps.ledger import HEARTBEAT_S, Claim, Ledger, LedgerSilentError, PointState
 from uniattn_pl.sweeps.locks import locked
 from uniattn_pl.sweeps.parent import close_parent, open_parent
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.reuse import start_from_others
-from uniattn_pl.sweeps.view import SweepView, best_of, final_table, result_of
+from uniattn_pl.sweeps.view import ENDED, SweepView, best_of, final_table, result_of
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.tracking.results import INITIAL, STAGE1
 from uniattn_pl.tracking.tables import as_text
@@ -81,7 +82,7 @@ class _Worker:
         self.preemption = preemption
         sweep = base.config.sweep
         self.base, self.arguments = base, list(arguments)
-        self.points = {point.key: point for point in points}
+        self.points, self.jobs = list(points), jobs_of(points)
         self.folder = SweepFolder(Path(base.config.trainer.default_root_dir))
         self.folder.check()
         with locked(self.folder.lock):
@@ -95,25 +96,29 @@ class _Worker:
     def run(self) -> None:
         """Work until nothing is left, then show and record the outcome."""
         self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
-        self.ledger.enqueue(self.points, again=True)
+        self.ledger.enqueue(self._due(self._states()), again=True)
         with self.view:
             while self._step():
                 pass
-        self._conclude(self._states())
+        self._conclude(joined(self.points, self._states()))
 
     def _states(self) -> dict[str, PointState]:
-        return self.ledger.states(self.points)
+        return self.ledger.states(self.jobs)
+
+    def _due(self, states: dict[str, PointState]) -> list[str]:
+        return due(self.jobs, states, self.folders)
 
     def _step(self) -> bool:
-        """Work on one point, or wait for other workers; returns whether anything is left."""
+        """Do one job, or wait for other workers; returns whether anything is left."""
         self._heed_signals()
         self.ledger.free_dead()
-        self.ledger.enqueue(self.points)
+        possible = self._due(self._states())
+        self.ledger.enqueue(possible)
         states = self._states()
-        self.view.update(states)
-        if all(state.state in ("finished", "pruned", "failed") for state in states.values()):
+        self.view.update(joined(self.points, states))
+        if all(state.state in ENDED for state in states.values()) and possible == self._due(states):
             return False
-        claim = self.ledger.claim(self.points)
+        claim = self.ledger.claim(possible)
         if claim is None:
             time.sleep(POLL_S)
         else:
@@ -125,47 +130,55 @@ class _Worker:
             raise SweepStopped(self.preemption.received)
 
     def _work(self, claim: Claim) -> None:
-        folder = self.folders[claim.key]
+        job = self.jobs[claim.key]
+        folder = self.folders[job.point.key]
         check_run_folder(folder)
+        done = job.command == FIT and result_of(folder) is not None
         try:
-            code = 0 if result_of(folder) is not None else self._fit(claim)
+            code = 0 if done else self._run(claim, job, folder)
         except BaseException:
             self.ledger.release(claim)
             raise
-        self._report(claim)
+        self._record(claim, job, folder, code)
+
+    def _record(self, claim: Claim, job: Job, folder: Path, code: int | None) -> None:
+        """Tell the ledger how a job ended; `code` None: its fit was pruned."""
+        if job.command == FIT:
+            self._report(claim, folder)
         result = result_of(folder)
-        if result is not None and math.isfinite(result.milestones[-1].response_loss):
-            self.ledger.finish(claim, result.milestones[-1].response_loss)
+        loss = math.nan if result is None else result.milestones[-1].response_loss
+        if math.isfinite(loss) and (job.command == FIT or code == 0):
+            self.ledger.finish(claim, loss)
         elif code is None:
             self.ledger.prune(claim)
         else:
             self.ledger.fail(claim, process.reason(self.folder.log(folder), code))
 
-    def _fit(self, claim: Claim) -> int | None:
-        """Run the point's fit, or what is left of it; returns its exit code, None when it was pruned."""
-        point, folder = self.points[claim.key], self.folders[claim.key]
-        words = [*point.words, f"trainer.default_root_dir={dump_value(str(folder))}"]
-        self._reuse(point, folder)
+    def _run(self, claim: Claim, job: Job, folder: Path) -> int | None:
+        """Run a job's command, or what is left of it; returns its exit code, None when it is a fit that was pruned."""
+        words = [*job.point.words, f"trainer.default_root_dir={dump_value(str(folder))}"]
+        if job.command == FIT:
+            self._reuse(job.point, folder)
         if self.parent is not None:
             words.append(f"tracking.parent_run={self.parent}")
-        fit = process.start_fit([*self.arguments, *words], self.folder.log(folder), claim.lock)
+        child = process.start(job.command, [*self.arguments, *words], self.folder.log(folder), claim.lock)
         beaten = time.monotonic()
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    code = fit.wait(timeout=POLL_S)
+                    code = child.wait(timeout=POLL_S)
                     self._heed_signals()
                     return code
                 self._heed_signals()
-                with suppress(LedgerSilentError):  # its fit goes on; whether the ledger answers matters at the end
+                with suppress(LedgerSilentError):  # the job goes on; whether the ledger answers matters at the end
                     if time.monotonic() - beaten > HEARTBEAT_S:
                         self.ledger.beat(claim)
                         beaten = time.monotonic()
-                    self.view.update(self._states())
-                    if self._report(claim):
+                    self.view.update(joined(self.points, self._states()))
+                    if job.command == FIT and self._report(claim, folder):
                         return None
         finally:
-            process.stop_fit(fit)
+            process.stop(child)
 
     def _reuse(self, point: Point, folder: Path) -> None:
         config = redact(dataclasses.asdict(point.loaded.config))
@@ -175,9 +188,9 @@ class _Worker:
         if taken is not None:
             self.view.tell(f"{point.name} {taken}")
 
-    def _report(self, claim: Claim) -> bool:
-        """Tell the ledger the losses that the point has come by; returns whether it is to be pruned."""
-        manifest = Manifest.read(self.folders[claim.key])
+    def _report(self, claim: Claim, folder: Path) -> bool:
+        """Tell the ledger the losses that a fit has come by; returns whether it is to be pruned."""
+        manifest = Manifest.read(folder)
         if manifest is None:
             return False
         pruned = False
@@ -206,7 +219,7 @@ class _Worker:
         )
         if failed:
             lines = [
-                f"{self.points[key].name}: {state.error} (see {self.folder.log(self.folders[key])})"
+                f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})"
                 for key, state in failed.items()
             ]
             raise RunFailure(

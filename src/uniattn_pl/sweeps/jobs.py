@@ -1,0 +1,76 @@
+"""What there is to do at each point: its fit, then, where the experiment asks for one, the evaluation of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.evaluation.results import fingerprint
+from uniattn_pl.sweeps.ledger import PointState
+from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.view import result_of
+
+FIT, EVALUATE = "fit", "evaluate"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work, which one worker does at a time; `command` is what it runs."""
+
+    key: str
+    point: Point
+    command: str
+
+
+def fit_of(point: Point) -> Job:
+    """The fit of a point."""
+    return Job(point.key, point, FIT)
+
+
+def evaluation_of(point: Point) -> Job | None:
+    """The evaluation of a point, another one as soon as something else is asked for; None where nothing is."""
+    asked = point.loaded.config.evaluation
+    if not asked.tasks and not asked.probes:
+        return None
+    return Job(f"{point.key}-{fingerprint(_measured(asked))[:12]}", point, EVALUATE)
+
+
+def _measured(asked: EvaluationConfig) -> dict[str, object]:
+    """What an evaluation is asked for; rows are scored alike in batches of any size."""
+    return {key: value for key, value in dataclasses.asdict(asked).items() if key != "batch_size"}
+
+
+def jobs_of(points: Sequence[Point]) -> dict[str, Job]:
+    """Every job by its key, in the order of the points."""
+    jobs = [job for point in points for job in (fit_of(point), evaluation_of(point)) if job is not None]
+    return {job.key: job for job in jobs}
+
+
+def due(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapping[str, Path]) -> list[str]:
+    """Keys of what can be done now and here: an evaluation needs a fitted model, which may be on another machine."""
+    return [
+        key
+        for key, job in jobs.items()
+        if job.command == FIT
+        or (states[job.point.key].state == "finished" and result_of(folders[job.point.key]) is not None)
+    ]
+
+
+def joined(points: Sequence[Point], states: Mapping[str, PointState]) -> dict[str, PointState]:
+    """The state of each point in one word, from those of its jobs."""
+    return {point.key: _joined(states[point.key], point, states) for point in points}
+
+
+def _joined(fit: PointState, point: Point, states: Mapping[str, PointState]) -> PointState:
+    job = evaluation_of(point)
+    if fit.state != "finished" or job is None or states[job.key].state == "finished":
+        return fit
+    evaluation = states[job.key]
+    word = {"running": "evaluating", "waiting": "to evaluate", "failed": "failed"}[evaluation.state]
+    if evaluation.state == "failed" and not evaluation.failures:
+        word = "to evaluate"
+    error = evaluation.error and f"evaluation: {evaluation.error}"
+    return dataclasses.replace(fit, state=word, error=error, failures=evaluation.failures)
