@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import uniattn_pl
+from uniattn_pl import costs
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.catalogue import named_model
 from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.plan import LayerPlan
 
 
 def test_a_random_model_is_the_same_every_time_and_its_tokenizer_loses_nothing() -> None:
@@ -29,6 +32,38 @@ def test_the_shape_needs_no_weights_and_counts_every_parameter() -> None:
     assert shape.num_layers == len(model.model.layers) == 8
     in_layers = sum(p.numel() for p in model.model.layers.parameters())
     assert shape.embedding == sum(p.numel() for p in model.parameters()) - in_layers
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.1-70B", 70_553_706_496),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("google/gemma-2-9b", 9_241_705_984),
+    ],
+)
+def test_the_papers_models_have_their_published_sizes_without_the_hub(source: str, parameters: int) -> None:
+    shape = load_shape(source)
+    assert costs.parameters(LayerPlan.unmodified(shape.num_layers), shape) == parameters
+
+
+def test_a_licence_that_was_not_accepted_leaves_the_published_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("You are trying to access a gated repo.")
+
+    monkeypatch.setattr("uniattn_pl.modeling.loading._only_cached", lambda *_: False)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    assert load_shape("google/gemma-2-9b").num_layers == 42
+    with pytest.raises(OSError, match="gated"):
+        load_shape("google/gemma-3-1b-pt")
+
+
+@pytest.mark.parametrize(("source", "revision"), [("meta-llama/Llama-3.1-405B", None), ("google/gemma-2-9b", "main")])
+def test_other_models_and_named_revisions_need_the_hub(source: str, revision: str | None) -> None:
+    with pytest.raises(UserError, match="is not in the local cache"):
+        load_shape(source, revision=revision)
 
 
 def test_a_saved_folder_loads_like_the_model_it_came_from(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -26,16 +27,20 @@ def test_a_dry_run_lists_the_points_and_starts_nothing(small: SmallSweep, capsys
     cla = "{architecture: {name: cla, num_superblocks: 1}}"
     small.write(f"{{points: {{wide: {{architecture.superblock_size: 4}}, cla: {cla}}}, seeds: [0, 7]}}")
     assert main([*SWEEP, "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[2:6]] == [
-        [name, rate, "new", f"runs/small/{name}"]
-        for name, rate in (
+    title, columns, *rows, _, _, _ = capsys.readouterr().out.splitlines()
+    assert title == "small: 4 points"
+    assert columns.split() == ["point", "KV", "training", "memory", "state", "folder"]
+    for row, (name, rate) in zip(
+        rows,
+        (
             ("wide,seed=0", "81.2%"),
             ("wide,seed=7", "81.2%"),
             ("cla,seed=0", "62.5%"),
             ("cla,seed=7", "62.5%"),
-        )
-    ]
+        ),
+        strict=True,
+    ):
+        assert re.fullmatch(rf" +{name} +{rate} +[\d.]+ [KM]iB +new +runs/small/{name}", row), row
     assert not Path("runs").exists()
 
 

@@ -14,7 +14,6 @@ from uniattn_pl.commands.tables import bytes_text, count_text, print_table
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.documents import at
 from uniattn_pl.errors import UserError
-from uniattn_pl.memory import training_memory
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ parameters, FLOPs, training memory. Loads no weights."""
 EXAMPLE = """\
   uniattn-pl plan --config experiments/quickstart.yaml
   uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
-  uniattn-pl plan --config experiments/paper/llama-3.1-8b/uniattn.yaml --gpus 8"""
+  uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8"""
 LENGTHS = (1024, 8192, 65536)
 
 
@@ -60,9 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan, shape = compile_plan(loaded)
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
     print(plan.draw() + "\n")
-    dtype = _dtype(loaded)
-    _print_inference(plan, shape, lengths, arguments.batch_size, dtype)
-    _print_training(plan, shape, loaded, dtype, arguments.gpus)
+    _print_inference(plan, shape, lengths, arguments.batch_size, _dtype(loaded))
+    _print_training(plan, shape, loaded, arguments.gpus)
     return 0
 
 
@@ -74,7 +72,7 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     """
     shape = checked_shape(loaded)
     with _placed(loaded):
-        plan = _chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+        plan = chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
         plan.check(shape)
     return plan, shape
 
@@ -104,7 +102,7 @@ def _placed(loaded: LoadedConfig) -> Iterator[None]:
         raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
 
 
-def _chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
+def chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
     """The plan that this experiment's fit has chosen by measurement, if it has come that far."""
     from uniattn_pl.training.manifest import Manifest
 
@@ -153,32 +151,18 @@ def _with_ratio(flops: list[int]) -> tuple[str, str]:
     return count_text(flops[0]), f"{flops[0] / flops[1]:.3f}"
 
 
-def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, dtype: torch.dtype, gpus: int) -> None:
-    from uniattn_pl.modeling.response_loss import LOSS_CHUNK
+def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gpus: int) -> None:
+    from uniattn_pl.training.estimate import stage_memory
 
-    training, length = loaded.config.training, loaded.config.data.max_length
-    mixed = training.precision.endswith("-mixed")
-    weight_bytes = 4 if mixed or training.precision == "32-true" else dtype.itemsize
+    config = loaded.config
     rows = []
     for stage in (1, 2):
-        memory = training_memory(
-            plan,
-            shape,
-            stage=stage,
-            micro_batch_size=training.micro_batch_size,
-            length=length,
-            weight_bytes=weight_bytes,
-            activation_bytes=2 if mixed else weight_bytes,
-            gradient_checkpointing=training.gradient_checkpointing,
-            loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
-            num_devices=gpus,
-            lora_rank=training.lora.rank if training.lora.enabled else None,
-        )
+        memory = stage_memory(config, plan, shape, stage=stage, num_devices=gpus)
         parts = (memory.total, *vars(memory).values())
         rows.append((f"stage {stage}", *map(bytes_text, parts)))
     own, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
     print(f"\nParameters: {count_text(own)} ({own:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
     columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
-    size = f"micro batches of {training.micro_batch_size} x {length} tokens"
+    size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
     devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
     print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)

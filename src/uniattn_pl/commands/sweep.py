@@ -13,6 +13,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
+    from uniattn_pl.plan import LayerPlan, ModelShape
     from uniattn_pl.sweeps.points import Point
 
 DESCRIPTION = """\
@@ -23,7 +24,9 @@ the same sweep.storage, it joins in as a further worker."""
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
   uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \
-      'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'"""
+      'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
+  uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn"""
+MEASURED = "measured"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,6 +38,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="optimizer steps of each stage at most (sweep.max_steps)",
     )
+    parser.add_argument("--only", metavar="NAMES", help="run these points only, separated by commas; default: all")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,12 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
-    from uniattn_pl.sweeps.points import load_points
+    from uniattn_pl.sweeps.points import load_points, select_points
 
     points = load_points(arguments.config, arguments.overrides, loaded)
-    rates = _kv_rates(points)
+    if arguments.only is not None:
+        points = select_points(points, arguments.only)
+    plans = _known_plans(points)
+    rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
     if arguments.dry_run:
-        _dry_run(loaded, points, rates)
+        _dry_run(loaded, points, plans, rates)
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
@@ -61,34 +68,43 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _kv_rates(points: Sequence[Point]) -> dict[str, float | None]:
-    """Key -> KV retain rate of each point whose plan is known before its fit; None for the others.
+def _known_plans(points: Sequence[Point]) -> dict[str, tuple[LayerPlan, ModelShape] | None]:
+    """Key -> plan of each point and its model's shape; None where the plan is only chosen as the fit starts.
 
     Raises:
         UserError: with every point whose architecture does not fit its model.
     """
-    from uniattn_pl import costs
     from uniattn_pl.commands.plan import checked_shape, compile_plan
-    from uniattn_pl.training.phases import CACHE_LENGTH
 
-    rates: dict[str, float | None] = {}
+    plans: dict[str, tuple[LayerPlan, ModelShape] | None] = {}
     problems: list[str] = []
     for point in points:
-        rates[point.key] = None
+        plans[point.key] = None
         try:
             if point.loaded.architecture.measured:
                 checked_shape(point.loaded)
             else:
-                plan, shape = compile_plan(point.loaded)
-                rates[point.key] = costs.kv_retain_rate(plan, shape, length=CACHE_LENGTH)
+                plans[point.key] = compile_plan(point.loaded)
         except UserError as error:
             problems += [f"point '{point.name}': {problem}" for problem in error.problems]
     if problems:
         raise UserError(*problems)
-    return rates
+    return plans
 
 
-def _dry_run(loaded: LoadedConfig, points: Sequence[Point], rates: dict[str, float | None]) -> None:
+def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:
+    from uniattn_pl import costs
+    from uniattn_pl.training.phases import CACHE_LENGTH
+
+    return costs.kv_retain_rate(plan, shape, length=CACHE_LENGTH)
+
+
+def _dry_run(
+    loaded: LoadedConfig,
+    points: Sequence[Point],
+    plans: dict[str, tuple[LayerPlan, ModelShape] | None],
+    rates: dict[str, float | None],
+) -> None:
     """List the points."""
     from uniattn_pl.commands.tables import print_table
     from uniattn_pl.sweeps.folder import SweepFolder
@@ -98,10 +114,21 @@ def _dry_run(loaded: LoadedConfig, points: Sequence[Point], rates: dict[str, flo
     folders = folder.planned(points)
     rows = []
     for point in points:
-        rate = rates[point.key]
+        rate, known = rates[point.key], plans[point.key]
+        memory = MEASURED if known is None else _memory_text(point, *known)
         state = "begun" if folders[point.key].exists() else "new"
-        rows.append((point.name, "measured" if rate is None else f"{rate:.1%}", state, str(folders[point.key])))
-    print_table(f"{loaded.config.name}: {len(points)} points", ("point", "KV", "state", "folder"), rows)
+        rows.append((point.name, MEASURED if rate is None else f"{rate:.1%}", memory, state, str(folders[point.key])))
+    columns = ("point", "KV", "training memory", "state", "folder")
+    print_table(f"{loaded.config.name}: {len(points)} points", columns, rows)
     storage = loaded.config.sweep.storage or f"sqlite in {folder.own}"
+    print(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
     print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
     print("dry run: all points were checked, nothing was started.")
+
+
+def _memory_text(point: Point, plan: LayerPlan, shape: ModelShape) -> str:
+    from uniattn_pl.commands.tables import bytes_text
+    from uniattn_pl.training.estimate import peak_memory
+
+    memory = peak_memory(point.loaded.config, plan, shape)
+    return "-" if memory is None else bytes_text(memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,15 +144,26 @@ def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_shape(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelShape:
-    """The shape of a model source, from its config alone. Raises UserError as `load_model` does."""
+    """The shape of a model source, from its config alone; of the paper's models also where the hub does not give it.
+
+    Raises:
+        UserError: as `load_model`.
+    """
     from transformers import AutoConfig
 
     from uniattn_pl.modeling.families import shape_of
+    from uniattn_pl.modeling.public_sizes import public_config
 
-    location, options = _locate(source, revision)
-    _prepare(location)
-    with refusals_explained(source, way_out=TRUST):
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    try:
+        location, options = _locate(source, revision)
+        _prepare(location)
+        with refusals_explained(source, way_out=TRUST):
+            config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    except (UserError, OSError):  # no network, or a licence that was not accepted (a gated model)
+        known = None if revision is not None or Path(source).is_dir() else public_config(source)
+        if known is None:
+            raise
+        config = known
     return shape_of(config)
 
 
@@ -227,8 +239,9 @@ def _only_cached(source: str, revision: str | None) -> bool:
     )
 
 
+@cache
 def _hub_answers(endpoint: str) -> bool:
-    """One short request instead of a download's stack of retries."""
+    """One short request instead of a download's stack of retries, and one for all points of a sweep."""
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 

@@ -16,7 +16,7 @@ from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.documents import at, dump_value
 from uniattn_pl.config.interpolation import escape
 from uniattn_pl.config.schema import SweepConfig
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.training.manifest import compared
 
@@ -79,6 +79,29 @@ def load_points(files: Sequence[Path], overrides: Sequence[str], base: LoadedCon
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return list(points.values())
+
+
+def select_points(points: Sequence[Point], text: str) -> list[Point]:
+    """Return the points that `text` names, separated by commas, in the order they are run.
+
+    Raises:
+        UserError: there are none of these names; with the nearest.
+    """
+    names = {point.name for point in points}
+    words, chosen, problems = text.split(","), set(), []
+    while words:
+        # a name may have commas of its own, as superblock_size=2,seed=0
+        lengths = range(len(words), 0, -1)
+        length = next((length for length in lengths if ",".join(words[:length]) in names), None)
+        if length is None:
+            hint = did_you_mean(words[0], names) or f" There are: {', '.join(point.name for point in points)}."
+            problems.append(f"--only: the sweep has no point '{words[0]}'.{hint}")
+        else:
+            chosen.add(",".join(words[:length]))
+        words = words[length or 1 :]
+    if problems:
+        raise UserError(*problems)
+    return [point for point in points if point.name in chosen]
 
 
 def _named_words(sweep: SweepConfig) -> Iterator[tuple[str, list[str]]]:

@@ -30,13 +30,12 @@ from uniattn_pl.search.measurements import ModelMeasurements
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.training.cluster import Cluster
+from uniattn_pl.training.estimate import WEIGHT_DTYPES
 from uniattn_pl.training.manifest import Manifest
 from uniattn_pl.training.preemption import Preemption
 from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
 
-# What the weights are kept in; "auto" keeps the model's own dtype. Mixed precision needs float32 master weights.
-WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
 MEASURED_TOKENS = 2000
 SEARCH_FOLDER = "search"
 MODEL_SHARE = 0.6  # of a device's memory, what a model in full may take; activations and statistics need the rest
