@@ -92,7 +92,7 @@ class _Parts:
         return Part(name, settings, measure)
 
     def _held_out(self) -> Part:
-        config = self.loaded.config
+        config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
 
         def measure(variant: Variant) -> list[Result]:
             model, tokenizer = self.model.of(variant)
@@ -101,21 +101,21 @@ class _Parts:
                 config.data, tokenizer, batch_size=size, micro_batch_size=size, eval_batch_size=size, seed=config.seed
             )
             data.setup()
-            batches = data.validation_batches(self.options.num_samples, size)
+            batches = data.validation_batches(rows, size)
             if variant.retain_rate is not None:
                 return [probes.compressed_held_out(model, batches, variant.retain_rate)]
             with self._progress("held_out") as progress:
                 return [probes.held_out(model, batches, progress.update)]
 
         source = config.data.validation_source or config.data.source
-        settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": self.options.num_samples}
+        settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": rows}
         return Part("held_out", settings, measure)
 
     def _positions(self) -> Part:
         text, options = str(self.options.text), self.options
         choice: dict[str, Any] = {
             "window": max(options.lengths),
-            "limit": options.limit,
+            "limit": options.windows,
             "seed": options.sample_seed,
         }
 

@@ -1,9 +1,9 @@
-"""Who works on which point: an Optuna study that workers on one machine or many share.
+"""Who works on what, the fit of a point or its evaluation: an Optuna study that workers on any machines share.
 
-Every attempt at a point is a trial. A worker claims a waiting trial (WAITING becomes RUNNING in one step of the
-database) and holds a lock in the sweep's folder while it works. The claim of a dead worker is freed: on the machine
-it ran on because nobody holds the lock any more, elsewhere because its heartbeat has stopped. A trial that
-failed without an `error` was lost, not tried, and does not count.
+Every attempt at one of them, known by its key, is a trial. A worker claims a waiting trial (WAITING becomes RUNNING
+in one step of the database) and holds a lock in the sweep's folder while it works. The claim of a dead worker is
+freed: on the machine it ran on because nobody holds the lock any more, elsewhere because its heartbeat has stopped. A
+trial that failed without an `error` was lost, not tried, and does not count.
 """
 
 from __future__ import annotations
@@ -140,11 +140,12 @@ class Ledger:
         return due
 
     def claim(self, keys: Iterable[str]) -> Claim | None:
-        """Claim the first waiting point, new ones before those that failed; None when there is none."""
-        wanted, trials = set(keys), self._trials()
-        waiting = [t for key in wanted if self._state(trials[key]).state == "waiting" for t in trials[key]]
-        for trial in sorted(waiting, key=lambda t: t.number):
-            key = trial.user_attrs[KEY]
+        """Claim the first of `keys` that waits, new ones before those that failed; None when there is none."""
+        trials = self._trials()
+        states = {one: self._state(trials[one]) for one in keys}
+        waiting = [one for one, state in states.items() if state.state == "waiting"]
+        waiting.sort(key=lambda one: states[one].failures)
+        for key, trial in ((one, trial) for one in waiting for trial in trials[one]):
             lock = try_lock(self.folder.claim(key)) if trial.state is TrialState.WAITING else None
             if lock is None:
                 continue
