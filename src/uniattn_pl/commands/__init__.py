@@ -10,6 +10,7 @@ COMMANDS = {
     "bench": "measure time to first token, time per token, memory and cache of several architectures side by side",
     "evaluate": "score a model on benchmark tasks, held-out rows, long text and retrieval",
     "sweep": "run an experiment at many settings, in several processes, and compare them in one table",
+    "report": "write a sweep's runs in MLflow as tables and figures, with what is missing and how to get it",
     "list": "list architectures, models or initialisers",
     "generate": "generate text with a post-trained model",
     "export": "write a run's model as an ordinary Hugging Face folder",

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from uniattn_pl.config.documents import DEFAULT, at, nearest_file
+from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
 from uniattn_pl.errors import did_you_mean
 from uniattn_pl.files import RUN_ENTRIES, SWEEP_ENTRY
 
 Check = Callable[[ExperimentConfig], str | None]
-CHECKS: list[tuple[tuple[str, ...], Check]] = []
+CHECKS: list[tuple[tuple[str, ...], Check]] = [*REPORT_CHECKS]
 
 
 def _check(*keys: str) -> Callable[[Check], Check]:

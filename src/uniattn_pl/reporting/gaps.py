@@ -1,0 +1,160 @@
+"""What a table lacks, grouped by what is to be done about it, each with the command that does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniattn_pl.config.report_checks import ANALYSES
+from uniattn_pl.config.schema import PROBES, EvaluationConfig, ExperimentConfig
+from uniattn_pl.errors import did_you_mean
+from uniattn_pl.reporting.cells import Table
+from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
+from uniattn_pl.reporting.lookup import Lookup, metric_of
+from uniattn_pl.reporting.rows import H2O, Member, Row
+
+OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")
+NOT_OF_VARIANTS = "it is not measured of a compressed cache or of dropped layers"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why cells are missing; `command` fills them, None where the config must change first."""
+
+    reason: str
+    command: str | None
+    cells: str
+
+
+class CommandLine:
+    """The user's files and overrides, for commands that are to be copied."""
+
+    def __init__(self, files: Sequence[Path], overrides: Sequence[str], config: ExperimentConfig) -> None:
+        self.files, self.overrides = files, overrides
+        sweep = config.sweep
+        self.is_sweep = bool(sweep.grid or sweep.points or sweep.seeds)
+
+    def of(self, command: str, *further: str) -> str:
+        """One command with these files and overrides."""
+        words = [word for file in self.files for word in ("--config", str(file))]
+        return " ".join(("python -m uniattn_pl", command, *map(shlex.quote, [*words, *self.overrides, *further])))
+
+    @property
+    def fit(self) -> str:
+        return self.of("sweep" if self.is_sweep else "fit")
+
+    @property
+    def evaluate(self) -> str:
+        """A sweep evaluates what it has fitted."""
+        return self.of("sweep" if self.is_sweep else "evaluate")
+
+
+def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[str]) -> list[Gap]:
+    """All gaps, grouped; `analyses` are the figures that were not found."""
+    found: dict[tuple[str, str | None], dict[str, list[str]]] = {}
+    for reason, command, heading, row in (*_not_finished(table, line), *_missing(table, lookup, line)):
+        found.setdefault((reason, command), {}).setdefault(heading, []).append(row)
+    gaps = [Gap(reason, command, _in_words(cells)) for (reason, command), cells in found.items()]
+    topics = dict.fromkeys(ANALYSES[name] for name in analyses)
+    for topic in topics:
+        names = ", ".join(name for name in analyses if ANALYSES[name] == topic)
+        gaps.append(Gap("not analysed", line.of("analyze", "--only", topic), names))
+    return gaps
+
+
+def _in_words(cells: Mapping[str, Sequence[str]]) -> str:
+    """Columns with the rows that lack them; runs stand under no column."""
+    return "; ".join(
+        ", ".join(dict.fromkeys(rows)) if not heading else f"{heading} of {', '.join(dict.fromkeys(rows))}"
+        for heading, rows in cells.items()
+    )
+
+
+Found = tuple[str, str | None, str, str]  # reason, command, column, row
+
+
+def _not_finished(table: Table, line: CommandLine) -> Iterable[Found]:
+    for row in table.rows:
+        for member in row.members:
+            if not member.finished:
+                yield "not run, or not to its end", line.fit, "", f"{member.name} ({member.state})"
+
+
+def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[Found]:
+    """One entry per seed without a value, but where the run itself is missing."""
+    known = sorted({metric for row in table.rows for m in row.members if m.run for metric in m.run.data.metrics})
+    measured = dict.fromkeys(one for column in table.columns for one in column.measured)
+    for column in measured:
+        for row in table.rows:
+            for member in row.members:
+                if lookup.find(row, member, column) is None:
+                    found = _why(row, member, column, line, known)
+                    if found is not None:
+                        yield *found, column.heading, _named(row, member)
+
+
+def _named(row: Row, member: Member) -> str:
+    return f"{row.name} (seed {member.seed})" if len(row.members) > 1 else row.name
+
+
+def _why(
+    row: Row, member: Member, column: Column, line: CommandLine, known: Sequence[str]
+) -> tuple[str, str | None] | None:
+    """Reason and command; None where the run is missing, which is said once for all its cells."""
+    metric = column.metric
+    if metric.startswith(COST) and metric.removeprefix(COST) not in OF_FITS:
+        compressed = row.variant is not None and row.variant.kind == H2O
+        if compressed and not metric.startswith(TTFT):
+            return NOT_OF_VARIANTS, None
+        return None if member.run is None else ("not benchmarked", _bench(row, column, line))
+    if not member.finished:
+        return None
+    if metric == RETAIN_RATE and row.variant is not None:
+        return ("not benchmarked", line.of("bench")) if row.variant.kind == H2O else ("not evaluated", line.evaluate)
+    if metric.startswith(EVAL):
+        return _why_not_evaluated(row, member, column, line)
+    if row.variant is not None:
+        return NOT_OF_VARIANTS, None
+    at = "" if column.step is None or metric not in known else f" at step {column.step}"
+    near = "" if metric in known else did_you_mean(metric, known)
+    return f"the runs have no metric `{metric}`{at}.{near}", None
+
+
+def _bench(row: Row, column: Column, line: CommandLine) -> str:
+    lengths = row.loaded.config.bench.lengths
+    if column.step is None or column.step in lengths:
+        return line.of("bench")
+    return line.of("bench", f"bench.lengths={sorted({*lengths, column.step})}")
+
+
+def _why_not_evaluated(row: Row, member: Member, column: Column, line: CommandLine) -> tuple[str, str | None]:
+    assert member.run is not None
+    task, _, _ = column.metric.removeprefix(EVAL).partition("/")
+    options = row.loaded.config.evaluation
+    if row.variant is not None and row.variant.kind == H2O and task == "positions":
+        return NOT_OF_VARIANTS, None
+    key = _not_asked(task, options)
+    if key is not None:
+        return f"the config does not ask for `{column.metric}`: {key}", None
+    own = metric_of(row, column.metric) or column.metric
+    others = [metric for metric in member.run.data.metrics if metric.startswith(own.rpartition("/")[0] + "/")]
+    if others:
+        near = did_you_mean(own, others) or f" There are: {', '.join(sorted(others))}."
+        return f"the task has no metric `{own}`.{near}", None
+    return "not evaluated", line.evaluate
+
+
+def _not_asked(task: str, options: EvaluationConfig) -> str | None:
+    """What to set so that a task or a probe's part is measured; None when it is asked for."""
+    probe = next((name for name in PROBES if task == name or task.startswith(f"{name}_")), None)
+    if probe is None:
+        asked = any(task == name or task.startswith(f"{name}_") for name in options.tasks)
+        return None if asked else f"add '{task}' to evaluation.tasks"
+    if probe not in options.probes:
+        return f"add '{probe}' to evaluation.probes"
+    length = task.rpartition("_")[2]
+    if length.isdigit() and int(length) not in options.lengths:
+        return f"add {length} to evaluation.lengths"
+    return None
