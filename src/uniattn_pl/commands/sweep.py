@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
+    from uniattn_pl.sweeps.jobs import check_evaluations
     from uniattn_pl.sweeps.points import load_points, select_points
 
     points = load_points(arguments.config, arguments.overrides, loaded)
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         points = select_points(points, arguments.only)
     plans = _known_plans(points)
     rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
+    check_evaluations(points, data=not arguments.dry_run)
     if arguments.dry_run:
         _dry_run(loaded, points, plans, rates)
         return 0

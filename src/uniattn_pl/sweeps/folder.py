@@ -58,7 +58,9 @@ class SweepFolder:
         folders = {}
         for point in points:
             name = recorded[point.key]["folder"] if point.key in recorded else point.name
-            if owners.get(name, point.key) != point.key or _started_as(self.root / name) not in (None, point.key):
+            # what a folder was started with says more than a record, whose keys another version may have made
+            owner = _started_as(self.root / name) or owners.get(name)
+            if owner not in (None, point.key):
                 name = f"{point.name}.{point.key[:8]}"
             folders[point.key] = self.root / name
         return folders

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.results import fingerprint
 from uniattn_pl.sweeps.ledger import PointState
 from uniattn_pl.sweeps.points import Point
@@ -41,6 +42,29 @@ def evaluation_of(point: Point) -> Job | None:
 def _measured(asked: EvaluationConfig) -> dict[str, object]:
     """What an evaluation is asked for; rows are scored alike in batches of any size."""
     return {key: value for key, value in dataclasses.asdict(asked).items() if key != "batch_size"}
+
+
+def check_evaluations(points: Sequence[Point], *, data: bool) -> None:
+    """Check what evaluations need before hours of fits come first; `data`: read the rows, too.
+
+    Raises:
+        UserError: there is no such task, or its rows cannot be had; with the problems of all points.
+    """
+    from uniattn_pl.evaluation.tasks import check_names, open_task
+
+    asked = [point.loaded.config.evaluation for point in points]
+    tasks = {(task, e.data_dir, e.num_fewshot) for e in asked for task in e.tasks}
+    if not tasks:
+        return
+    check_names(sorted({name for name, _, _ in tasks}))
+    problems: list[str] = []
+    for name, folder, shots in sorted(tasks, key=str) if data else ():
+        try:
+            open_task(name, data_dir=folder, num_fewshot=shots)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
 
 
 def jobs_of(points: Sequence[Point]) -> dict[str, Job]:
