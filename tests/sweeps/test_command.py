@@ -11,7 +11,7 @@ from tests.sweeps.small_sweep import SmallSweep
 
 from uniattn_pl.cli import main
 from uniattn_pl.sweeps.locks import try_lock
-from uniattn_pl.sweeps.process import reason, start_fit, stop_fit
+from uniattn_pl.sweeps.process import reason, start, stop
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ["sweep", "--config", "small.yaml"]
@@ -104,7 +104,7 @@ def test_a_fit_is_a_process_that_holds_the_points_lock(small: SmallSweep) -> Non
     lock, log = small.folder / "claim.lock", small.folder / "logs/point.log"
     ours = try_lock(lock)
     assert ours is not None
-    fit = start_fit(["--config", "small.yaml", "training.stage2.learning_rat=1"], log, ours)
+    fit = start("fit", ["--config", "small.yaml", "training.stage2.learning_rat=1"], log, ours)
     os.close(ours)
     assert try_lock(lock) is None, "the fit has it"
     code = fit.wait()
@@ -112,7 +112,7 @@ def test_a_fit_is_a_process_that_holds_the_points_lock(small: SmallSweep) -> Non
     assert "unknown key 'training.stage2.learning_rat'" in reason(log, code)
     again = try_lock(lock)
     assert again is not None
-    stopped = start_fit(["--config", "small.yaml"], log, again)
+    stopped = start("fit", ["--config", "small.yaml"], log, again)
     os.close(again)
-    stop_fit(stopped)
+    stop(stopped)
     assert stopped.poll() is not None
