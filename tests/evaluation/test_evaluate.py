@@ -23,10 +23,12 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from uniattn_pl.data import InstructionDataModule  # noqa: E402
 from uniattn_pl.evaluation import harness, tasks  # noqa: E402
 from uniattn_pl.modeling import unmodified_copy  # noqa: E402
 from uniattn_pl.modeling.catalogue import named_model  # noqa: E402
-from uniattn_pl.modeling.loading import load_model, load_tokenizer  # noqa: E402
+from uniattn_pl.modeling.loading import load_folder, load_model, load_tokenizer  # noqa: E402
+from uniattn_pl.search.importance import attention_importance  # noqa: E402
 
 CONFIG = """
 name: tiny
@@ -192,6 +194,47 @@ def test_results_of_a_run_reach_its_mlflow_run(folder: Path) -> None:
     metrics = client.get_metric_history(run_id, "eval/social_iqa/acc_low")
     assert [m.value for m in metrics] == [figure["low"], results("tiny")["social_iqa"]["figures"]["acc"]["low"]]
     assert main(["fit", "--config", "tiny.yaml", "evaluation.tasks=[social_iqa]"]) == 0, "the fit is still the same"
+
+
+def test_the_config_asks_for_compressed_caches_and_dropped_attention(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = "architecture.superblock_size=4"
+    assert main(["fit", "--config", "tiny.yaml", "name=varied", size]) == 0
+    variants = ["evaluation.h2o=[1.0,0.5]", "evaluation.drop=[2,1]"]
+    words = [*EVALUATE, "name=varied", size, "evaluation.probes=[held_out]", *variants]
+    assert main(words) == 0
+    found = {name: result["figures"]["response_loss"]["value"] for name, result in results("varied").items()}
+    assert list(found) == ["held_out", "held_out_h2o_1", "held_out_h2o_0.5", "held_out_drop_1", "held_out_drop_2"]
+    assert found["held_out_h2o_1"] == pytest.approx(found["held_out"], abs=1e-4)
+    assert len({round(loss, 4) for loss in found.values()}) == 4, "each of the others measures something else"
+    manifest = Manifest.read(folder / "runs" / "varied")
+    assert manifest is not None
+    metrics = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(str(manifest.mlflow_run_id)).data.metrics
+    assert metrics["eval/held_out_drop_2/response_loss"] == found["held_out_drop_2"]
+    assert [metrics[f"cost/kv_retain_rate{end}"] for end in ("", "_drop_1", "_drop_2")] == [13 / 16, 12 / 16, 11 / 16]
+
+    model = load_folder(folder / "runs" / "varied" / "final")
+    data = InstructionDataModule(
+        load_config(["tiny.yaml"]).config.data,
+        load_tokenizer("tiny-llama"),
+        batch_size=1,
+        micro_batch_size=1,
+        eval_batch_size=1,
+        seed=0,
+    )
+    data.setup()
+    importance = attention_importance(model, data.train_batches(4, 1))
+    least = min((5, 6, 7), key=lambda layer: importance[layer])
+    capsys.readouterr()
+    assert main([*words, "evaluation.num_samples=1"]) == 0
+    assert f"without the attention of layers {least}\n" in capsys.readouterr().out, "a reuse layer, the least important"
+    assert main(words) == 0
+    assert "held_out_drop_2: measured before" in capsys.readouterr().out
+    assert main([*words[:-1], "evaluation.drop=[4]"]) == 2
+    assert "evaluation.drop: 4 layers cannot be dropped; 3 layers of this model reuse a map" in capsys.readouterr().err
+    assert main([*words[:-2], "evaluation.h2o=[20]"]) == 2
+    assert "evaluation.h2o: expected shares above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_another_model_gets_a_run_of_its_own(folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from tests.tiny_models import stock
 from uniattn_pl import costs
 from uniattn_pl.architectures import CLA, UniAttn
 from uniattn_pl.cli import main
+from uniattn_pl.config import load_config
 from uniattn_pl.inference import roofline, session
 from uniattn_pl.modeling import loading
 from uniattn_pl.modeling.loading import load_shape
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.sweeps.points import load_points
+from uniattn_pl.tracking.tags import plan_digest
 from uniattn_pl.training.manifest import Manifest
 
 LENGTHS, BATCH_SIZES, ROUNDS = [16, 40], [1, 2], 2
@@ -337,8 +340,44 @@ def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.Mo
     (folder / "search.yaml").write_text("name: found\n" + FILES["search.yaml"])
     Manifest(config={}).commit(folder / "runs" / "found", {"plan": chosen.to_dict()})
     asked: list[dict[str, LayerPlan]] = []
-    monkeypatch.setattr(session, "run_benchmark", lambda _, plans: asked.append(dict(plans)))
+    monkeypatch.setattr(session, "run_benchmark", lambda _, plans, **__: asked.append(dict(plans)))
     assert main([*BENCH, "bench.beside=[search.yaml]"]) == 0
     (plans,) = asked
     assert plans["search"] == chosen
     assert list(plans) == ["uniattn", "search"]
+
+
+POINTS = """
+  points:
+    plain: {architecture: {name: baseline}}
+    one: {architecture.num_superblocks: 1, evaluation.drop: [1, 2, 5]}
+    same: {architecture.num_superblocks: 1, training.stage2.learning_rate: 1e-5}
+    cla: {architecture: {name: cla, superblock_size: 3, num_superblocks: 1}}
+    searched: {architecture: {name: search}}
+"""
+
+
+@pytest.mark.usefixtures("small_peaks")
+def test_a_sweep_is_measured_with_the_plans_of_its_points(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sweep.yaml").write_text(f"include: b.yaml\nname: swept\nsweep:{POINTS}")
+    words = ["bench.beside=[]", "bench.lengths=[16]", "bench.batch_sizes=[1]", "bench.rounds=1"]
+    assert main(["bench", "--config", "sweep.yaml", *words]) == 0
+    assert "left out: searched, whose layers are chosen when its fit starts" in capsys.readouterr().out
+    done = Done(folder, 0, "")
+    runs = done.runs("swept")
+    assert list(runs) and set(runs) == {"stock", "baseline", "one", "one drop_1", "one drop_2", "cla"}  # noqa: PT018
+    assert runs["one drop_2"].data.metrics["cost/kv_retain_rate"] == 12 / 16
+    one = UniAttn(superblock_size=3, num_superblocks=1).compile(load_shape("tiny-llama"))
+    assert runs["one"].data.tags["uniattn_pl.plan"] == plan_digest(one)
+    assert runs["baseline"].data.tags["uniattn_pl.plan"] == plan_digest(LayerPlan.unmodified(8))
+    assert "uniattn_pl.plan" not in runs["stock"].data.tags
+    dropped = runs["one drop_2"].data.tags
+    assert (dropped["uniattn_pl.plan"], dropped["uniattn_pl.variant"]) == (plan_digest(one), "drop_2")
+    assert "cost/ttft_s" in runs["cla"].data.metrics
+    chosen = LayerPlan.unmodified(8).drop([3], compensated=False)
+    searched = load_points([Path("sweep.yaml")], words, load_config(["sweep.yaml"], words))[-1]
+    Manifest(asdict(searched.loaded.config)).commit(folder / "runs" / "swept" / "searched", {"plan": chosen.to_dict()})
+    assert main(["bench", "--config", "sweep.yaml", *words, "--dry-run"]) == 0
+    assert "one drop_2, cla, searched on" in capsys.readouterr().out
+    assert main(["bench", "--config", "sweep.yaml", "--dry-run"]) == 2
+    assert "bench.beside: a config with a sweep" in capsys.readouterr().err
