@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Point:
     words: tuple[str, ...]
     loaded: LoadedConfig
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Identifies the experiment: a point whose config has changed in what it computes is another one."""
         return key_of(redact(dataclasses.asdict(self.loaded.config)))
