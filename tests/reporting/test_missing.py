@@ -31,22 +31,22 @@ def half(tracked: Tracked) -> Tracked:
 
 
 def gap(tracked: Tracked, *words: str) -> list[str]:
-    """The lines about what is missing."""
+    """The lines about what is missing: reasons with their commands, each before the cells it is about."""
     assert tracked.report(*words) == 0
     return [line.strip() for line in tracked.missing().splitlines() if line]
 
 
 def test_every_kind_of_gap_has_the_command_that_fills_it(half: Tracked, capsys: pytest.CaptureFixture[str]) -> None:
     assert gap(half) == [
-        "- not run, or not to its end: Post-Train (no run)",
-        f"`python -m uniattn_pl sweep {WORDS}`",
-        "- not benchmarked: TTFT of UniAttn",
-        f"`python -m uniattn_pl bench {WORDS}`",
-        "- not evaluated: PubMedQA of UniAttn",
-        f"`python -m uniattn_pl sweep {WORDS}`",
+        f"- no run: `python -m uniattn_pl sweep {WORDS}`",
+        "- Post-Train",
+        f"- not benchmarked: `python -m uniattn_pl bench {WORDS}`",
+        "- TTFT: UniAttn",
+        f"- not evaluated: `python -m uniattn_pl sweep {WORDS}`",
+        "- PubMedQA: UniAttn",
     ]
     printed = capsys.readouterr().out
-    assert "  not benchmarked: TTFT of UniAttn\n" in printed
+    assert f"  not benchmarked: python -m uniattn_pl bench {WORDS}\n    TTFT: UniAttn\n" in printed
     assert half.line("UniAttn") == ["-", "-"]
     assert half.csv()["UniAttn"]["PubMedQA"] == ""
 
@@ -58,22 +58,22 @@ def test_a_full_table_has_nothing_missing(half: Tracked) -> None:
 
 def test_the_commands_repeat_the_users_own_words(half: Tracked) -> None:
     override = "data.max_length=${evaluation.num_samples}"
-    command = gap(half, override)[1].strip("`")
+    command = gap(half, override)[0].removeprefix("- no run: ").strip("`")
     assert shlex.split(command)[-3:] == ["--config", "table.yaml", override]
     assert command.endswith(f"'{override}'")
 
 
 def test_without_a_sweep_they_are_fit_and_evaluate(half: Tracked) -> None:
     half.config(CONFIG.replace("sweep:", "#"))
-    assert gap(half)[:2] == ["- not run, or not to its end: table (no run)", f"`python -m uniattn_pl fit {WORDS}`"]
+    assert gap(half)[:2] == [f"- no run: `python -m uniattn_pl fit {WORDS}`", "- table"]
     half.fit("table", "uniattn", UNIATTN, 0.8, {})
-    assert f"`python -m uniattn_pl evaluate {WORDS}`" in gap(half)
+    assert f"- not evaluated: `python -m uniattn_pl evaluate {WORDS}`" in gap(half)
 
 
 def test_a_length_the_config_does_not_measure_is_added_to_the_command(half: Tracked) -> None:
     half.bench("uniattn", {512: 1.0}, plan=UNIATTN)
     lines = gap(half, "report.columns={TTFT: cost/ttft_s@8192}")
-    assert shlex.split(lines[3].strip("`"))[-1] == "bench.lengths=[512, 8192]"
+    assert shlex.split(lines[2].strip("`"))[-1] == "bench.lengths=[512, 8192]"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_length_the_config_does_not_measure_is_added_to_the_command(half: Trac
 )
 def test_what_no_command_can_fill_says_what_to_change(half: Tracked, metric: str, reason: str) -> None:
     lines = gap(half, f"report.columns={{it: {metric}}}")
-    assert len(lines) == 3  # the point without a run and its command, and this
+    assert lines[1] == "- Post-Train"  # has no run
     assert reason in lines[2]
-    assert lines[2].endswith(": it of UniAttn")
+    assert lines[3:] == ["- it: UniAttn"]
 
 
 def test_figures_of_an_analysis_are_those_of_the_newest_of_this_model_and_data(half: Tracked) -> None:
@@ -105,11 +105,9 @@ def test_figures_of_an_analysis_are_those_of_the_newest_of_this_model_and_data(h
     assert "![similarity_matrix](similarity_matrix.png)" in half.markdown
     quoted = "'report.analysis=[similarity_matrix, importance, depth]'"
     for topic in ("importance", "depth"):
-        assert (
-            f"- not analysed: {topic}\n  `python -m uniattn_pl analyze {WORDS} {quoted} --only {topic}`"
-            in half.markdown
-        )
-    assert "not analysed: similarity" not in half.markdown
+        command = f"python -m uniattn_pl analyze {WORDS} {quoted} --only {topic}"
+        assert f"- not analysed: `{command}`\n  - {topic}\n" in half.markdown
+    assert "--only similarity" not in half.markdown
     assert not (half.folder / "reports/table/depth.png").exists()
 
 
@@ -119,9 +117,9 @@ def test_every_figure_has_a_topic_of_analyze() -> None:
 
 def test_the_columns_of_a_mean_are_named_not_the_mean(half: Tracked) -> None:
     lines = gap(half, "report.columns={PubMedQA: eval/pubmedqa/acc, AVG: [PubMedQA]}")
-    assert [line for line in lines if "not evaluated" in line] == ["- not evaluated: PubMedQA of UniAttn"]
+    assert lines[3:] == ["- PubMedQA: UniAttn"]
 
 
 def test_a_row_is_not_benchmarked_by_the_plan_of_another(half: Tracked) -> None:
     half.bench("uniattn", {512: 1.0}, plan=PLAIN)
-    assert "- not benchmarked: TTFT of UniAttn" in gap(half)
+    assert "- TTFT: UniAttn" in gap(half)

@@ -153,7 +153,9 @@ def test_points_that_differ_by_their_seed_are_one_row_with_mean_and_spread(seeds
     assert len(row["runs"].split()) == 3
     for seed, run in enumerate(row["runs"].split()):
         assert f"[{seed}](http://127.0.0.1:5000/#/experiments/{seeds.id}/runs/{run})" in seeds.markdown
-    assert "superblock_size=4,seed=2 (no run)" in seeds.missing()
+    assert (
+        "- no run: `python -m uniattn_pl sweep --config table.yaml`\n  - superblock_size=4,seed=2\n" in seeds.missing()
+    )
 
 
 def test_the_value_at_a_step_is_that_of_the_newest_benchmark_that_has_it(table: Tracked) -> None:
@@ -220,7 +222,7 @@ def test_an_unfinished_run_says_what_its_plan_costs_and_nothing_of_quality(track
     tracked.bench("uniattn", {64: 3.0}, plan=UNIATTN)
     assert tracked.report() == 0
     assert tracked.line("UniAttn") == ["3.00", "80.0%", "-", "-", "-", "-"]
-    assert "UniAttn (running)" in tracked.missing()
+    assert "- run running: `python -m uniattn_pl sweep --config table.yaml`\n  - UniAttn\n" in tracked.missing()
 
 
 def test_without_a_sweep_the_table_is_the_row_of_the_fit(tracked: Tracked) -> None:

@@ -24,7 +24,7 @@ report:
 @pytest.fixture
 def variants(tracked: Tracked) -> Tracked:
     tracked.config(CONFIG)
-    parent = tracked.run("sweep", "table")
+    parent = tracked.run("sweep", "table", {})
     tracked.fit("Post-Train", "baseline", PLAIN, 1.0, {"eval/pubmedqa/acc": 0.9}, parent=parent)
     metrics = {
         "eval/pubmedqa/acc": 0.79,
@@ -69,15 +69,24 @@ def test_each_row_is_followed_by_its_variants_with_their_own_metrics(variants: T
 
 def test_what_variants_lack_is_told(variants: Tracked) -> None:
     assert variants.report() == 0
-    missing = variants.missing()
-    command = "  `python -m uniattn_pl {} --config table.yaml`"
-    times = "TTFT (s) of UniAttn, 4 dropped; TPOT (s) of UniAttn, 4 dropped"
-    assert f"- not benchmarked: {times}\n{command.format('bench')}" in missing
-    assert (
-        "- not evaluated: KV cache of UniAttn, 4 dropped; PubMedQA of Post-Train + H2O, 20 % compressed, "
-        f"UniAttn + H2O, 40 % compressed, UniAttn, 4 dropped\n{command.format('sweep')}"
-    ) in missing
-    assert "not measured of a compressed cache or of dropped layers: TPOT (s) of Post-Train + H2O" in missing
+    command = "`python -m uniattn_pl {} --config table.yaml`"
+    compressed = [
+        f"{name} + H2O, {rate} % compressed" for name, rate in (("Post-Train", 20), ("UniAttn", 20), ("UniAttn", 40))
+    ]
+    dropped = ["UniAttn, 2 dropped", "UniAttn, 4 dropped"]
+    assert [line.strip() for line in variants.missing().splitlines() if line] == [
+        f"- not benchmarked: {command.format('bench')}",
+        "- TTFT (s): UniAttn, 4 dropped",
+        "- TPOT (s): UniAttn, 4 dropped",
+        "- it is not measured of a compressed cache or of dropped layers",
+        f"- TPOT (s): {'; '.join(compressed)}",
+        f"- Loss: {'; '.join([*compressed, *dropped])}",
+        f"- not evaluated: {command.format('sweep')}",
+        "- KV cache: UniAttn, 4 dropped",
+        f"- PubMedQA: {compressed[0]}; {compressed[2]}; UniAttn, 4 dropped",
+        "- the runs have no metric `stage2/response_loss`.",
+        "- Loss: Post-Train",
+    ]
 
 
 def test_a_row_does_not_take_the_benchmark_of_its_variant(variants: Tracked) -> None:

@@ -149,8 +149,8 @@ def _with_interval(cell: Cell) -> str:
 
 
 def _gap(gap: Gap) -> str:
-    lines = [f"- {gap.reason}: {_text(gap.cells)}"]
-    return "\n".join([*lines, *([f"  `{gap.command}`"] if gap.command else [])])
+    command = f": `{gap.command}`" if gap.command else ""
+    return "\n".join([f"- {gap.reason}{command}", *(f"  - {_text(cells)}" for cells in gap.cells)])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 # x of a figure that is no column and no config key -> label of the axis, and what an unvaried model has there
 VARIANT_AXES = {DROP: ("dropped attention layers", 0.0), H2O: ("prompt's cache kept by H2O (%)", 100.0)}
 COLORS = ("#1f5fa8", "#c8501e", "#2f8f4e", "#7b4ba0", "#8a6d1d", "#4a4a4a")
+STYLES = ("o-", "s--", "^:", "D-.")
 GREY = "#8a8a8a"
 MOST_TICKS = 12
 WIDE_RANGE = 20.0  # between the largest and the smallest x: only a logarithmic axis shows all of them
+LEGEND_LETTERS = 75  # beside each other above a figure
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,28 @@ class Curve:
     points: list[tuple[Any, int]]
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A row as a dot: its place on the x axis and its value."""
+
+    row: Row
+    x: float
+    x_error: float | None
+    y: Cell
+
+
 def draw(table: Table, x: str, y: Sequence[str]) -> Figure:
-    """One figure: dots when `x` is a column, else a line per column of `y` (and per group of rows)."""
-    if x in [column.heading for column in table.columns]:
-        return _scatter(table, x, y)
-    curves = _variant_curves(table, x) if x in VARIANT_AXES else _setting_curves(table, x)
-    return _lines(table, curves, VARIANT_AXES[x][0] if x in VARIANT_AXES else x, y)
+    """One figure: a line per column of `y` (and per group of rows), or dots where no line would mean anything."""
+    columns = {column.heading: column for column in table.columns}
+    if x in columns:
+        return _over_column(table, columns[x], y)
+    if x in VARIANT_AXES:
+        return _lines(table, _variant_curves(table, x), VARIANT_AXES[x][0], y)
+    points = _points(table, x)
+    curves = _setting_curves(table, x, points)
+    if all(_is_number(value) for value, _ in points) and (len(curves) == 1 or any(len(c.points) > 1 for c in curves)):
+        return _lines(table, curves, x, y)
+    return _over_names(table, points, x, y)
 
 
 def _variant_curves(table: Table, kind: str) -> list[Curve]:
@@ -52,25 +70,29 @@ def _variant_curves(table: Table, kind: str) -> list[Curve]:
     return [Curve(name, sorted(found)) for name, found in points.items() if len(found) > 1]
 
 
-def _setting_curves(table: Table, key: str) -> list[Curve]:
-    """Rows over a config key: one curve, or one per combination of the other settings where x alone is ambiguous."""
-    points: list[tuple[Any, int]] = []
-    for index, row in enumerate(table.rows):
-        value = row.loaded.flatten().get(key)
-        if row.variant is None and value is not None:
-            points.append((value if _is_number(value) else str(value), index))
-    values = [value for value, _ in points]
-    if len(set(values)) == len(values):
-        return [Curve("", _in_order(points))]
+def _points(table: Table, key: str) -> list[tuple[Any, int]]:
+    """The value of a config key, and the index of the row, where it has that key."""
+    values = [(row.loaded.flatten().get(key), index) for index, row in enumerate(table.rows) if row.variant is None]
+    return [(value, index) for value, index in values if value is not None]
+
+
+def _setting_curves(table: Table, key: str, points: Sequence[tuple[Any, int]]) -> list[Curve]:
+    """One curve, or one per combination of the other settings where several rows have the same x."""
+    if len({str(value) for value, _ in points}) == len(points):
+        return [Curve("", sorted(points, key=_order))]
     groups: dict[tuple[str, ...], list[tuple[Any, int]]] = {}
     for value, index in points:
         others = tuple(word for word in table.rows[index].settings if word.partition("=")[0] != key)
         groups.setdefault(others, []).append((value, index))
-    return [Curve(_name(others), _in_order(found)) for others, found in groups.items()]
+    common = set.intersection(*map(set, groups))
+    return [
+        Curve(_name([word for word in others if word not in common]), sorted(found, key=_order))
+        for others, found in groups.items()
+    ]
 
 
-def _in_order(points: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
-    return sorted(points) if all(_is_number(value) for value, _ in points) else points
+def _order(point: tuple[Any, int]) -> tuple[float, int]:
+    return (point[0] if _is_number(point[0]) else 0.0), point[1]
 
 
 def _name(settings: Sequence[str]) -> str:
@@ -82,24 +104,23 @@ def _is_number(value: Any) -> bool:
 
 
 def _lines(table: Table, curves: Sequence[Curve], x_label: str, y: Sequence[str]) -> Figure:
+    """Curves; columns of another unit than the first one's are on an axis of their own."""
     figure = new_figure()
     left = figure.add_subplot()
     columns = {column.heading: column for column in table.columns}
-    first = columns[y[0]].unit
-    right_columns = [heading for heading in y if columns[heading].unit is not first]
-    right = left.twinx() if right_columns else left
+    on_right = [heading for heading in y if columns[heading].unit is not columns[y[0]].unit]
+    right = left.twinx() if on_right else left
     handles = []
-    for position, (heading, curve) in enumerate((heading, curve) for heading in y for curve in curves):
-        on_right = heading in right_columns
-        color = COLORS[position % len(COLORS)]
-        label = ", ".join(
-            part for part in (heading if len(y) > 1 else "", curve.name if len(curves) > 1 else "") if part
-        )
-        axes = right if on_right else left
-        handles.append(_curve(axes, curve, table.column(heading), color, "s--" if on_right else "o-", label or heading))
-    _label_y(left, [columns[heading] for heading in y if heading not in right_columns])
-    if right_columns:
-        _label_y(right, [columns[heading] for heading in right_columns])
+    for number, heading in enumerate(y):
+        for position, curve in enumerate(curves):
+            color = COLORS[(number if len(curves) == 1 else position) % len(COLORS)]
+            axes, style = (right if heading in on_right else left), STYLES[number % len(STYLES)]
+            parts = (heading if len(y) > 1 or len(curves) == 1 else "", curve.name if len(curves) > 1 else "")
+            label = ", ".join(part for part in parts if part)
+            handles.append(_curve(axes, curve, table.column(heading), color, style, label))
+    _label_y(left, [columns[heading] for heading in y if heading not in on_right])
+    if on_right:
+        _label_y(right, [columns[heading] for heading in on_right])
         if len(curves) == 1 and len(y) == 2:  # then the colour says which axis is whose
             for axes, color in ((left, COLORS[0]), (right, COLORS[1])):
                 axes.yaxis.label.set_color(color)
@@ -107,12 +128,7 @@ def _lines(table: Table, curves: Sequence[Curve], x_label: str, y: Sequence[str]
     left.set_xlabel(x_label)
     _ticks(left, [value for curve in curves for value, _ in curve.points])
     left.grid(alpha=0.3)
-    shown = [handle for handle in handles if handle is not None]
-    if len(shown) > 1:
-        figure.legend(handles=shown, loc="outside upper center", ncols=min(len(shown), 3), frameon=False, fontsize=9)
-        figure.subplots_adjust(top=0.98 - 0.06 * -(-len(shown) // 3))
-    elif not shown:
-        left.text(0.5, 0.5, "no values yet", transform=left.transAxes, ha="center", color=GREY)
+    _legend(figure, left, [handle for handle in handles if handle is not None])
     return figure
 
 
@@ -122,13 +138,10 @@ def _curve(axes: Axes, curve: Curve, cells: Sequence[Cell], color: str, style: s
     if not found:
         return None
     scale = cells[0].column.unit.scale
-    means = [scale * (cell.mean or 0.0) for _, cell in found]
     spreads = [scale * (cell.spread or 0.0) for _, cell in found]
-    if not all(_is_number(x) for x, _ in found):
-        style = style[0]  # names have no order that a line could follow
     return axes.errorbar(
         [x for x, _ in found],
-        means,
+        [scale * (cell.mean or 0.0) for _, cell in found],
         yerr=spreads if any(spreads) else None,
         fmt=style,
         color=color,
@@ -136,6 +149,19 @@ def _curve(axes: Axes, curve: Curve, cells: Sequence[Cell], color: str, style: s
         linewidth=1.6,
         capsize=3,
         label=label,
+    )
+
+
+def _legend(figure: Figure, axes: Axes, handles: Sequence[Any]) -> None:
+    """Above the axes, where it hides no curve; in as many columns as there is room for."""
+    if not handles:
+        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=GREY)
+    if len(handles) < 2:
+        return
+    longest = max(len(handle.get_label()) for handle in handles) + 8  # with the line and a gap
+    columns = max(1, min(len(handles), LEGEND_LETTERS // longest))
+    axes.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9
     )
 
 
@@ -151,55 +177,79 @@ def _axis_name(column: Column) -> str:
     )
 
 
-def _ticks(axes: Axes, values: Sequence[Any]) -> None:
-    """Ticks at the values themselves, where they are few numbers."""
+def _ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values themselves, where they are few."""
     from matplotlib.ticker import NullLocator
 
-    if not values or not all(_is_number(value) for value in values):
-        return
     different = sorted(set(values))
-    if different[0] > 0 and different[-1] / different[0] > WIDE_RANGE:
+    if different and different[0] > 0 and different[-1] / different[0] > WIDE_RANGE:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-    if len(different) <= MOST_TICKS:
+    if different and len(different) <= MOST_TICKS:
         axes.set_xticks(different, [f"{value:g}" for value in different])
 
 
-def _scatter(table: Table, x: str, y: Sequence[str]) -> Figure:
-    """A panel per column of `y`: each row a labelled dot, those that do not change the model hollow."""
+def _over_column(table: Table, x: Column, y: Sequence[str]) -> Figure:
+    """A panel per column of `y`, each row a dot over its value in another column."""
+    across, scale = table.column(x.heading), x.unit.scale
+    panels = [
+        [
+            Spot(row, scale * cell.mean, scale * cell.spread if cell.spread else None, value)
+            for row, cell, value in zip(table.rows, across, table.column(heading), strict=True)
+            if cell.mean is not None and value.mean is not None
+        ]
+        for heading in y
+    ]
+    return _dots(table, panels, _axis_name(x), y)
+
+
+def _over_names(table: Table, points: Sequence[tuple[Any, int]], key: str, y: Sequence[str]) -> Figure:
+    """The same over a config key whose values are words, or are shared by rows that differ in everything else."""
+    numeric = all(_is_number(value) for value, _ in points)
+    names = list(dict.fromkeys(str(value) for value, _ in points))
+    panels = [
+        [
+            Spot(table.rows[index], float(value) if numeric else names.index(str(value)), None, cells[index])
+            for value, index in points
+            if cells[index].mean is not None
+        ]
+        for cells in map(table.column, y)
+    ]
+    return _dots(table, panels, key, y, [] if numeric else names)
+
+
+def _dots(
+    table: Table, panels: Sequence[Sequence[Spot]], x_label: str, y: Sequence[str], names: Sequence[str] = ()
+) -> Figure:
+    """Panels of labelled dots above each other; rows that do not change the model are hollow."""
     figure = new_figure()
-    figure.set_size_inches(7, 4.2 * len(y))
-    for position, heading in enumerate(y):
-        axes = figure.add_subplot(len(y), 1, position + 1)
-        _dots(axes, table.rows, table.column(x), table.column(heading))
+    figure.set_size_inches(7.5, 4.6 * len(panels))
+    columns = {column.heading: column for column in table.columns}
+    for position, (heading, spots) in enumerate(zip(y, panels, strict=True)):
+        axes = figure.add_subplot(len(panels), 1, position + 1)
+        scale = columns[heading].unit.scale
+        for spot in spots:
+            color = COLORS[0] if spot.row.modified else GREY
+            axes.errorbar(
+                spot.x,
+                scale * (spot.y.mean or 0.0),
+                xerr=spot.x_error,
+                yerr=scale * spot.y.spread if spot.y.spread else None,
+                fmt="o",
+                color=color,
+                markerfacecolor=color if spot.row.modified else "white",
+                markersize=6,
+                capsize=3,
+                linewidth=1,
+            )
+        if names:
+            axes.set_xticks(range(len(names)), names)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(_axis_name(columns[heading]))
+        axes.grid(alpha=0.3)
+        axes.margins(0.15)
+        if spots:
+            place_labels(axes, [Dot(spot.x, scale * (spot.y.mean or 0.0), spot.row.name) for spot in spots])
+        else:
+            axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=GREY)
     return figure
-
-
-def _dots(axes: Axes, rows: Sequence[Row], across: Sequence[Cell], up: Sequence[Cell]) -> None:
-    x_unit, y_unit = across[0].column.unit, up[0].column.unit
-    dots = []
-    for row, x, y in zip(rows, across, up, strict=True):
-        if x.mean is None or y.mean is None:
-            continue
-        place = (x_unit.scale * x.mean, y_unit.scale * y.mean)
-        color = COLORS[0] if row.modified else GREY
-        axes.errorbar(
-            *place,
-            xerr=x_unit.scale * x.spread if x.spread else None,
-            yerr=y_unit.scale * y.spread if y.spread else None,
-            fmt="o",
-            color=color,
-            markerfacecolor=color if row.modified else "white",
-            markersize=6,
-            capsize=3,
-            linewidth=1,
-        )
-        dots.append(Dot(*place, row.name))
-    axes.set_xlabel(_axis_name(across[0].column))
-    axes.set_ylabel(_axis_name(up[0].column))
-    axes.grid(alpha=0.3)
-    axes.margins(0.15)
-    if dots:
-        place_labels(axes, dots)
-    else:
-        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=GREY)

@@ -21,11 +21,14 @@ NOT_OF_VARIANTS = "it is not measured of a compressed cache or of dropped layers
 
 @dataclass(frozen=True)
 class Gap:
-    """Why cells are missing; `command` fills them, None where the config must change first."""
+    """Why cells are missing, and which: a line per column with its rows, or one of points.
+
+    `command` fills them; it is None where the config must change first.
+    """
 
     reason: str
     command: str | None
-    cells: str
+    cells: tuple[str, ...]
 
 
 class CommandLine:
@@ -59,16 +62,15 @@ def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[
     gaps = [Gap(reason, command, _in_words(cells)) for (reason, command), cells in found.items()]
     topics = dict.fromkeys(ANALYSES[name] for name in analyses)
     for topic in topics:
-        names = ", ".join(name for name in analyses if ANALYSES[name] == topic)
-        gaps.append(Gap("not analysed", line.of("analyze", "--only", topic), names))
+        names = "; ".join(name for name in analyses if ANALYSES[name] == topic)
+        gaps.append(Gap("not analysed", line.of("analyze", "--only", topic), (names,)))
     return gaps
 
 
-def _in_words(cells: Mapping[str, Sequence[str]]) -> str:
-    """Columns with the rows that lack them; runs stand under no column."""
-    return "; ".join(
-        ", ".join(dict.fromkeys(rows)) if not heading else f"{heading} of {', '.join(dict.fromkeys(rows))}"
-        for heading, rows in cells.items()
+def _in_words(cells: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Columns with the rows that lack them; a row's name may have a comma of its own."""
+    return tuple(
+        (f"{heading}: " if heading else "") + "; ".join(dict.fromkeys(rows)) for heading, rows in cells.items()
     )
 
 
@@ -79,7 +81,7 @@ def _not_finished(table: Table, line: CommandLine) -> Iterable[Found]:
     for row in table.rows:
         for member in row.members:
             if not member.finished:
-                yield "not run, or not to its end", line.fit, "", f"{member.name} ({member.state})"
+                yield member.state, line.fit, "", member.name
 
 
 def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[Found]:

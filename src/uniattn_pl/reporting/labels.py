@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-RADII = (7, 12, 20, 30, 42, 56)  # points from the dot, tried in this order
+RADII = (7, 11, 17, 25, 35, 47, 60, 75, 95)  # points from the dot, tried in this order
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-NEAR = 12  # points; a label that is farther away needs a line to its dot
+NEAR = 11  # points; a label that is farther away needs a line to its dot
 DOT = 5.0  # half the width of a dot with its margin, in points
+MARGIN = 1.5  # around a label, in points
 OUTSIDE = 10.0  # how much worse a pixel outside of the axes is than one over another label
+ALIGNMENT = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,20 @@ class Dot:
     name: str
 
 
-def place_labels(axes: Axes, dots: Sequence[Dot]) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a label may stand: its direction and distance from the dot, and the pixels it would cover."""
+
+    right: int
+    up: int
+    radius: float
+    box: Bbox
+
+
+def place_labels(axes: Axes, dots: Sequence[Dot], *, fontsize: float = 8) -> None:
     """Write every name at the first place around its dot that is free, else at the one that covers least.
 
-    The axes' limits must be final.
+    The axes' limits and place must be final.
     """
     from matplotlib.transforms import Bbox
 
@@ -38,40 +49,49 @@ def place_labels(axes: Axes, dots: Sequence[Dot]) -> None:
     assert figure is not None
     figure.canvas.draw()
     frame, pixels = axes.get_window_extent(), figure.dpi / 72
-    centres = axes.transData.transform([(dot.x, dot.y) for dot in dots])
+    centres = [(float(x), float(y)) for x, y in axes.transData.transform([(dot.x, dot.y) for dot in dots])]
     half = DOT * pixels
     taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in centres]
-    for dot in dots:
-        best = min(_candidates(axes, dot), key=lambda candidate: _covered(candidate, taken, frame))
-        for label in [label for label in axes.texts if label.get_gid() == "candidate" and label is not best]:
-            label.remove()
-        best.set_gid("")
-        taken.append(best.get_window_extent())
+    for dot, centre in zip(dots, centres, strict=True):
+        places = _places(centre, _size(axes, dot.name, fontsize), pixels)
+        best = min(places, key=lambda place: _covered(place.box, taken, frame))
+        taken.append(best.box)
+        axes.annotate(
+            dot.name,
+            (dot.x, dot.y),
+            xytext=(best.right * best.radius, best.up * best.radius),
+            textcoords="offset points",
+            ha=ALIGNMENT[best.right][0],
+            va=ALIGNMENT[best.up][1],
+            fontsize=fontsize,
+            arrowprops={"arrowstyle": "-", "color": "#8a8a8a", "linewidth": 0.6} if best.radius > NEAR else None,
+        )
 
 
-def _candidates(axes: Axes, dot: Dot) -> Iterator[Annotation]:
+def _size(axes: Axes, text: str, fontsize: float) -> tuple[float, float]:
+    """Width and height of a text in pixels."""
+    probe = axes.text(0, 0, text, fontsize=fontsize)
+    box = probe.get_window_extent()
+    probe.remove()
+    return box.width, box.height
+
+
+def _places(centre: tuple[float, float], size: tuple[float, float], pixels: float) -> Iterator[Place]:
+    from matplotlib.transforms import Bbox
+
+    (width, height), margin = size, MARGIN * pixels
     for radius in RADII:
         for right, up in DIRECTIONS:
-            yield axes.annotate(
-                dot.name,
-                (dot.x, dot.y),
-                xytext=(right * radius, up * radius),
-                textcoords="offset points",
-                ha={1: "left", 0: "center", -1: "right"}[right],
-                va={1: "bottom", 0: "center", -1: "top"}[up],
-                fontsize=8,
-                gid="candidate",
-                arrowprops={"arrowstyle": "-", "color": "#8a8a8a", "linewidth": 0.6} if radius > NEAR else None,
-            )
+            left = centre[0] + right * radius * pixels + {1: 0.0, 0: -width / 2, -1: -width}[right]
+            bottom = centre[1] + up * radius * pixels + {1: 0.0, 0: -height / 2, -1: -height}[up]
+            box = Bbox.from_bounds(left - margin, bottom - margin, width + 2 * margin, height + 2 * margin)
+            yield Place(right, up, radius, box)
 
 
-def _covered(label: Annotation, taken: Sequence[Bbox], frame: Bbox) -> float:
+def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
     """Pixels that a label would share with others, or that would lie outside of the axes."""
-    from matplotlib.text import Text
-
-    box = Text.get_window_extent(label)
-    inside = _shared(box, frame)
-    return sum(_shared(box, other) for other in taken) + OUTSIDE * (box.width * box.height - inside)
+    outside = box.width * box.height - _shared(box, frame)
+    return round(sum(_shared(box, other) for other in taken) + OUTSIDE * outside, 3)
 
 
 def _shared(one: Bbox, other: Bbox) -> float:

@@ -33,8 +33,8 @@ class Member:
 
     @property
     def state(self) -> str:
-        """In a word, for people."""
-        return "no run" if self.run is None else self.run.info.status.lower()
+        """In words, for people."""
+        return "no run" if self.run is None else f"run {self.run.info.status.lower()}"
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,9 @@ def _composed(
     """The report, and its files by name."""
     config, lookup = loaded.config, Lookup(runs)
     table = fill(rows, _columns(config.report.columns, rows, lookup), lookup)
-    if not config.report.columns:
-        _check_figures(config.report.figures, table)
-    images, captions = _drawn(config.report.figures, table)
+    figures = config.report.figures if table.columns else {}  # before any run there is nothing to show on an axis
+    _check_figures(figures, table)
+    images, captions = _drawn(figures, table)
     analyses = _analyses(loaded, runs)
     absent = [name for name in config.report.analysis if name not in analyses]
     report = Report(
@@ -239,4 +239,5 @@ def _show(request: Request, report: Report, files: Sequence[str]) -> None:
 
 
 def _gap_lines(gap: Gap) -> list[str]:
-    return [f"  {gap.reason}: {gap.cells}", *([f"    {gap.command}"] if gap.command else [])]
+    command = f": {gap.command}" if gap.command else ""
+    return [f"  {gap.reason}{command}", *(f"    {cells}" for cells in gap.cells)]
