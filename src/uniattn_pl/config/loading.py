@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.documents import (
@@ -84,6 +84,7 @@ class _Assembly:
         self.set: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
         self.reported: set[str] = set()
+        self.tree: DictConfig | None = None  # all values, in which references are looked up
 
     def load(self, files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig:
         layers = read_files(files, self._is_leaf, self.problems)
@@ -195,6 +196,7 @@ class _Assembly:
     def _add_options(self, kind: type[Architecture], values: dict[KeyPath, Any]) -> None:
         """Add the options of the chosen architecture to the known fields, with their defaults; report unknown ones."""
         options = field_hints(kind)
+        self.tree = None
         for name, field in options.items():
             path: KeyPath = (ARCHITECTURE, name)
             self.fields[path] = field
@@ -219,11 +221,14 @@ class _Assembly:
         key = ".".join(path)
         if not refers(value) or key in self.reported:
             return value
-        value, problem = resolve(OmegaConf.create(_nest(values)), path, [".".join(p) for p in values])
+        if self.tree is None:
+            self.tree = OmegaConf.create(_nest(values))
+        value, problem = resolve(self.tree, path, [".".join(p) for p in values])
         entry = self.set.get(path) or Entry(path, (DEFAULT,), value, None)
         if problem:
             self._report(entry, problem)
             values[path] = self._fallback(path)
+            self.tree = None
             return values[path]
         if path not in self.fields:
             return value
@@ -283,10 +288,15 @@ def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:
 
 
 def _to_config(values: dict[KeyPath, Any]) -> ExperimentConfig:
-    nested = _nest({path: escape(value) for path, value in values.items()})
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ExperimentConfig), nested))
+    """The typed experiment; every value has been fitted to its field before."""
+    config = _build(ExperimentConfig, _nest(values))
     assert isinstance(config, ExperimentConfig)
     return config
+
+
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
+    hints = {key: hint for key, (hint, _) in field_hints(cls).items()}
+    return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})
 
 
 def flatten(config: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
