@@ -24,8 +24,8 @@ training:
   stage1: {learning_rate: 1.0e-3}
   stage2: {learning_rate: 1.0e-3}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 4}
 """
+EVALUATION = "{num_samples: 4}"  # of the milestones; nothing is evaluated after the fit
 ROWS = "\n".join(
     json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3 4 5"[: n + 1]}) for n in range(12)
 )
@@ -34,25 +34,28 @@ ROWS = "\n".join(
 class SmallSweep:
     """A working folder with a config `small.yaml`, whose sweep section is given, and what the driver made of it."""
 
-    def __init__(self, folder: Path, sweep: str) -> None:
+    def __init__(self, folder: Path, sweep: str, **sections: str) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-        self.write(sweep)
+        self.write(sweep, **sections)
 
-    def write(self, sweep: str) -> None:
-        (self.folder / "small.yaml").write_text(f"{CONFIG}sweep: {sweep}\n", encoding="utf-8")
+    def write(self, sweep: str, **sections: str) -> None:
+        lines = {"evaluation": EVALUATION, "sweep": sweep, **sections}
+        text = CONFIG + "".join(f"{name}: {section}\n" for name, section in lines.items())
+        (self.folder / "small.yaml").write_text(text, encoding="utf-8")
 
     def events(self, kind: str) -> Counter[str]:
-        """How often a fit of each point has reached `kind`: start or end."""
-        return Counter(line.split()[1] for line in self._lines() if line.startswith(kind))
+        """How often each point has come to the `start` or `end` of a fit, to `measure` or `measured`."""
+        return Counter(folder for event, folder, _ in self._events() if event == kind)
 
     def workers(self) -> set[str]:
         """The processes that started fits."""
-        return {line.split()[2] for line in self._lines() if line.startswith("start")}
+        return {worker for event, _, worker in self._events() if event == "start"}
 
-    def _lines(self) -> list[str]:
-        return (self.folder / "events.txt").read_text().splitlines()
+    def _events(self) -> list[list[str]]:
+        file = self.folder / "events.txt"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
     def runs(self) -> tuple[Run, list[Run]]:
         """The sweep's MLflow run and all others."""
@@ -78,7 +81,7 @@ def drive(*scenarios: tuple[SmallSweep, str]) -> tuple[list[list[int]], str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=150,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[") and line.endswith("]")]

@@ -2,7 +2,8 @@
 
 Importing PyTorch, Lightning and transformers takes ten seconds, so it happens once. The forks are real
 processes: they die of real signals, and locks, the ledger and run folders are what they leave behind. What
-really ran is in events.txt: `start` and `end` of every fit, with its folder and its worker's process id.
+really ran is in events.txt: `start` and `end` of every fit, `measure` and `measured` of every evaluation, with its
+folder and its worker's process id. Another machine is the folder ELSEWHERE beside, with a config of its own.
 
 usage: sweep_driver.py FOLDER:SCENARIO...    prints a line with the exit codes of each
 """
@@ -11,25 +12,28 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
 import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
 
-import uniattn_pl.sweeps.worker
-import uniattn_pl.training.runner
+import uniattn_pl.training.runner  # noqa: F401
 from uniattn_pl.cli import main
-from uniattn_pl.sweeps import process
+from uniattn_pl.sweeps import ledger, process, worker
 from uniattn_pl.training.manifest import Manifest
 
-uniattn_pl.sweeps.worker.POLL_S = 0.05
+worker.POLL_S = 0.05
+ELSEWHERE = Path("../elsewhere")
+LINES, COLUMNS = 30, 80
 BEGIN, END = {"fit": "start", "evaluate": "measure"}, {"fit": "end", "evaluate": "measured"}
 
 
@@ -42,12 +46,20 @@ def events() -> list[str]:
     return Path("events.txt").read_text().splitlines()
 
 
+def nothing(_: Path) -> None:
+    pass
+
+
+before_evaluating: Callable[[Path], None] = nothing
+
+
 class ForkedJob:
     """A fit or an evaluation in a fork, with the part of `subprocess.Popen` that a worker uses."""
 
     def __init__(self, command: str, arguments: Sequence[str], log: Path, lock: int) -> None:
         self._code: int | None = None
-        folder = next(word for word in reversed(arguments) if word.startswith("trainer.default_root_dir="))
+        run = next(word for word in reversed(arguments) if word.startswith("trainer.default_root_dir="))
+        folder = Path(run.partition("=")[2].strip("'\""))
         log.parent.mkdir(parents=True, exist_ok=True)
         self.pid = os.fork()
         if self.pid == 0:
@@ -59,9 +71,11 @@ class ForkedJob:
             os.dup2(output, 2)
             sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
-            say(BEGIN[command], folder.rpartition("/")[2])
+            say(BEGIN[command], folder.name)
+            if command == "evaluate":
+                before_evaluating(folder)
             code = main([command, *arguments])
-            say(END[command], folder.rpartition("/")[2])
+            say(END[command], folder.name)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -87,10 +101,11 @@ class ForkedJob:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def start(arguments: list[str]) -> int:
+def start(arguments: list[str], machine: Path = Path()) -> int:
     """Start a command as a process."""
     pid = os.fork()
     if pid == 0:
+        os.chdir(machine)
         os._exit(main(arguments))
     return pid
 
@@ -99,8 +114,32 @@ def outcome(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(arguments: list[str]) -> int:
-    return outcome(start(arguments))
+def run(arguments: list[str], machine: Path = Path()) -> int:
+    return outcome(start(arguments, machine))
+
+
+def kill_worker_and_job(_: Path) -> None:
+    """What is left of a machine that has lost its power."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def evaluations(act: Callable[[Path], None]) -> Iterator[None]:
+    """Let every evaluation `act` on its run folder before it begins."""
+    global before_evaluating
+    before_evaluating = act
+    yield
+    before_evaluating = nothing
+
+
+@contextmanager
+def short_patience() -> Iterator[None]:
+    """Let the claim of a worker elsewhere be free ten seconds after its last heartbeat."""
+    usual = ledger.HEARTBEAT_S, ledger.GRACE_S
+    ledger.HEARTBEAT_S, ledger.GRACE_S = worker.HEARTBEAT_S, worker.GRACE_S = 1, 10
+    yield
+    ledger.HEARTBEAT_S, ledger.GRACE_S = worker.HEARTBEAT_S, worker.GRACE_S = usual
 
 
 def once(arguments: list[str]) -> list[int]:
@@ -136,10 +175,9 @@ def before_stage_2(act: Callable[[Path], None]) -> Iterator[None]:
 def killed_twice(arguments: list[str]) -> list[int]:
     """A worker killed together with its second fit; one killed alone, whose fourth fit goes on; one that ends."""
 
-    def kill_both(_: Path) -> None:
+    def kill_both(folder: Path) -> None:
         if len(events()) == 3:
-            os.kill(os.getppid(), signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill_worker_and_job(folder)
 
     def kill_worker(_: Path) -> None:
         if sum(event.startswith("end") for event in events()) == 3:
@@ -175,7 +213,101 @@ def pruned(arguments: list[str]) -> list[int]:
         return [run(arguments)]
 
 
-SCENARIOS = {f.__name__: f for f in (once, two_workers, changed, killed_twice, terminated, pruned)}
+def on_a_terminal(arguments: list[str]) -> list[int]:
+    """The command on a terminal; what is written there is in terminal.txt."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm"
+        termios.tcsetwinsize(1, (LINES, COLUMNS))
+        os._exit(main(arguments))
+    # Linux ends a terminal whose other side is closed with an error
+    with Path("terminal.txt").open("wb") as file, suppress(OSError):
+        while data := os.read(terminal, 65536):
+            file.write(data)
+    return [outcome(pid)]
+
+
+def measured_otherwise(arguments: list[str]) -> list[int]:
+    """The command with another setting of the probe."""
+    return [run([*arguments, "evaluation.held_out_rows=2"])]
+
+
+def without_a_model(arguments: list[str]) -> list[int]:
+    """The command whose evaluations find no model; then again, with the model where it was."""
+
+    def take_away(folder: Path) -> None:
+        with suppress(FileNotFoundError):
+            (folder / "final").rename(folder / "away")
+
+    def bring_back(folder: Path) -> None:
+        (folder / "away").rename(folder / "final")
+
+    codes = []
+    for act in (take_away, bring_back):
+        with evaluations(act):
+            codes.append(run(arguments))
+    return codes
+
+
+def killed_in_an_evaluation(arguments: list[str]) -> list[int]:
+    """A worker killed together with its first evaluation; then one that ends."""
+    with evaluations(kill_worker_and_job):
+        code = run(arguments)
+    return [code, run(arguments)]
+
+
+def two_machines(arguments: list[str]) -> list[int]:
+    """The command here and elsewhere at once."""
+    return [outcome(pid) for pid in [start(arguments), start(arguments, ELSEWHERE)]]
+
+
+def machine_lost(arguments: list[str]) -> list[int]:
+    """A worker killed together with its first fit; then one elsewhere."""
+    with short_patience():
+        with before_stage_2(kill_worker_and_job):
+            code = run(arguments)
+        return [code, run(arguments, ELSEWHERE)]
+
+
+def machine_lost_with_a_model(arguments: list[str]) -> list[int]:
+    """A worker killed together with its first evaluation; one elsewhere; then one here again."""
+    with short_patience():
+        with evaluations(kill_worker_and_job):
+            code = run(arguments)
+        return [code, run(arguments, ELSEWHERE), run(arguments)]
+
+
+def ledger_away(arguments: list[str]) -> list[int]:
+    """A worker whose ledger goes away in its fit, by the script `stop`; then one after the script `start`."""
+
+    def stop(_: Path) -> None:
+        subprocess.run(["sh", "stop"], check=True)
+
+    with before_stage_2(stop):
+        code = run(arguments)
+    subprocess.run(["sh", "start"], check=True)
+    return [code, run(arguments)]
+
+
+SCENARIOS: dict[str, Callable[[list[str]], list[int]]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        once,
+        two_workers,
+        changed,
+        killed_twice,
+        terminated,
+        pruned,
+        on_a_terminal,
+        measured_otherwise,
+        without_a_model,
+        killed_in_an_evaluation,
+        two_machines,
+        machine_lost,
+        machine_lost_with_a_model,
+        ledger_away,
+    )
+}
 
 if __name__ == "__main__":
     process.start = ForkedJob

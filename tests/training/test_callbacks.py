@@ -190,6 +190,8 @@ def test_throughput_counts_tokens_that_are_not_padding(tmp_path: Path, monkeypat
     assert throughput.step_seconds == 2.5
     assert throughput.tokens_per_second == pytest.approx((24 / 2 + 24 / 3) / 2)
     assert next(value for _, key, value in logger.points if key == "train/tokens_per_second") == 24.0
+    # four steps in all; those left take as long as the median of the others
+    assert [value for _, key, value in logger.points if key == "train/seconds_left"] == [3.0, 3.0, 2.0, 0.0]
     assert not [key for _, key, _ in logger.points if "mfu" in key]  # the peak of a CPU is not known
 
 

@@ -35,7 +35,8 @@ ROWS = "\n".join(
 )
 ARGUMENTS = ["fit", "--config", "killed.yaml"]
 # what a clock measured; everything else must be the same to the last bit
-TIMED = {f"stage{stage}/{name}" for stage in (1, 2) for name in ("tokens_per_second", "step_seconds")}
+CLOCKED = ("tokens_per_second", "step_seconds", "seconds_left")
+TIMED = {f"stage{stage}/{name}" for stage in (1, 2) for name in CLOCKED}
 
 
 @pytest.fixture(scope="module")

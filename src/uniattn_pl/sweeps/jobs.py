@@ -83,6 +83,12 @@ def due(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapp
     ]
 
 
+def elsewhere(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapping[str, Path]) -> list[str]:
+    """Keys of the evaluations that can be done only on another machine, where the model is."""
+    here = {*due(jobs, states, folders)}
+    return [key for key, job in jobs.items() if key not in here and states[job.point.key].place is not None]
+
+
 def joined(points: Sequence[Point], states: Mapping[str, PointState]) -> dict[str, PointState]:
     """The state of each point in one word, from those of its jobs."""
     return {point.key: _joined(states[point.key], point, states) for point in points}
@@ -93,8 +99,8 @@ def _joined(fit: PointState, point: Point, states: Mapping[str, PointState]) -> 
     if fit.state != "finished" or job is None or states[job.key].state == "finished":
         return fit
     evaluation = states[job.key]
-    word = {"running": "evaluating", "waiting": "to evaluate", "failed": "failed"}[evaluation.state]
-    if evaluation.state == "failed" and not evaluation.failures:
+    word = "evaluating" if evaluation.state == "running" else evaluation.state
+    if word != "evaluating" and not evaluation.failures:
         word = "to evaluate"
     error = evaluation.error and f"evaluation: {evaluation.error}"
     return dataclasses.replace(fit, state=word, error=error, failures=evaluation.failures)

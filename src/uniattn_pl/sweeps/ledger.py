@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
+import time
 import uuid
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -24,7 +26,8 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import text
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.sweeps.folder import SweepFolder
@@ -33,7 +36,8 @@ from uniattn_pl.tracking.redaction import redact
 
 HEARTBEAT_S, GRACE_S = 15, 120
 SQLITE_PATIENCE_S = 60
-KEY, PLACE, ERROR, AGAIN, SWEEP_ID = "point", "place", "error", "again", "sweep_id"
+OPENINGS = 5
+KEY, PLACE, ERROR, AGAIN, RESULT, SWEEP_ID = "point", "place", "error", "again", "result", "sweep_id"
 LedgerSilentError = StorageInternalError  # the database does not answer now
 
 
@@ -45,12 +49,18 @@ class PointState:
         loss: final held-out response loss of a finished point.
         error: of its last attempt that failed.
         failures: attempts that failed since it was last given up.
+        place: machine and folder of the sweep where a finished point was done, None when that is here.
+        step: the last one of a finished point.
+        kv_rate: KV retain rate of a finished point.
     """
 
     state: str
     loss: float | None = None
     error: str | None = None
     failures: int = 0
+    place: str | None = None
+    step: int | None = None
+    kv_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,23 +99,55 @@ class Ledger:
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
             )
+        with self.alone():
             if SWEEP_ID not in self._study.user_attrs:
                 self._study.set_user_attr(SWEEP_ID, uuid.uuid4().hex)
-        self._study_id = self._storage.get_study_id_from_name(name)
 
     def _open(self) -> optuna.storages.RDBStorage:
-        options = {"connect_args": {"timeout": SQLITE_PATIENCE_S}} if self.url.startswith("sqlite") else {}
+        try:
+            return self._with_tables(OPENINGS)
+        except (ArgumentError, ImportError, ValueError) as error:
+            # Optuna says that a driver is missing, its cause which one
+            raise UserError(
+                f"sweep.storage '{redact(self.url)}' cannot be used ({in_a_line(error.__cause__ or error)}); give an "
+                "SQLAlchemy URL such as postgresql+psycopg://user@host/database, and install its driver."
+            ) from error
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise RunFailure(f"the ledger at {redact(self.url)} does not answer: {in_a_line(error)}") from error
+
+    def _with_tables(self, openings: int) -> optuna.storages.RDBStorage:
+        # a server that was started again has closed its connections: they are tried before they are used
+        options = {"connect_args": {"timeout": SQLITE_PATIENCE_S}} if self._is_file else {"pool_pre_ping": True}
         try:
             return optuna.storages.RDBStorage(
                 self.url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
             )
-        except (ArgumentError, ImportError) as error:
-            raise UserError(
-                f"sweep.storage '{redact(self.url)}' cannot be used ({redact(str(error))}); give an SQLAlchemy URL "
-                "such as postgresql+psycopg://user@host/database, and install its driver."
-            ) from error
-        except (SQLAlchemyError, StorageInternalError) as error:
-            raise RunFailure(f"the ledger at {redact(self.url)} does not answer: {redact(str(error))}") from error
+        except (IntegrityError, ProgrammingError):  # a worker elsewhere has made the same table at the same time
+            if openings == 1:
+                raise
+            time.sleep(random.random())
+            return self._with_tables(openings - 1)
+
+    @property
+    def _is_file(self) -> bool:
+        return self.url.startswith("sqlite")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep all other workers of the sweep out of such blocks.
+
+        Those on this machine by a lock, those elsewhere by a row that Optuna itself does not lock.
+        """
+        with locked(self.folder.lock):
+            if self._is_file:
+                yield
+                return
+            try:
+                with self._storage.engine.begin() as connection:
+                    connection.execute(text("SELECT version_info_id FROM version_info FOR UPDATE"))
+                    yield
+            except SQLAlchemyError as error:
+                raise LedgerSilentError(str(error)) from error
 
     @property
     def sweep_id(self) -> str:
@@ -126,7 +168,7 @@ class Ledger:
         keys = list(keys)
         if not self._due(keys, again=again):
             return
-        with locked(self.folder.lock):
+        with self.alone():  # a point with two trials might be run twice
             for key, given_up in self._due(keys, again=again):
                 self._study.enqueue_trial({}, user_attrs={KEY: key, **({AGAIN: True} if given_up else {})})
 
@@ -134,10 +176,13 @@ class Ledger:
         trials, due = self._trials(), []
         for key in keys:
             state = self._state(trials[key])
-            given_up = state.failures > self.retries
-            if state.state == "failed" and (again or not given_up):
-                due.append((key, given_up))
+            if state.state == "failed" and (again or not self.given_up(state)):
+                due.append((key, self.given_up(state)))
         return due
+
+    def given_up(self, state: PointState) -> bool:
+        """Whether a point has had all its attempts."""
+        return state.failures > self.retries
 
     def claim(self, keys: Iterable[str]) -> Claim | None:
         """Claim the first of `keys` that waits, new ones before those that failed; None when there is none."""
@@ -178,7 +223,10 @@ class Ledger:
         others = [t.intermediate_values[step] for t in finished if step in t.intermediate_values]
         return len(others) >= self.prune_after and loss > median(others)
 
-    def finish(self, claim: Claim, loss: float) -> None:
+    def finish(self, claim: Claim, loss: float, *, step: int, kv_rate: float) -> None:
+        """Record a result, and what workers elsewhere show of it."""
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(claim.trial_id, RESULT, {"step": step, "kv_rate": kv_rate})
         self._end(claim, TrialState.COMPLETE, [loss])
 
     def prune(self, claim: Claim) -> None:
@@ -231,7 +279,10 @@ class Ledger:
     def _state(self, trials: list[FrozenTrial]) -> PointState:
         by_state: dict[TrialState, Any] = {trial.state: trial for trial in trials}
         if TrialState.COMPLETE in by_state:
-            return PointState("finished", loss=by_state[TrialState.COMPLETE].value)
+            done = by_state[TrialState.COMPLETE]
+            place = done.user_attrs.get(PLACE)
+            elsewhere = None if place == self._place else place
+            return PointState("finished", loss=done.value, place=elsewhere, **done.user_attrs.get(RESULT, {}))
         if TrialState.PRUNED in by_state and self.prune_after is not None:
             return PointState("pruned")
         failures, error = 0, None
@@ -242,6 +293,12 @@ class Ledger:
         live = (TrialState.RUNNING, "running"), (TrialState.WAITING, "waiting")
         state = next((name for kind, name in live if kind in by_state), "failed")
         return PointState(state, error=error, failures=failures)
+
+
+def in_a_line(error: BaseException) -> str:
+    """What a database or its driver says, in a line and without SQLAlchemy's hints."""
+    said = str(getattr(error, "orig", None) or error.__cause__ or error)
+    return str(redact(" ".join(said.split())))
 
 
 def _older(trial: FrozenTrial, seconds: float) -> bool:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -23,15 +24,17 @@ from uniattn_pl.training.manifest import Manifest
 
 UNKNOWN = "-"
 ENDED = ("finished", "pruned", "failed")
+FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 
 @dataclass
 class Progress:
-    """How far a running point's training is, read from its journal as it grows."""
+    """How far a running point's training is, read from its journal as it grows; `left` are seconds of its stage."""
 
     folder: Path
     step: int | None = None
     loss: float | None = None
+    left: float | None = None
     _offset: int = field(default=0, repr=False)
 
     def read(self) -> None:
@@ -41,20 +44,31 @@ class Progress:
             return
         for operation, end in entries(path, self._offset):
             self._offset = end
-            if operation["op"] == "metric" and operation["key"] in ("stage1/loss", "stage2/loss"):
-                self.step, self.loss = operation["step"], operation["value"]
+            match operation:
+                case {"op": "metric", "key": "stage1/loss" | "stage2/loss", "step": step, "value": value}:
+                    self.step, self.loss = step, value
+                case {"op": "metric", "key": "stage1/seconds_left" | "stage2/seconds_left", "value": value}:
+                    self.left = value
 
 
 @dataclass(frozen=True)
 class Row:
-    """One point in a table; `loss` is the training loss while it runs, then the held-out response loss."""
+    """One point in a table.
+
+    Attributes:
+        loss: the training loss while it runs, then the held-out response loss.
+        left: seconds that its stage still takes; None where nothing is trained now.
+        place: where its run folder is, None when it is here.
+    """
 
     name: str
     state: str
     step: int | None
     loss: float | None
     kv_rate: float | None
+    left: float | None
     folder: Path
+    place: str | None
 
 
 class SweepView:
@@ -96,15 +110,22 @@ class SweepView:
     def update(self, states: Mapping[str, PointState]) -> None:
         """Show the points as they are now."""
         rows = self.rows(states)
-        if self._live is not None:
-            self._live.update(_table(rows, "Sweep"), refresh=True)
-            return
         done = sum(row.state in ENDED for row in rows)
+        if self._live is not None:
+            title = f"Sweep: {done} of {len(rows)} points ended"
+            self._live.update(_table(self._fitting(rows), title, live=True), refresh=True)
+            return
         for (key, state), row in zip(states.items(), rows, strict=True):
             before = self._shown.get(key, "waiting")
             self._shown[key] = row.state
             if row.state != before:
                 self.tell(f"[{done}/{len(rows)}] {row.name}: {_event(row, state)}")
+
+    def _fitting(self, rows: Sequence[Row]) -> list[Row]:
+        """Those that a terminal has room for: what has ended gives way first, then what has not begun."""
+        urgent = sorted(rows, key=lambda row: (row.state in ENDED, row.state == "waiting"))
+        kept = urgent[: max(1, self.console.height - FRAME)]
+        return [row for row in rows if row in kept]
 
     def tell(self, line: str) -> None:
         """Print one line as it is, above the table."""
@@ -115,24 +136,23 @@ class SweepView:
         return [self._row(key, state) for key, state in states.items()]
 
     def _row(self, key: str, state: PointState) -> Row:
-        progress, folder, rate = self._progress[key], self.folders[key], self.rates[key]
+        progress, folder, result = self._progress[key], self.folders[key], result_of(self.folders[key])
         progress.read()
+        step = progress.step if state.step is None else state.step
         loss = progress.loss if state.loss is None else state.loss
         word = "to retry" if state.state == "waiting" and state.failures else state.state
-        if rate is None:
-            rate = _measured_rate(folder)
-        return Row(self.names[key], word, progress.step, loss, rate, folder)
+        rate = self.rates[key] if state.kv_rate is None else state.kv_rate
+        if rate is None and result is not None:
+            rate = result.cache.retain_rate
+        left = progress.left if word == "running" else None
+        place = None if result is not None else state.place
+        return Row(self.names[key], word, step, loss, rate, left, folder, place)
 
 
 def result_of(folder: Path) -> FitResult | None:
     """What the finished fit of a folder has measured; None before it is finished."""
     manifest = Manifest.read(folder)
     return manifest.result(folder, "") if manifest is not None and manifest.phase == "done" else None
-
-
-def _measured_rate(folder: Path) -> float | None:
-    result = result_of(folder)
-    return None if result is None else result.cache.retain_rate
 
 
 def _event(row: Row, state: PointState) -> str:
@@ -157,21 +177,30 @@ def final_table(rows: Sequence[Row], tracking_uri: str, run_id: str | None) -> G
     commands = [f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(tracking_uri)}"]
     if run_id is not None:
         commands.append(f"          the points are under the run {run_id}")
-    if best is not None:
+    if best is not None and best.place is not None:
+        commands.append(f"best      {best.name}, whose run is in {best.place}")
+    elif best is not None:
         run = shlex.quote(str(best.folder))
         commands.append(f"best      {python} -m uniattn_pl generate --from {run} --instruction --prompt 'Say hello.'")
     return Group(*parts, Text("\n" + "\n".join(commands)))
 
 
-def _table(rows: Sequence[Row], title: str, best: Row | None = None) -> Table:
+def _table(rows: Sequence[Row], title: str, best: Row | None = None, *, live: bool = False) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in ("point", "state", "step", "loss", "KV"):
-        table.add_column(name, justify="left" if name in ("point", "state") else "right", overflow="fold")
+    table.add_column("point", overflow="fold")  # the one that gives way on a narrow terminal
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "loss", "KV", *(["left"] if live else [])):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         name = f"* {row.name}" if row is best else row.name
         step = UNKNOWN if row.step is None else str(row.step)
-        table.add_row(Text(name), row.state, step, _number(row.loss), _percent(row.kv_rate))
+        cells = [row.state, step, _number(row.loss), _percent(row.kv_rate), *([_time(row.left)] if live else [])]
+        table.add_row(Text(name), *cells)
     return table
+
+
+def _time(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def _number(value: float | None) -> str:

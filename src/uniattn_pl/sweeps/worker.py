@@ -18,8 +18,16 @@ from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import atomic_file, check_run_folder
 from uniattn_pl.sweeps import process
 from uniattn_pl.sweeps.folder import SweepFolder
-from uniattn_pl.sweeps.jobs import FIT, Job, due, jobs_of, joined
-from uniattn_pl.sweeps.ledger import HEARTBEAT_S, Claim, Ledger, LedgerSilentError, PointState
+from uniattn_pl.sweeps.jobs import FIT, Job, due, elsewhere, jobs_of, joined
+from uniattn_pl.sweeps.ledger import (
+    GRACE_S,
+    HEARTBEAT_S,
+    Claim,
+    Ledger,
+    LedgerSilentError,
+    PointState,
+    in_a_line,
+)
 from uniattn_pl.sweeps.locks import locked
 from uniattn_pl.sweeps.parent import close_parent, open_parent
 from uniattn_pl.sweeps.points import Point
@@ -32,6 +40,7 @@ from uniattn_pl.training.manifest import Manifest
 from uniattn_pl.training.preemption import Preemption
 
 POLL_S = 1.0
+POLLS_PER_LOOK = 10  # a look at the ledger costs a tenth of a second, which the jobs want
 ON_THE_WAY = {"initialise": INITIAL, "stage1": STAGE1}  # phases that end with a loss to prune by
 
 
@@ -58,7 +67,7 @@ def run_sweep(
         arguments: the words of a command line that load `base`.
 
     Raises:
-        RunFailure: points failed, or the ledger does not answer.
+        RunFailure: points failed or can be evaluated only elsewhere, or the ledger does not answer.
         SweepStopped: a signal asked to end.
     """
     preemption = Preemption()
@@ -67,7 +76,7 @@ def run_sweep(
         with preemption.watch(), preemption.deferred():
             _Worker(base, points, rates, arguments, preemption).run()
     except LedgerSilentError as error:
-        raise RunFailure(f"the ledger of the sweep does not answer: {redact(str(error))}") from error
+        raise RunFailure(f"the ledger of the sweep does not answer: {in_a_line(error)}") from error
 
 
 class _Worker:
@@ -92,10 +101,12 @@ class _Worker:
         )
         self.view = SweepView(points, self.folders, rates, Console())
         self.parent: str | None = None
+        self._last_sign = time.monotonic()
 
     def run(self) -> None:
         """Work until nothing is left, then show and record the outcome."""
-        self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
+        with self.ledger.alone():
+            self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
         self.ledger.enqueue(self._due(self._states()), again=True)
         with self.view:
             while self._step():
@@ -116,7 +127,7 @@ class _Worker:
         self.ledger.enqueue(possible)
         states = self._states()
         self.view.update(joined(self.points, states))
-        if all(state.state in ENDED for state in states.values()) and possible == self._due(states):
+        if possible == self._due(states) and self._nothing_left(possible, states):
             return False
         claim = self.ledger.claim(possible)
         if claim is None:
@@ -124,6 +135,15 @@ class _Worker:
         else:
             self._work(claim)
         return True
+
+    def _nothing_left(self, possible: list[str], states: dict[str, PointState]) -> bool:
+        """Whether all that can be done here is done, and no worker elsewhere is still at it or about to go on."""
+        if any(states[key].state not in ENDED for key in possible) or "running" in {s.state for s in states.values()}:
+            self._last_sign = time.monotonic()
+            return False
+        theirs = [states[key] for key in elsewhere(self.jobs, states, self.folders)]
+        expected = [state for state in theirs if state.state != "finished" and not self.ledger.given_up(state)]
+        return not expected or time.monotonic() - self._last_sign > GRACE_S
 
     def _heed_signals(self) -> None:
         if self.preemption.received is not None:
@@ -147,8 +167,8 @@ class _Worker:
             self._report(claim, folder)
         result = result_of(folder)
         loss = math.nan if result is None else result.milestones[-1].response_loss
-        if math.isfinite(loss) and (job.command == FIT or code == 0):
-            self.ledger.finish(claim, loss)
+        if result is not None and math.isfinite(loss) and (job.command == FIT or code == 0):
+            self.ledger.finish(claim, loss, step=sum(s.steps for s in result.stages), kv_rate=result.cache.retain_rate)
         elif code is None:
             self.ledger.prune(claim)
         else:
@@ -162,7 +182,7 @@ class _Worker:
         if self.parent is not None:
             words.append(f"tracking.parent_run={self.parent}")
         child = process.start(job.command, [*self.arguments, *words], self.folder.log(folder), claim.lock)
-        beaten = time.monotonic()
+        beaten, polls = time.monotonic(), 0
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
@@ -170,6 +190,9 @@ class _Worker:
                     self._heed_signals()
                     return code
                 self._heed_signals()
+                polls += 1
+                if polls % POLLS_PER_LOOK != 1:  # the first look shows that the job runs
+                    continue
                 with suppress(LedgerSilentError):  # the job goes on; whether the ledger answers matters at the end
                     if time.monotonic() - beaten > HEARTBEAT_S:
                         self.ledger.beat(claim)
@@ -206,22 +229,30 @@ class _Worker:
         self.view.console.print(report, soft_wrap=True)
         with locked(self.folder.lock), atomic_file(self.folder.table) as file:  # other workers end here, too
             file.write(as_text(report).encode())
-        failed = {key: state for key, state in states.items() if state.state == "failed"}
+        problems = self._problems(states)
         best = best_of(rows)
-        close_parent(
-            self.base,
-            self.folder,
-            self.ledger.sweep_id,
-            status="FAILED" if failed else "FINISHED",
-            metrics={} if best is None or best.loss is None else {"sweep/best_response_loss": best.loss},
-            table=as_text(report),
-            tell=self.view.tell,
-        )
-        if failed:
-            lines = [
-                f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})"
-                for key, state in failed.items()
-            ]
-            raise RunFailure(
-                f"{len(failed)} of {len(states)} points failed; the same command tries them again.\n" + "\n".join(lines)
+        with self.ledger.alone():
+            close_parent(
+                self.base,
+                self.folder,
+                self.ledger.sweep_id,
+                status="FAILED" if problems else "FINISHED",
+                metrics={} if best is None or best.loss is None else {"sweep/best_response_loss": best.loss},
+                table=as_text(report),
+                tell=self.view.tell,
             )
+        if problems:
+            raise RunFailure("\n".join(problems))
+
+    def _problems(self, states: Mapping[str, PointState]) -> list[str]:
+        """What was not done, and what does it, in lines."""
+        failed = {key: state for key, state in states.items() if state.state == "failed"}
+        left = {key: state for key, state in states.items() if state.state not in ENDED}
+        lines = [f"{len(failed)} of {len(states)} points failed; the same command tries them again."] if failed else []
+        for key, state in failed.items():
+            lines.append(f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})")
+        if left:
+            lines.append(f"{len(left)} of {len(states)} points are not evaluated; the same command there does it.")
+        for key, state in left.items():
+            lines.append(f"{self.view.names[key]}: its model is in {state.place or self.folders[key]}")
+        return lines

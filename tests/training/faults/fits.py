@@ -32,7 +32,8 @@ ROWS = "\n".join(
     json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3 4 5"[: n + 1]}) for n in range(16)
 )
 # what a clock measured; everything else must be the same to the last bit
-TIMED = {f"stage{stage}/{name}" for stage in (1, 2) for name in ("tokens_per_second", "step_seconds")}
+CLOCKED = ("tokens_per_second", "step_seconds", "seconds_left")
+TIMED = {f"stage{stage}/{name}" for stage in (1, 2) for name in CLOCKED}
 RUN = Path("runs/tiny")
 History = dict[str, list[tuple[int, float]]]
 

@@ -99,8 +99,9 @@ class Throughput(pl.Callback):
             self._log(trainer)
 
     def _log(self, trainer: pl.Trainer) -> None:
-        rate = statistics.median(self._rates[-self.window :])
-        metrics = {"tokens_per_second": rate, "step_seconds": statistics.median(self._seconds[-self.window :])}
+        rate, seconds = (statistics.median(values[-self.window :]) for values in (self._rates, self._seconds))
+        steps_left = trainer.estimated_stepping_batches - trainer.global_step
+        metrics = {"tokens_per_second": rate, "step_seconds": seconds, "seconds_left": steps_left * seconds}
         if self._peak is not None:
             metrics["mfu"] = rate * self._flops_per_token / (self._peak * trainer.world_size)
         for logger in trainer.loggers:
