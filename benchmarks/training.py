@@ -24,7 +24,6 @@ import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
-from uniattn_pl.training.callbacks.non_finite_stop import NonFiniteStop
 
 import uniattn_pl
 from uniattn_pl.config.schema import StageConfig, TrackingConfig
@@ -32,6 +31,7 @@ from uniattn_pl.modeling.loading import load_model
 from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.stage_logger import StageLogger
+from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.rng_state import RngState
@@ -145,7 +145,7 @@ def run_trainer(model: PreTrainedModel, rounds: InterleavedRounds) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(Path(folder, "artifacts")))
         run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={}, folder=Path(folder))
-        callbacks: list[Any] = [NonFiniteStop(), EMAEarlyStop(patience=10_000), Throughput(), StepMetrics(), RngState()]
+        callbacks: list[Any] = [DivergenceStop(), EMAEarlyStop(patience=10_000), Throughput(), StepMetrics(), RngState()]
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,

@@ -23,7 +23,7 @@ points are not run again, a half-done one resumes. Started again while it runs, 
 the same sweep.storage, it joins in as a further worker."""
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
-  uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \
+  uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \\
       'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
   uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn"""
 MEASURED = "measured"
