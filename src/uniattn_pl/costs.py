@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from uniattn_pl.plan import LayerPlan, LayerRow, LayerShape, ModelShape
 
+CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
+
 
 def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
     """Bytes the cache holds after `length` tokens: K and V of full layers, V of reuse layers, windows included.

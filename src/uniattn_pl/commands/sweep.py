@@ -96,9 +96,8 @@ def _known_plans(points: Sequence[Point]) -> dict[str, tuple[LayerPlan, ModelSha
 
 def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:
     from uniattn_pl import costs
-    from uniattn_pl.training.phases import CACHE_LENGTH
 
-    return costs.kv_retain_rate(plan, shape, length=CACHE_LENGTH)
+    return costs.kv_retain_rate(plan, shape, length=costs.CACHE_LENGTH)
 
 
 def _dry_run(

@@ -28,7 +28,6 @@ from uniattn_pl.training.progress import ProgressReporter
 from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
 from uniattn_pl.training.storage import file_sums, save_model
 
-CACHE_LENGTH = 512
 CALIBRATION_FOLDER = "calibration"
 PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt"
 
@@ -74,7 +73,7 @@ def measure_cache(session: FitSession, model: PreTrainedModel) -> CacheCost:
     Raises:
         CacheMismatchError: they differ, so that either the model or the cost functions are wrong.
     """
-    length = min(CACHE_LENGTH, getattr(model.config, "max_position_embeddings", None) or CACHE_LENGTH)
+    length = min(costs.CACHE_LENGTH, getattr(model.config, "max_position_embeddings", None) or costs.CACHE_LENGTH)
     tokens = torch.arange(length, device=model.device).unsqueeze(0) % session.shape.vocab_size
     with torch.no_grad():
         output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
