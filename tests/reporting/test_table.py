@@ -213,6 +213,9 @@ def test_of_several_runs_of_a_point_the_finished_newest_below_the_newest_sweep_c
     assert [tracked.csv()[name]["loss"] for name in ("one", "two")] == ["3.0", "6.0"]
     assert f"runs/{new}\n" in tracked.markdown
     assert "report.md" in [a.path.rpartition("/")[2] for a in tracked.client.list_artifacts(new, "report")]
+    description = tracked.client.get_run(new).data.tags["mlflow.note.content"]
+    assert tracked.markdown.startswith(description)
+    assert "| --: |" in description, "the table is what the page of the sweep's run begins with"
 
 
 def test_an_unfinished_run_says_what_its_plan_costs_and_nothing_of_quality(tracked: Tracked) -> None:

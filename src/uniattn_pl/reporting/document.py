@@ -58,10 +58,15 @@ class Report:
     sweep_run: str | None = None
 
 
+def summary(report: Report) -> str:
+    """The table and what one must know to read it."""
+    return "\n\n".join([f"# {_text(report.title)}", "\n".join(_table(report)), *_notes(report)])
+
+
 def markdown(report: Report) -> str:
     """The whole report."""
     table = report.table
-    parts = [f"# {_text(report.title)}", "\n".join(_table(report)), *_notes(report)]
+    parts = [summary(report)]
     if _with_intervals(table):
         parts += ["## 95 % intervals", "\n".join(_intervals(table))]
     for heading, images in (("Figures", report.figures), ("Analysis", report.analyses)):

@@ -17,7 +17,7 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.reporting import columns as all_columns
 from uniattn_pl.reporting.cells import Table, fill
 from uniattn_pl.reporting.columns import Column
-from uniattn_pl.reporting.document import Links, Report, csv_text, markdown
+from uniattn_pl.reporting.document import Links, Report, csv_text, markdown, summary
 from uniattn_pl.reporting.figures import VARIANT_AXES, draw
 from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ARTIFACTS = "report"
+DESCRIPTION = "mlflow.note.content"  # shown as Markdown at the top of a run's page
+LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def write_report(request: Request) -> None:
     _write(request.folder, files)
     _show(request, report, list(files))
     if parent is not None:
-        _log(runs, parent, [request.folder / name for name in files])
+        _log(runs, parent, [request.folder / name for name in files], summary(report))
 
 
 def _checked(request: Request, line: CommandLine, points: Sequence[Point]) -> RunStore:
@@ -136,13 +138,15 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from error
 
 
-def _log(runs: RunStore, parent: Run, files: Sequence[Path]) -> None:
+def _log(runs: RunStore, parent: Run, files: Sequence[Path], description: str) -> None:
     """Keep the report with the sweep; that the store does not take it does not undo it."""
     from mlflow.exceptions import MlflowException
 
     try:
         for file in files:
             runs.client.log_artifact(parent.info.run_id, str(file), ARTIFACTS)
+        if len(description) <= LONGEST_TAG:
+            runs.client.set_tag(parent.info.run_id, DESCRIPTION, description)
     except (MlflowException, OSError) as error:
         print(f"it is not in MLflow, which does not take it: {redact(str(error))}")
 
