@@ -145,7 +145,13 @@ def run_trainer(model: PreTrainedModel, rounds: InterleavedRounds) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(Path(folder, "artifacts")))
         run = MLflowRun.open(store, name="benchmark", fit_id="benchmark", run_id=None, tags={}, folder=Path(folder))
-        callbacks: list[Any] = [DivergenceStop(), EMAEarlyStop(patience=10_000), Throughput(), StepMetrics(), RngState()]
+        callbacks: list[Any] = [
+            DivergenceStop(),
+            EMAEarlyStop(patience=10_000),
+            Throughput(),
+            StepMetrics(),
+            RngState(),
+        ]
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,

@@ -1,0 +1,111 @@
+"""A folder in which documented commands can be tried: the shipped files, and stand-ins for what is the reader's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests.docs.documented import ROOT
+
+from uniattn_pl import architectures
+from uniattn_pl.data import sources
+from uniattn_pl.data.files import Record
+from uniattn_pl.evaluation import tasks
+from uniattn_pl.modeling import loading
+from uniattn_pl.sweeps import points
+
+RUNS = ("my-uniattn", "quickstart", "smollm2-pmc-uniattn", "smollm2-pmc-uniattn-greedy")
+ROWS = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(1000)]
+TULU_ROWS = [{"input": row["input"], "output": row["output"]} for row in ROWS]
+SMOLLM2 = {  # the shape alone; its weights are 94 MB
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working folder of the commands; nothing here reads a weight or a network.
+
+    Stood in for, because it is not in a checkout or slow: data and run folders, the hub's rows, the shape of the
+    quickstart's model, and the task index of lm-evaluation-harness (tests/config/test_shipped_files.py reads it).
+    Points of a sweep are loaded once for all commands on its file.
+    """
+    base = tmp_path_factory.mktemp("reader")
+    folder = base / "checkout"
+    folder.mkdir()
+    for name in ("configs", "experiments", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    _write(folder / "exp.yaml", example_of_readme())
+    _write(folder / "my_rows.jsonl", "\n".join(map(json.dumps, ROWS)))
+    _write(folder / "path/to/a/long/text", "A long text. " * 100)
+    for name in RUNS:
+        _write(folder / "runs" / name / "final" / "config.json", "{}")
+    _write(base / "shared/data/train/pmc_llama_instructions_1000.json", json.dumps(ROWS))
+    _write(base / "shared/data/train/tulu3_sft_filtered_1000.json", json.dumps(TULU_ROWS))
+    _write(base / "shared/data/wikitext2/wiki.test.raw", "text")
+    _write(base / "cache/models/smollm2-135m/config.json", json.dumps(SMOLLM2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("UNIATTN_PL_DATA", raising=False)
+        patch.delenv("UNIATTN_PL_EVALUATION_DATA", raising=False)
+        patch.setenv("UNIATTN_PL_CACHE", str(base / "cache"))
+        patch.setattr(sources, "read_hub", hub_rows)
+        patch.setattr(tasks, "task_manager", lambda: SimpleNamespace(task_index=documented_tasks()))
+        patch.setattr(loading, "load_shape", cache(loading.load_shape))
+        patch.setattr(points, "load_points", loaded_once(points.load_points))
+        register_example()
+        yield folder
+        del architectures.ARCHITECTURES["every_other"]
+
+
+def register_example() -> None:
+    """The architecture that docs/extending.md adds, with which it shows a command."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    exec(text.partition("```python\n")[2].partition("```")[0], {"__name__": "__main__"})
+
+
+def example_of_readme() -> str:
+    """The experiment that README.md writes as exp.yaml."""
+    match = re.search(r"```yaml\n(# exp\.yaml\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert match, "README.md shows exp.yaml"
+    return match[1]
+
+
+def documented_tasks() -> set[str]:
+    """The tasks in the table of docs/evaluation.md."""
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `(\w+)` \| `\w+\.jsonl` \|", text, re.MULTILINE))
+
+
+def hub_rows(name: str, split: str, **_: object) -> Iterator[Record]:
+    rows = TULU_ROWS if "tulu" in name else ROWS
+    return iter([Record(row, lambda: name) for row in rows])
+
+
+def loaded_once(load_points):  # type: ignore[no-untyped-def]
+    known: dict[tuple[object, ...], object] = {}
+
+    def load(files, overrides, base):  # type: ignore[no-untyped-def]
+        key = (*files, *overrides)
+        if key not in known:
+            known[key] = load_points(files, overrides, base)
+        return list(known[key])
+
+    return load
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

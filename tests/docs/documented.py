@@ -1,0 +1,146 @@
+"""The command lines that README, docs/, the comments of shipped YAML files and the help of the commands show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from uniattn_pl.commands import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHIPPED = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")])
+
+# Words that stand for something of the reader's, and what is put there to try a command.
+PLACEHOLDERS = {
+    "experiments/smollm2/FILE": "experiments/smollm2/pmc_uniattn.yaml",
+    "FILE": "experiments/smollm2/sweep_superblocks.yaml",
+    "SWEEP.yaml": "experiments/smollm2/sweep_superblocks.yaml",
+    "COMMAND": "fit",
+    "NAME": "my-uniattn",
+    "POINT": "num_superblocks=4",
+    "RATE": "0.5",
+    "FOLDER": "elsewhere",
+    "WORDS": "seed=1",
+    "TEXT": "text",
+}
+STARTS = r"(?:uniattn-pl|python -m uniattn_pl|torchrun|make|python benchmarks/)"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line somebody may copy.
+
+    Attributes:
+        program: `uniattn_pl`, `make` or `benchmarks`.
+        words: what follows the program, with placeholders replaced.
+        place: file and line, relative to the repository.
+    """
+
+    program: str
+    words: tuple[str, ...]
+    place: str
+
+    def __str__(self) -> str:
+        return " ".join([self.program, *self.words])
+
+    @property
+    def name(self) -> str:
+        """The command, target or script."""
+        return self.words[0]
+
+    @property
+    def subject(self) -> str:
+        """The first config file, or `-` without one."""
+        return next((after for word, after in zip(self.words, self.words[1:], strict=False) if word == "--config"), "-")
+
+    @property
+    def starts_nothing(self) -> bool:
+        """Whether it answers at once, so that a test can run it as it stands."""
+        return self.name in ("list", "plan", "report") or not {"--help", "--dry-run", "--print-config"}.isdisjoint(
+            self.words
+        )
+
+
+def documented() -> list[Command]:
+    """Every command line, in the order of the files."""
+    found = [
+        *(command for page in PAGES for command in in_markdown(page)),
+        *(command for file in SHIPPED for command in in_comments(file)),
+        *(command for name in COMMANDS for command in in_help(name)),
+    ]
+    return [command for command in found if command is not None]
+
+
+def in_markdown(page: Path) -> Iterator[Command | None]:
+    """Lines of ```bash blocks, and inline code, which may go over several lines of a paragraph."""
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from _lines(match[1], page, _line_of(text, match.start(1)))
+    prose = re.sub(r"^```.*?^```", lambda match: re.sub(r"[^\n]", " ", match[0]), text, flags=re.MULTILINE | re.DOTALL)
+    for match in re.finditer(r"(?<!`)`([^`]+)`(?!`)", prose):
+        code = re.sub(r"\s+", " ", match[1]).strip()
+        if "\n\n" not in match[1]:
+            yield _command(code, page, _line_of(text, match.start()))
+
+
+def in_comments(file: Path) -> Iterator[Command | None]:
+    """The `# Run:` comment of a YAML file; a line below it such as `one row: --only UniAttn` adds words to it."""
+    first = ""
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.startswith("#"):
+            return
+        if not first and not line.startswith("# Run:"):
+            continue
+        for match in re.finditer(rf"\b{STARTS} .*?(?=\s*\(|\)|\s\s|$)", line):
+            first = first or match[0]
+            yield _command(match[0].replace("THIS", _relative(file)), file, number)
+        added = re.match(r"#\s+[\w ]+:\s+((?:--|[a-z_.]+=).*?)(?=\s*\(|\s\s|$)", line)
+        if added:
+            yield _command(f"{first} {added[1]}", file, number)
+
+
+def in_help(name: str) -> Iterator[Command | None]:
+    """The examples of a command's help."""
+    file = ROOT / "src" / "uniattn_pl" / "commands" / f"{name}.py"
+    line = file.read_text(encoding="utf-8").split("\nEXAMPLE = ")[0].count("\n") + 2
+    yield from _lines(import_module(f"uniattn_pl.commands.{name}").EXAMPLE, file, line)
+
+
+def _lines(text: str, file: Path, first: int) -> Iterator[Command | None]:
+    joined, start = "", first
+    for number, line in enumerate(text.splitlines(), start=first):
+        start = start if joined else number
+        joined += line.strip()
+        if joined.endswith("\\"):
+            joined = joined[:-1]
+            continue
+        yield _command(joined, file, start)
+        joined = ""
+
+
+def _command(text: str, file: Path, line: int) -> Command | None:
+    """The command a text is, or None: a text that is none, or the name of a program or command alone."""
+    for word in sorted(PLACEHOLDERS, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.]){re.escape(word)}(?![\w.])", PLACEHOLDERS[word], text)
+    place = f"{_relative(file)}:{line}"
+    text = re.sub(r"^(?:[A-Z_]+=\S+ +|srun +)+", "", text)
+    text = re.sub(r"^torchrun .*?-m uniattn_pl\b|^uniattn-pl(?= )|^python -m uniattn_pl\b", "uniattn_pl", text)
+    text = re.sub(r"^python benchmarks/", "benchmarks ", text)
+    if not re.match(r"(?:uniattn_pl|make|benchmarks) +\S", text):
+        return None
+    program, *words = shlex.split(text, comments=True)
+    named_only = program == "uniattn_pl" and len(words) == 1
+    return None if named_only or not words else Command(program, tuple(words), place)
+
+
+def _line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _relative(file: Path) -> str:
+    return str(file.relative_to(ROOT))
