@@ -18,7 +18,6 @@ from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking.tags import drop_variant, h2o_variant
 
 IMPORTANCE = "importance"
-CACHE_LENGTH = 512  # tokens at which a fit counts its cache, too
 
 
 @dataclass(frozen=True)
@@ -71,4 +70,4 @@ def with_dropped(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
 
 def retain_rate_of(model: PreTrainedModel) -> float:
     """Bytes of its cache over those of the unmodified model."""
-    return costs.kv_retain_rate(model.layer_plan, shape_of(model.config), length=CACHE_LENGTH)  # type: ignore[arg-type]
+    return costs.kv_retain_rate(model.layer_plan, shape_of(model.config), length=costs.CACHE_LENGTH)  # type: ignore[arg-type]
