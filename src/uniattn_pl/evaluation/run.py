@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
 
 from uniattn_pl.commands.tables import print_table, table_text
@@ -42,7 +41,6 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
     console = Console()
     console.print(f"evaluating {subject}", highlight=False, markup=False, soft_wrap=True)
     check_store(loaded, subject)
-    disable_progress_bar()  # of files that are read in a moment
     folder = (subject.run or Path(loaded.config.trainer.default_root_dir)) / FOLDER
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")

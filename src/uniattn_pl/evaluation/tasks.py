@@ -78,6 +78,9 @@ def open_task(name: str, *, data_dir: str | None, num_fewshot: int | None) -> Op
     Raises:
         UserError: a file or field is missing, examples would come from the scored rows, or the hub has no data.
     """
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # files are read in a moment
     if data_dir is not None:
         return _local_task(name, Path(data_dir).expanduser(), num_fewshot)
     try:
