@@ -20,7 +20,9 @@ from uniattn_pl.modeling import loading
 from uniattn_pl.sweeps import points
 
 RUNS = ("my-uniattn", "quickstart", "smollm2-pmc-uniattn", "smollm2-pmc-uniattn-greedy")
+UNFINISHED = "unfinished"
 ROWS = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(1000)]
+BAD_ROWS = [ROWS[0], {"instruction": "Count.", "input": "to 2", "outptu": "1 2"}]
 TULU_ROWS = [{"input": row["input"], "output": row["output"]} for row in ROWS]
 SMOLLM2 = {  # the shape alone; its weights are 94 MB
     "model_type": "llama",
@@ -50,6 +52,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write(folder / "exp.yaml", example_of_readme())
     _write(folder / "my_rows.jsonl", "\n".join(map(json.dumps, ROWS)))
     _write(folder / "path/to/a/long/text", "A long text. " * 100)
+    _write(folder / "my_rows.csv", "instruction,output\n")
+    _write(folder / "bad_rows.jsonl", "\n".join(map(json.dumps, BAD_ROWS)))
+    (folder / "runs" / UNFINISHED / "initial").mkdir(parents=True)
     for name in RUNS:
         _write(folder / "runs" / name / "final" / "config.json", "{}")
     _write(base / "shared/data/train/pmc_llama_instructions_1000.json", json.dumps(ROWS))
