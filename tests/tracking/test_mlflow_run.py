@@ -92,6 +92,13 @@ def test_artifacts_are_kept_where_the_config_says(tracking: TrackingConfig, tmp_
     assert (root / "plots/milestones.png").exists()
 
 
+def test_mlflow_opens_the_experiment_on_its_training_pages(tracking: TrackingConfig, tmp_path: Path) -> None:
+    assert opened(tracking, tmp_path, "kind").end("FINISHED")
+    experiment = MlflowClient(tracking.uri).get_experiment_by_name(tracking.experiment)
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_run_that_is_not_in_the_store_is_refused(tracking: TrackingConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot open run 0123"):
         opened(tracking, tmp_path, "gone", run_id="0123456789abcdef0123456789abcdef")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from uniattn_pl.reporting.cells import BEST, MISSING, SECOND, Cell, Table
 from uniattn_pl.reporting.columns import ACCURACY, Column
@@ -14,6 +15,7 @@ from uniattn_pl.reporting.gaps import Gap
 from uniattn_pl.reporting.rows import Member
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` serves
+TRAINING = "workflowType=machine_learning"  # MLflow 3 shows its pages for chat applications otherwise
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,21 @@ class Links:
         return cls(f"{parts.scheme}://{host}{parts.path.rstrip('/')}", experiment_id)
 
     def run(self, run_id: str) -> str:
-        return f"{self.base}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{self.runs}/{run_id}?{TRAINING}"
+
+    @property
+    def experiment(self) -> str:
+        """The table of all runs."""
+        return f"{self.runs}?{TRAINING}"
+
+    @property
+    def runs(self) -> str:
+        return f"{self.base}/#/experiments/{self.experiment_id}/runs"
+
+    def comparison(self, run_ids: Sequence[str]) -> str:
+        """These runs side by side."""
+        runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [self.experiment_id]))
+        return f"{self.base}/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,12 @@ class Report:
     figures: dict[str, str] = field(default_factory=dict)
     analyses: dict[str, str] = field(default_factory=dict)
     sweep_run: str | None = None
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Those of the rows, each once: variants are of the same run."""
+        members = (member for row in self.table.rows for member in row.members)
+        return list(dict.fromkeys(member.run.info.run_id for member in members if member.run is not None))
 
 
 def summary(report: Report) -> str:
@@ -122,6 +144,8 @@ def _notes(report: Report) -> list[str]:
         notes.append(f"The stock model, without this package: {costs}.")
     if report.sweep_run is not None:
         notes.append(f"The sweep in MLflow: {report.links.run(report.sweep_run)}")
+    if len(report.run_ids) > 1:
+        notes.append(f"All rows side by side in MLflow: {report.links.comparison(report.run_ids)}")
     return notes
 
 

@@ -236,10 +236,10 @@ def _show(request: Request, report: Report, files: Sequence[str]) -> None:
         print("\n".join(line for gap in report.gaps for line in _gap_lines(gap)))
     print(f"\nwritten to {request.folder}: {', '.join(files)}")
     uri = request.loaded.config.tracking.uri
-    if uri.startswith("http"):
-        print(f"MLflow: {report.links.base}/#/experiments/{report.links.experiment_id}")
-    else:
+    if not uri.startswith("http"):
         print(f"MLflow: mlflow ui --host 127.0.0.1 --backend-store-uri {redact(uri)}")
+    ids = report.run_ids
+    print(f"side by side: {report.links.comparison(ids) if len(ids) > 1 else report.links.experiment}")
 
 
 def _gap_lines(gap: Gap) -> list[str]:

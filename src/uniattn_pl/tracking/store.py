@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FIT_TAG = "uniattn_pl.fit_id"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+# MLflow 3 opens an experiment on its pages for chat applications otherwise, where no run is seen.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Nobody asked for reports of what is run to be sent.
 TELEMETRY_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 # MLflow would try for ten minutes; and it sends a request of unknown outcome again, which may record it twice
@@ -166,7 +168,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
         local = is_local(config) and config.artifact_location is not None
         location = Path(str(config.artifact_location)).resolve().as_uri() if local else None
         try:
-            return str(client.create_experiment(config.experiment, artifact_location=location))
+            return str(client.create_experiment(config.experiment, artifact_location=location, tags=KIND))
         except MlflowException:
             found = client.get_experiment_by_name(config.experiment)  # another fit was faster
             if found is None:

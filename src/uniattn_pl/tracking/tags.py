@@ -17,6 +17,7 @@ PLAN = "uniattn_pl.plan"  # digest: a benchmark of a plan is one of every fit wi
 VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop_2`
 FOLDER = "uniattn_pl.run_folder"
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
+SOURCE = "mlflow.source.name"  # MLflow's own, a column of its table of runs
 STOCK = "stock"  # architecture of a benchmark of the model without this package
 
 
@@ -24,6 +25,7 @@ def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[s
     """The tags that every run has: kind, architecture, model and data, the latter two as short names."""
     return {
         KIND: kind,
+        SOURCE: f"uniattn_pl {kind}",
         ARCHITECTURE: architecture,
         MODEL: short_name(config.model.source),
         DATA: short_name(config.data.source),
