@@ -33,6 +33,13 @@ def explained(error: BaseException, world_size: int, folder: str) -> str | None:
             )
         if world_size > 1 and any(words in str(cause) for words in _LOST_RANK):
             return f"another rank of this fit has died; all of them end. {_RESUME}"
+        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
+            return (
+                f"the memory of the device is not enough ({str(cause).splitlines()[0]}). Lower "
+                "training.micro_batch_size (the result stays the same) or share the weights of several devices "
+                "(training.strategy=fsdp), and the same command resumes this fit; "
+                "training.gradient_checkpointing=true and training.chunked_loss=true help too, with --allow-changes."
+            )
     return None
 
 

@@ -112,6 +112,15 @@ def poison(first_row: int) -> Callable[..., None]:
     return act
 
 
+def run_out_of_memory() -> Callable[..., None]:
+    """What torch raises when a device has no room left."""
+
+    def act(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity ...")
+
+    return act
+
+
 def snapshot(source: str, target: str) -> Callable[..., None]:
     """Copy a folder as it is now, which is as SIGKILL would leave it."""
     return lambda *_: shutil.copytree(source, target) and None
@@ -130,7 +139,9 @@ def hold(reached: str, resume: str) -> Callable[..., None]:
 POINTS: dict[str, Callable[..., Point]] = {
     f.__name__: f for f in (step, calibration, sealing, writing, renaming, renamed, saving_model, committing, ending)
 }
-ACTIONS: dict[str, Callable[..., Callable[..., None]]] = {f.__name__: f for f in (send, fill, poison, snapshot, hold)}
+ACTIONS: dict[str, Callable[..., Callable[..., None]]] = {
+    f.__name__: f for f in (send, fill, poison, run_out_of_memory, snapshot, hold)
+}
 
 
 def arm(point: list[Any], action: list[Any]) -> None:
