@@ -13,6 +13,7 @@ import uniattn_pl
 from uniattn_pl import costs
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_folder
+from uniattn_pl.modeling import shape_of
 from uniattn_pl.modeling.catalogue import named_model
 from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
 from uniattn_pl.plan import LayerPlan
@@ -144,3 +145,11 @@ def test_the_packaged_gguf_model_becomes_an_ordinary_folder_that_speaks() -> Non
     inputs = tokenizer("The capital of France is", return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0])
+    assert load_shape("smollm2-135m") == shape_of(model.config)
+
+
+def test_the_shape_of_the_packaged_model_needs_no_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = load_shape("smollm2-135m")
+    monkeypatch.setenv("UNIATTN_PL_CACHE", str(tmp_path / "empty"))
+    assert load_shape("smollm2-135m") == converted
+    assert not (tmp_path / "empty").exists()

@@ -24,7 +24,8 @@ from uniattn_pl.plan import LayerPlan
 FOLDER = Path(__file__).parents[2].parent / "shared" / "parity"
 FAMILIES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 MODES = ["materialise", "replay"]
-TOLERANCE = {"eager": 1e-6, "sdpa": 2e-5}
+# eager is bitwise on a CPU with the vector instructions of the one that recorded; with others it rounds elsewhere
+TOLERANCE = {"eager": 2e-5, "sdpa": 2e-5}
 
 pytestmark = pytest.mark.skipif(not FAMILIES, reason=f"the official code's recordings are not here ({FOLDER})")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.parity import recorded, uniattn_llama
 
-TOLERANCE = {"eager": 1e-6, "sdpa": 2e-5}
+# eager is bitwise on a CPU with the vector instructions of the one that recorded; with others it rounds elsewhere
+TOLERANCE = {"eager": 2e-5, "sdpa": 2e-5}
 BACKENDS = ["eager", "sdpa"]
 MODES = ["materialise", "replay", "auto"]
 

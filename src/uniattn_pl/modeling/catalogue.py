@@ -32,9 +32,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or default)
 
 
+def named_folder(name: str) -> Path:
+    """Where a model in `MODELS` is, once it is made."""
+    return cache_folder() / "models" / name
+
+
 def named_model(name: str) -> Path:
     """The folder of a model in `MODELS`, made on first use. Raises UserError when its package is missing."""
-    folder = cache_folder() / "models" / name
+    folder = named_folder(name)
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             MODELS[name].materialise(temporary)

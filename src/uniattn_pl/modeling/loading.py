@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_model, no_such_model
+from uniattn_pl.modeling.catalogue import MODELS, cache_folder, convert_gguf, named_folder, named_model, no_such_model
 from uniattn_pl.modeling.untrusted import check_adapter, check_shards, refusals_explained
 
 if TYPE_CHECKING:
@@ -154,13 +154,15 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     from uniattn_pl.modeling.families import shape_of
     from uniattn_pl.modeling.public_sizes import public_config
 
+    known = None if revision is not None or Path(source).is_dir() else public_config(source)
+    if known is not None and source in MODELS and not named_folder(source).exists():
+        return shape_of(known)  # converting the model takes a while, and is for those who need its weights
     try:
         location, options = _locate(source, revision)
         _prepare(location)
         with refusals_explained(source, way_out=TRUST):
             config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
     except (UserError, OSError):  # no network, or a licence that was not accepted (a gated model)
-        known = None if revision is not None or Path(source).is_dir() else public_config(source)
         if known is None:
             raise
         config = known

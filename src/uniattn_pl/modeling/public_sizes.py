@@ -1,4 +1,4 @@
-"""Sizes of the paper's models as their makers published them: plans and costs need no weights and no hub token."""
+"""Sizes of models as their makers published them: plans and costs need no weights, no hub token, no conversion."""
 
 from __future__ import annotations
 
@@ -47,18 +47,29 @@ GEMMA_2_9B: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "sliding_window": 4096,  # of every other layer, the bottom one first
 }
+SMOLLM2_135M: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 PUBLIC_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-hf": ("LlamaConfig", LLAMA_2_7B),
     "meta-llama/Llama-3.1-8B": ("LlamaConfig", LLAMA_3_1_8B),
     "meta-llama/Llama-3.1-70B": ("LlamaConfig", LLAMA_3_1_70B),
     "mistralai/Mistral-7B-v0.1": ("MistralConfig", MISTRAL_7B),
     "google/gemma-2-9b": ("Gemma2Config", GEMMA_2_9B),
+    "smollm2-135m": ("LlamaConfig", SMOLLM2_135M),
 }
-"""Hub id -> configuration class of transformers, and the arguments that decide the model's shape."""
+"""Hub id or name in `MODELS` -> configuration class of transformers, and the arguments that decide the shape."""
 
 
 def public_config(source: str) -> PreTrainedConfig | None:
-    """A config with the shape of a hub model, not to load weights with; None for all but those of `PUBLIC_SIZES`."""
+    """A config with the shape of a model, not to load weights with; None for all but those of `PUBLIC_SIZES`."""
     if source not in PUBLIC_SIZES:
         return None
     name, sizes = PUBLIC_SIZES[source]
