@@ -192,10 +192,10 @@ class LayerPlan:
             PlanError: one of `layers` does not reuse a map.
         """
         self._check_indices(layers)
-        others = [i for i in layers if self.rows[i].role != "reuse"]
+        others = [i for i in layers if i not in self.reusing]
         if others:
-            reuse = [row.index for row in self.rows if row.role == "reuse"]
-            raise PlanError(f"layer {_list(others)} reuses no attention map; reuse layers: {_list(reuse) or 'none'}.")
+            known = _list(self.reusing) or "none"
+            raise PlanError(f"layer {_list(others)} reuses no attention map; reuse layers: {known}.")
         return self.drop(layers, compensated=compensated)
 
     def reduces(self, former: LayerPlan) -> list[str]:
@@ -225,6 +225,11 @@ class LayerPlan:
     def compensated(self) -> tuple[int, ...]:
         """Layers that carry a W_c."""
         return tuple(row.index for row in self.rows if row.compensated)
+
+    @property
+    def reusing(self) -> tuple[int, ...]:
+        """Layers that use another's attention map."""
+        return tuple(row.index for row in self.rows if row.role == "reuse")
 
     @property
     def map_sources(self) -> frozenset[int]:

@@ -350,7 +350,7 @@ def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.Mo
 POINTS = """
   points:
     plain: {architecture: {name: baseline}}
-    one: {architecture.num_superblocks: 1, evaluation.drop: [1, 2, 5]}
+    one: {architecture.num_superblocks: 1, evaluation.drop: [1, 2]}
     same: {architecture.num_superblocks: 1, training.stage2.learning_rate: 1e-5}
     cla: {architecture: {name: cla, superblock_size: 3, num_superblocks: 1}}
     searched: {architecture: {name: search}}
@@ -381,3 +381,8 @@ def test_a_sweep_is_measured_with_the_plans_of_its_points(folder: Path, capsys: 
     assert "one drop_2, cla, searched on" in capsys.readouterr().out
     assert main(["bench", "--config", "sweep.yaml", "--dry-run"]) == 2
     assert "bench.beside: a config with a sweep" in capsys.readouterr().err
+    (folder / "sweep.yaml").write_text((folder / "sweep.yaml").read_text().replace("[1, 2]}", "[1, 3]}"))
+    for command in ("bench", "sweep"):
+        assert main([command, "--config", "sweep.yaml", *words, "--dry-run"]) == 2
+        problem = "point 'one': evaluation.drop: 3 layers cannot be dropped; 2 layers of this model reuse a map"
+        assert problem in capsys.readouterr().err

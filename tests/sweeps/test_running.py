@@ -29,6 +29,7 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     assert sorted(run.info.run_name for run in children) == sorted(SIX_NAMES)
     assert {run.info.status for run in children} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len({run.data.tags["uniattn_pl.plan"] for run in children}) == 2, "of those that calibrated nothing, too"
     losses = {run.info.run_name: run.data.metrics["stage2/response_loss"] for run in children}
     assert parent.data.metrics["sweep/best_response_loss"] == min(losses.values())
     assert f"* {min(losses, key=lambda name: losses[name])} " in small.table()

@@ -7,14 +7,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
-from uniattn_pl.commands.plan import chosen_plan, compile_plan
+from uniattn_pl.commands.plan import compile_plan
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import check_run_folder
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.tracking.tags import drop_variant
+from uniattn_pl.tracking.tags import BASELINE, STOCK, drop_variant
+
+if TYPE_CHECKING:
+    from uniattn_pl.sweeps.points import Point
 
 DESCRIPTION = """\
 Measures time to first token, time per further token, peak memory and cache bytes of an experiment's architecture,
@@ -22,7 +26,7 @@ interleaved in one process with the stock model, the same model under this packa
 architectures of bench.beside, and the bound: the same layers without attention. Of a config with a `sweep` section
 the plans of all points are measured instead, without bounds. Weights do not matter to cost, so nothing is trained; a
 plan that is chosen by measurement is that of its fit."""
-REFERENCES = ("stock", "baseline")
+REFERENCES = (STOCK, BASELINE)
 EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
   uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3
@@ -41,9 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(loaded.to_yaml(), end="")
         return 0
     check_run_folder(Path(loaded.config.trainer.default_root_dir))
-    bench, sweep = loaded.config.bench, loaded.config.sweep
-    of_points = bool(sweep.points or sweep.grid)
-    found = _points_of(loaded, arguments) if of_points else Plans(_plans(loaded))
+    from uniattn_pl.sweeps.points import is_sweep, load_points
+
+    bench, of_points = loaded.config.bench, is_sweep(loaded.config)
+    points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
+    found = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
     if arguments.dry_run:
         print(
             f"dry run: would measure {', '.join([*REFERENCES, *found.plans])} on {loaded.config.model.source} at "
@@ -70,44 +76,33 @@ class Plans:
     variants: dict[str, tuple[LayerPlan, str]] = field(default_factory=dict)
 
 
-def _points_of(loaded: LoadedConfig, arguments: argparse.Namespace) -> Plans:
+def _points_of(loaded: LoadedConfig, points: Sequence[Point]) -> Plans:
     """The plans of a sweep's points, each once, and those of evaluation.drop: which layers go does not matter to cost.
 
     Raises:
         UserError: with the problems of all points; bench.beside is set as well.
     """
     from uniattn_pl.sweeps.folder import SweepFolder
-    from uniattn_pl.sweeps.points import load_points
+    from uniattn_pl.sweeps.plans import known_plans
 
     if loaded.config.bench.beside:
         raise UserError("bench.beside: a config with a sweep is measured with its points alone; remove one of them.")
-    points = load_points(arguments.config, arguments.overrides, loaded)
     folders = SweepFolder(Path(loaded.config.trainer.default_root_dir)).planned(points)
-    found = Plans({})
+    plans, found = known_plans(points, folders), Plans({})
     for point in points:
-        plan = _plan_of_point(point.loaded, folders[point.key])
-        if plan is None:
+        known = plans[point.key]
+        if known is None:
             print(f"left out: {point.name}, whose layers are chosen when its fit starts; run the sweep first.")
-        elif plan.operated and plan not in found.plans.values():
-            found.plans[point.name] = plan
-            _add_dropped(found, point.name, plan, point.loaded.config.evaluation.drop)
+        elif known[0].operated and known[0] not in found.plans.values():
+            found.plans[point.name] = known[0]
+            _add_dropped(found, point.name, known[0], point.loaded.config.evaluation.drop)
     return found
 
 
-def _plan_of_point(loaded: LoadedConfig, folder: Path) -> LayerPlan | None:
-    """The plan of a point; None where its fit has not chosen it yet."""
-    trainer = dataclasses.replace(loaded.config.trainer, default_root_dir=str(folder))
-    placed = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, trainer=trainer))
-    if loaded.architecture.measured and chosen_plan(placed) is None:
-        return None
-    return compile_plan(placed)[0]
-
-
 def _add_dropped(found: Plans, name: str, plan: LayerPlan, counts: Sequence[int]) -> None:
-    reusing = [row.index for row in plan.rows if row.role == "reuse"]
-    for count in (count for count in counts if count <= len(reusing)):
+    for count in counts:
         label = f"{name} {drop_variant(count)}"
-        found.plans[label] = plan.drop_reuse(reusing[-count:], compensated=False)
+        found.plans[label] = plan.drop_reuse(plan.reusing[-count:], compensated=False)
         found.variants[label] = plan, drop_variant(count)
 
 

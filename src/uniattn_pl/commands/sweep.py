@@ -14,6 +14,8 @@ from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from uniattn_pl.plan import LayerPlan, ModelShape
+    from uniattn_pl.sweeps.folder import SweepFolder
+    from uniattn_pl.sweeps.plans import Known
     from uniattn_pl.sweeps.points import Point
 
 DESCRIPTION = """\
@@ -51,47 +53,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
+    from uniattn_pl.sweeps.folder import SweepFolder
     from uniattn_pl.sweeps.jobs import check_evaluations
+    from uniattn_pl.sweeps.plans import known_plans
     from uniattn_pl.sweeps.points import load_points, select_points
 
     points = load_points(arguments.config, arguments.overrides, loaded)
     if arguments.only is not None:
         points = select_points(points, arguments.only)
-    plans = _known_plans(points)
+    folder = SweepFolder(Path(loaded.config.trainer.default_root_dir))
+    folder.check()
+    plans = known_plans(points, folder.planned(points))
     rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
     check_evaluations(points, data=not arguments.dry_run)
     if arguments.dry_run:
-        _dry_run(loaded, points, plans, rates)
+        _dry_run(loaded, points, folder, plans, rates)
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
     words = [word for file in arguments.config for word in ("--config", str(file))]
     run_sweep(loaded, points, rates, [*words, *arguments.overrides])
     return 0
-
-
-def _known_plans(points: Sequence[Point]) -> dict[str, tuple[LayerPlan, ModelShape] | None]:
-    """Key -> plan of each point and its model's shape; None where the plan is only chosen as the fit starts.
-
-    Raises:
-        UserError: with every point whose architecture does not fit its model.
-    """
-    from uniattn_pl.commands.plan import checked_shape, compile_plan
-
-    plans: dict[str, tuple[LayerPlan, ModelShape] | None] = {}
-    problems: list[str] = []
-    for point in points:
-        plans[point.key] = None
-        try:
-            if point.loaded.architecture.measured:
-                checked_shape(point.loaded)
-            else:
-                plans[point.key] = compile_plan(point.loaded)
-        except UserError as error:
-            problems += [f"point '{point.name}': {problem}" for problem in error.problems]
-    if problems:
-        raise UserError(*problems)
-    return plans
 
 
 def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:
@@ -103,15 +85,13 @@ def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:
 def _dry_run(
     loaded: LoadedConfig,
     points: Sequence[Point],
-    plans: dict[str, tuple[LayerPlan, ModelShape] | None],
+    folder: SweepFolder,
+    plans: dict[str, Known | None],
     rates: dict[str, float | None],
 ) -> None:
     """List the points."""
     from uniattn_pl.commands.tables import print_table
-    from uniattn_pl.sweeps.folder import SweepFolder
 
-    folder = SweepFolder(Path(loaded.config.trainer.default_root_dir))
-    folder.check()
     folders = folder.planned(points)
     rows = []
     for point in points:

@@ -207,7 +207,7 @@ class EvaluationConfig:
     trials: int = option(5, "texts of retrieval at each length and depth", minimum=1)
     h2o: list[float] = option([], "measure again with each prompt's cache compressed by H2O to these shares (Table 3)")
     drop: list[int] = option(
-        [], "measure again with the attention of so many operated layers dropped, the least important ones (Figure 5)"
+        [], "measure again with the attention of so many reuse layers dropped, the least important ones (Figure 5)"
     )
 
 

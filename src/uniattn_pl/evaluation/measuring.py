@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 from rich.console import Console
 
+from uniattn_pl import costs
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.results import Result, ResultFiles
 from uniattn_pl.evaluation.subject import Subject
-from uniattn_pl.evaluation.variants import (
-    IMPORTANCE,
-    Variant,
-    importance_result,
-    layers_to_drop,
-    retain_rate_of,
-    with_dropped,
-)
-from uniattn_pl.modeling import unmodified_copy
+from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
+from uniattn_pl.modeling import drop_attention, shape_of, unmodified_copy
+from uniattn_pl.modeling.convert import plan_of
+from uniattn_pl.modeling.copies import sharing_copy
+from uniattn_pl.plan import LayerPlan
 
 IMPORTANCE_ROWS = 16  # of the training data
 
@@ -42,16 +40,17 @@ class Part:
 
 
 class LoadedModel:
-    """What is evaluated, its variants, and what of them was measured before.
-
-    Attributes:
-        retain_rates: suffix of a variant with less cache -> its share of the unmodified model's bytes.
-    """
+    """What is evaluated, its variants, and what of them was measured before."""
 
     def __init__(self, loaded: LoadedConfig, subject: Subject, console: Console, files: ResultFiles) -> None:
         self.loaded, self.subject, self.console, self.files = loaded, subject, console, files
-        self.retain_rates: dict[str, float] = {}
-        self._dropped: tuple[int, Any] | None = None
+        self._without, self.harness = cache(self._made_without), cache(self._made_harness)
+
+    def check(self, variants: Sequence[Variant]) -> None:
+        """Raise UserError, before anything is measured, when more layers are to be dropped than can be."""
+        counts = [variant.dropped for variant in variants if variant.dropped is not None]
+        if counts:
+            check_drop(self._plan, counts)
 
     def measured(self, variant: Variant, parts: Sequence[Part]) -> list[Result]:
         """The results of all parts, named for the variant; what is kept is not measured again."""
@@ -64,9 +63,7 @@ class LoadedModel:
                 self.files.keep(part.name, settings, found)
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
-            results += [result.renamed(result.name + variant.suffix) for result in found]
-        if variant.dropped is not None:
-            self.retain_rates[variant.suffix] = retain_rate_of(self.of(variant)[0])
+            results += [replace(result, name=result.name + variant.suffix) for result in found]
         return results
 
     def of(self, variant: Variant) -> tuple[Any, Any]:
@@ -78,10 +75,20 @@ class LoadedModel:
             model = unmodified_copy(model)
         return model, tokenizer
 
+    def retain_rates(self, variants: Sequence[Variant]) -> dict[str, float]:
+        """Suffix of each variant with dropped layers -> bytes of its cache over those of the unmodified model."""
+        rates = {}
+        for variant in variants:
+            if variant.dropped is not None:
+                plan = self._plan.drop_reuse(self._layers(variant.dropped), compensated=False)
+                shape = shape_of(self._loaded[0].config)
+                rates[variant.suffix] = costs.kv_retain_rate(plan, shape, length=costs.CACHE_LENGTH)
+        return rates
+
     def _settings(self, variant: Variant) -> dict[str, Any]:
         settings: dict[str, Any] = {"model": self.subject.identity(self.loaded), "h2o": variant.retain_rate}
         if variant.dropped is not None:
-            settings["dropped"] = layers_to_drop(self._plan, self._importance, variant.dropped)
+            settings["dropped"] = self._layers(variant.dropped)
         return settings
 
     @cached_property
@@ -89,18 +96,23 @@ class LoadedModel:
         return self.subject.load(self.loaded)
 
     @property
-    def _plan(self) -> Any:
-        from uniattn_pl.plan import LayerPlan
+    def _plan(self) -> LayerPlan:
+        return plan_of(self._loaded[0])
 
-        model = self._loaded[0]
-        return getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
+    def _layers(self, count: int) -> list[int]:
+        return layers_to_drop(self._plan, self._importance, count)
 
-    def _without(self, count: int) -> Any:
-        if self._dropped is None or self._dropped[0] != count:
-            layers = layers_to_drop(self._plan, self._importance, count)
-            self._tell(f"without the attention of layers {', '.join(map(str, layers))}")
-            self._dropped = count, with_dropped(self._loaded[0], layers)
-        return self._dropped[1]
+    def _made_without(self, count: int) -> Any:
+        """The model without the attention, and the W_c, of so many layers; shares its weights."""
+        layers = self._layers(count)
+        self._tell(f"without the attention of layers {', '.join(map(str, layers))}")
+        return drop_attention(sharing_copy(self._loaded[0]), layers)
+
+    def _made_harness(self, variant: Variant) -> Any:
+        from uniattn_pl.evaluation.harness import harness_model
+
+        size = self.loaded.config.evaluation.batch_size
+        return harness_model(*self.of(variant), batch_size=size, retain_rate=variant.retain_rate)
 
     @cached_property
     def _importance(self) -> Result:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,6 @@ class Result:
     rows: int
     figures: dict[str, Figure]
     details: list[dict[str, Any]] = field(default_factory=list)
-
-    def renamed(self, name: str) -> Result:
-        """The same under another name."""
-        return replace(self, name=name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -47,9 +47,10 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
     model = LoadedModel(loaded, subject, console, ResultFiles(folder))
     parts = _Parts(model).all()
     variants = variants_of(loaded.config.evaluation, retain_rate)
+    model.check(variants)
     results = [result for variant in variants for result in model.measured(variant, parts)]
     _write(results, subject, folder)
-    track(loaded, subject, results, folder, retain_rates=model.retain_rates)
+    track(loaded, subject, results, folder, retain_rates=model.retain_rates(variants))
     return results
 
 
@@ -78,14 +79,11 @@ class _Parts:
         }
 
         def measure(variant: Variant) -> list[Result]:
-            from uniattn_pl.evaluation.harness import harness_model, score_task
+            from uniattn_pl.evaluation.harness import score_task
 
             count = sum(map(len, rows.values()))
             self.console.print(f"{name}{variant.suffix}: {count} rows", highlight=False, markup=False)
-            wrapped = harness_model(
-                *self.model.of(variant), batch_size=options.batch_size, retain_rate=variant.retain_rate
-            )
-            return score_task(wrapped, task, rows, options.num_fewshot)
+            return score_task(self.model.harness(variant), task, rows, options.num_fewshot)
 
         return Part(name, settings, measure)
 

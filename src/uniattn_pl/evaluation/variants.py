@@ -7,13 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.config.schema import EvaluationConfig
-from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.results import Figure, Result
-from uniattn_pl.modeling import drop_attention, shape_of
-from uniattn_pl.modeling.copies import sharing_copy
-from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking.tags import drop_variant, h2o_variant
 
@@ -47,27 +42,3 @@ def importance_result(model: PreTrainedModel, batches: list[dict[str, Any]]) -> 
     """How much the attention of each layer changes the stream, as a result that is kept like others."""
     found = attention_importance(model, batches)
     return Result(IMPORTANCE, len(batches), {f"layer_{layer}": Figure(value) for layer, value in enumerate(found)})
-
-
-def layers_to_drop(plan: LayerPlan, importance: Result, count: int) -> list[int]:
-    """The `count` layers whose attention is dropped first: that reuse a map and change the stream least (Appendix B).
-
-    Raises:
-        UserError: the plan has fewer such layers.
-    """
-    reusing = [row.index for row in plan.rows if row.role == "reuse"]
-    if count > len(reusing):
-        raise UserError(
-            f"evaluation.drop: {count} layers cannot be dropped; {len(reusing)} layers of this model reuse a map."
-        )
-    return sorted(sorted(reusing, key=lambda layer: importance.figures[f"layer_{layer}"].value)[:count])
-
-
-def with_dropped(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """The model without the attention, and the W_c, of these layers; shares its weights."""
-    return drop_attention(sharing_copy(model), layers)
-
-
-def retain_rate_of(model: PreTrainedModel) -> float:
-    """Bytes of its cache over those of the unmodified model."""
-    return costs.kv_retain_rate(model.layer_plan, shape_of(model.config), length=costs.CACHE_LENGTH)  # type: ignore[arg-type]

@@ -22,8 +22,9 @@ from uniattn_pl.modeling import converted_copy, shape_of, unmodified_copy
 from uniattn_pl.modeling.cache import CacheMismatchError
 from uniattn_pl.modeling.copies import sharing_copy
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.tracking.tags import BASELINE, STOCK
 
-STOCK, BASELINE, BOUND = "stock", "baseline", "llmdrop on the same layers"
+BOUND = "llmdrop on the same layers"
 REFERENCE_BACKEND = "sdpa"
 WARM_UP_TOKENS = 32
 

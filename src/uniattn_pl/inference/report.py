@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.tables import bytes_text
-from uniattn_pl.inference.benchmark import BASELINE, STOCK, Measured, quartiles
+from uniattn_pl.inference.benchmark import Measured, quartiles
 from uniattn_pl.inference.roofline import Machine
 from uniattn_pl.tracking.plots import new_figure
+from uniattn_pl.tracking.tags import BASELINE, STOCK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,6 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import report
 from uniattn_pl.inference.benchmark import (
-    BASELINE,
     REFERENCE_BACKEND,
     Measured,
     Setting,
@@ -176,7 +175,7 @@ def _plan_tags(
     plans: Mapping[str, LayerPlan], variants: Mapping[str, tuple[LayerPlan, str]], model: PreTrainedModel
 ) -> dict[str, dict[str, str]]:
     """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
-    every = {**plans, BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
+    every = {**plans, tags.BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
     found = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in every.items()}
     for label, (plan, variant) in variants.items():
         found[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}

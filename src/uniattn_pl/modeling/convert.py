@@ -80,8 +80,12 @@ def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated
     Raises:
         UserError: another layer reads from one of them, there is no such layer, or a W_c cannot stay where it is.
     """
-    plan = getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
-    return apply_plan(model, plan.drop(list(layers), compensated=compensated))
+    return apply_plan(model, plan_of(model).drop(list(layers), compensated=compensated))
+
+
+def plan_of(model: PreTrainedModel) -> LayerPlan:
+    """The plan of a model; of a stock one the unmodified plan."""
+    return getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
 
 
 def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:

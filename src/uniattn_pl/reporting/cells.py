@@ -40,8 +40,7 @@ class Cell:
         """Sample standard deviation over seeds; None for a single value and for a cost that is the same in all."""
         if len(self.values) < 2:
             return None
-        mean = statistics.fmean(self.values)
-        spread = math.sqrt(sum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1))
+        spread = statistics.stdev(self.values)
         is_cost = all(column.metric.startswith(COST) for column in self.column.measured)
         return None if is_cost and spread == 0 else spread
 

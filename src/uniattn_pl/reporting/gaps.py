@@ -14,6 +14,7 @@ from uniattn_pl.reporting.cells import Table
 from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
 from uniattn_pl.reporting.lookup import Lookup, metric_of
 from uniattn_pl.reporting.rows import H2O, Member, Row
+from uniattn_pl.sweeps.points import is_sweep
 
 OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")
 NOT_OF_VARIANTS = "it is not measured of a compressed cache or of dropped layers"
@@ -36,8 +37,7 @@ class CommandLine:
 
     def __init__(self, files: Sequence[Path], overrides: Sequence[str], config: ExperimentConfig) -> None:
         self.files, self.overrides = files, overrides
-        sweep = config.sweep
-        self.is_sweep = bool(sweep.grid or sweep.points or sweep.seeds)
+        self.is_sweep = is_sweep(config)
 
     def of(self, command: str, *further: str) -> str:
         """One command with these files and overrides."""

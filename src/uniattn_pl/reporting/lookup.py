@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from uniattn_pl.reporting.columns import BOUNDS, COST, EVAL, RETAIN_RATE, TTFT, Column
-from uniattn_pl.reporting.rows import DROP, H2O, UNMODIFIED, Member, Row
+from uniattn_pl.reporting.rows import DROP, H2O, Member, Row
 from uniattn_pl.reporting.runs import FINISHED, RunStore
 from uniattn_pl.tracking import tags
 
@@ -86,7 +86,7 @@ class Lookup:
             said = bench.data.tags
             architecture = said.get(tags.ARCHITECTURE)
             same_plan = digest is not None and said.get(tags.PLAN) == digest
-            unmodified = not row.modified and architecture == UNMODIFIED
+            unmodified = not row.modified and architecture == tags.BASELINE
             if architecture != tags.STOCK and said.get(tags.VARIANT) == wanted and (same_plan or unmodified):
                 yield bench
 

@@ -15,7 +15,6 @@ from uniattn_pl.tracking import tags
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-UNMODIFIED = "baseline"  # the architecture whose benchmark is that of the unmodified plan
 H2O, DROP = "h2o", "drop"
 
 
@@ -84,7 +83,7 @@ class Row:
     def modified(self) -> bool:
         """Whether it changes the model, so that it takes part in the comparison of what that loses."""
         rates = [m.run.data.metrics.get(RETAIN_RATE, 1.0) for m in self.members if m.run is not None]
-        return self.variant is not None or self.architecture != UNMODIFIED or min(rates, default=1.0) < 1
+        return self.variant is not None or self.architecture != tags.BASELINE or min(rates, default=1.0) < 1
 
 
 def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base: LoadedConfig) -> list[Row]:

@@ -26,12 +26,7 @@ class Job:
     command: str
 
 
-def fit_of(point: Point) -> Job:
-    """The fit of a point."""
-    return Job(point.key, point, FIT)
-
-
-def evaluation_of(point: Point) -> Job | None:
+def _evaluation_of(point: Point) -> Job | None:
     """The evaluation of a point, another one as soon as something else is asked for; None where nothing is."""
     asked = point.loaded.config.evaluation
     if not asked.tasks and not asked.probes:
@@ -69,7 +64,8 @@ def check_evaluations(points: Sequence[Point], *, data: bool) -> None:
 
 def jobs_of(points: Sequence[Point]) -> dict[str, Job]:
     """Every job by its key, in the order of the points."""
-    jobs = [job for point in points for job in (fit_of(point), evaluation_of(point)) if job is not None]
+    pairs = ((Job(point.key, point, FIT), _evaluation_of(point)) for point in points)
+    jobs = [job for pair in pairs for job in pair if job is not None]
     return {job.key: job for job in jobs}
 
 
@@ -89,16 +85,15 @@ def elsewhere(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders
     return [key for key, job in jobs.items() if key not in here and states[job.point.key].place is not None]
 
 
-def joined(points: Sequence[Point], states: Mapping[str, PointState]) -> dict[str, PointState]:
+def joined(jobs: Mapping[str, Job], states: Mapping[str, PointState]) -> dict[str, PointState]:
     """The state of each point in one word, from those of its jobs."""
-    return {point.key: _joined(states[point.key], point, states) for point in points}
+    evaluations = {job.point.key: states[key] for key, job in jobs.items() if job.command == EVALUATE}
+    return {key: _joined(states[key], evaluations.get(key)) for key, job in jobs.items() if job.command == FIT}
 
 
-def _joined(fit: PointState, point: Point, states: Mapping[str, PointState]) -> PointState:
-    job = evaluation_of(point)
-    if fit.state != "finished" or job is None or states[job.key].state == "finished":
+def _joined(fit: PointState, evaluation: PointState | None) -> PointState:
+    if fit.state != "finished" or evaluation is None or evaluation.state == "finished":
         return fit
-    evaluation = states[job.key]
     word = "evaluating" if evaluation.state == "running" else evaluation.state
     if word != "evaluating" and not evaluation.failures:
         word = "to evaluate"

@@ -16,7 +16,7 @@ from typing import Any
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.documents import at, dump_value
 from uniattn_pl.config.interpolation import escape
-from uniattn_pl.config.schema import SweepConfig
+from uniattn_pl.config.schema import ExperimentConfig, SweepConfig
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.tracking.redaction import redact
 from uniattn_pl.training.manifest import compared
@@ -51,6 +51,11 @@ def key_of(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def is_sweep(config: ExperimentConfig) -> bool:
+    """Whether a config has points of its own."""
+    return bool(config.sweep.grid or config.sweep.points or config.sweep.seeds)
+
+
 def load_points(files: Sequence[Path], overrides: Sequence[str], base: LoadedConfig) -> list[Point]:
     """Load and check every point of a sweep, in the order they are run.
 
@@ -61,7 +66,7 @@ def load_points(files: Sequence[Path], overrides: Sequence[str], base: LoadedCon
         UserError: there are no points, two are the same, or some cannot be run; with every problem of all of them.
     """
     sweep = base.config.sweep
-    if not (sweep.grid or sweep.points or sweep.seeds):
+    if not is_sweep(base.config):
         raise UserError(
             "the config has no sweep; give sweep.grid, sweep.points or sweep.seeds, for example "
             "'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'."

@@ -91,7 +91,7 @@ class _Worker:
         self.preemption = preemption
         sweep = base.config.sweep
         self.base, self.arguments = base, list(arguments)
-        self.points, self.jobs = list(points), jobs_of(points)
+        self.jobs = jobs_of(points)
         self.folder = SweepFolder(Path(base.config.trainer.default_root_dir))
         self.folder.check()
         with locked(self.folder.lock):
@@ -111,7 +111,7 @@ class _Worker:
         with self.view:
             while self._step():
                 pass
-        self._conclude(joined(self.points, self._states()))
+        self._conclude(joined(self.jobs, self._states()))
 
     def _states(self) -> dict[str, PointState]:
         return self.ledger.states(self.jobs)
@@ -126,7 +126,7 @@ class _Worker:
         possible = self._due(self._states())
         self.ledger.enqueue(possible)
         states = self._states()
-        self.view.update(joined(self.points, states))
+        self.view.update(joined(self.jobs, states))
         if possible == self._due(states) and self._nothing_left(possible, states):
             return False
         claim = self.ledger.claim(possible)
@@ -197,7 +197,7 @@ class _Worker:
                     if time.monotonic() - beaten > HEARTBEAT_S:
                         self.ledger.beat(claim)
                         beaten = time.monotonic()
-                    self.view.update(joined(self.points, self._states()))
+                    self.view.update(joined(self.jobs, self._states()))
                     if job.command == FIT and self._report(claim, folder):
                         return None
         finally:

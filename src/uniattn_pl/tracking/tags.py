@@ -18,6 +18,7 @@ VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop
 FOLDER = "uniattn_pl.run_folder"
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
 SOURCE = "mlflow.source.name"  # MLflow's own, a column of its table of runs
+BASELINE = "baseline"  # architecture of a benchmark of the unmodified plan
 STOCK = "stock"  # architecture of a benchmark of the model without this package
 
 
@@ -48,5 +49,5 @@ def h2o_variant(rate: float) -> str:
 
 
 def drop_variant(count: int) -> str:
-    """Suffix of what is measured with the attention of so many operated layers dropped."""
+    """Suffix of what is measured with the attention of so many reuse layers dropped."""
     return f"drop_{count}"

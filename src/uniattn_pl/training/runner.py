@@ -20,6 +20,7 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.files import check_run_folder
+from uniattn_pl.plan import LayerPlan
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
 from uniattn_pl.tracking.redaction import redact
@@ -142,6 +143,9 @@ def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
     said = tags.describing(config, "fit", session.loaded.architecture.name)
     said[tags.FOLDER] = str(session.folder.resolve())
+    known = manifest.results.get("prepare", {}).get("plan")
+    if known:  # of a fit that goes on, or begins with what another point of a sweep has calibrated
+        said[tags.PLAN] = tags.plan_digest(LayerPlan.from_dict(known))
     if config.tracking.parent_run is not None:
         said[tags.PARENT] = config.tracking.parent_run
     run = MLflowRun.open(

@@ -80,7 +80,7 @@ class FitSession:
         world_size = self.cluster.world_size
         self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, world_size)
         self.dtype = resolve_dtype(WEIGHT_DTYPES.get(training.precision, model.dtype))
-        self.strategy = resolve_strategy(self.config, self.cluster, self.shape, self.dtype.itemsize)
+        self.strategy = resolve_strategy(self.config, self.cluster, self.shape)
         self.residency = Residency(self.device) if self._too_large() else None
         self.data = InstructionDataModule(
             self.config.data,

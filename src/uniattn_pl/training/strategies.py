@@ -18,10 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.memory import training_memory
-from uniattn_pl.modeling.response_loss import LOSS_CHUNK
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.training.cluster import COLLECTIVE_TIMEOUT, Cluster
+from uniattn_pl.training.estimate import stage_memory
 from uniattn_pl.training.shard_reading import load_shards
 
 # Sharded checkpoints keep what is neither weights nor optimizer state in this file, as Lightning does.
@@ -29,7 +28,7 @@ METADATA_FILE = "meta.pt"
 USABLE_MEMORY = 0.9
 
 
-def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelShape, weight_bytes: int) -> str:
+def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelShape) -> str:
     """Return single, ddp or fsdp; `auto` shards only a model whose training state does not fit on each device."""
     if config.training.strategy != "auto":
         return config.training.strategy
@@ -37,18 +36,7 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
         return "single"
     if cluster.device.type != "cuda":
         return "ddp"
-    training = config.training
-    needed = training_memory(
-        LayerPlan.unmodified(shape.num_layers),
-        shape,
-        stage=2,
-        micro_batch_size=training.micro_batch_size,
-        length=config.data.max_length,
-        weight_bytes=weight_bytes,
-        activation_bytes=2 if training.precision.endswith("-mixed") else weight_bytes,
-        gradient_checkpointing=training.gradient_checkpointing,
-        loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
-    )
+    needed = stage_memory(config, LayerPlan.unmodified(shape.num_layers), shape, stage=2, num_devices=1)
     there = torch.cuda.get_device_properties(cluster.device).total_memory
     return "ddp" if needed.total <= USABLE_MEMORY * there else "fsdp"
 
