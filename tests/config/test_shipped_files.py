@@ -9,15 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.once import load_once
 
 from uniattn_pl import costs
 from uniattn_pl.architectures import LLMDrop, UniAttn
 from uniattn_pl.cli import main
 from uniattn_pl.commands.plan import compile_plan
 from uniattn_pl.config import LoadedConfig, load_config
-from uniattn_pl.modeling import loading
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.sweeps import points as sweep_points
 from uniattn_pl.sweeps.points import Point, load_points
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +62,7 @@ def local_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNIATTN_PL_DATA", str(folder))
         patch.setenv("UNIATTN_PL_EVALUATION_DATA", str(folder))
-        patch.setattr(loading, "load_shape", cache(loading.load_shape))  # a model without weights is built for each
+        load_once(patch)
         yield folder
 
 
@@ -98,7 +97,6 @@ def test_an_experiment_passes_the_dry_run_of_the_command_it_names(
     command = re.search(rf"^# Run: .*uniattn-pl (\w+) --config {relative(file)}\b", text, re.MULTILINE)
     assert command is not None
     words = [command[1], "--config", str(file), "--dry-run"]
-    monkeypatch.setattr(sweep_points, "load_points", lambda files, *_: list(points_of(files[0]).values()))
     monkeypatch.chdir(ROOT)  # bench.beside
     if command[1] == "fit":  # reads the rows, which the paper's experiments have from the hub
         source = loaded(file).config.data.source

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tests.docs.documented import ROOT
+from tests.once import load_once
 
 from uniattn_pl import architectures
 from uniattn_pl.data import sources
 from uniattn_pl.data.files import Record
 from uniattn_pl.evaluation import tasks
-from uniattn_pl.modeling import loading
-from uniattn_pl.sweeps import points
 
 RUNS = ("my-uniattn", "quickstart", "smollm2-pmc-uniattn", "smollm2-pmc-uniattn-greedy")
 UNFINISHED = "unfinished"
@@ -66,10 +64,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("UNIATTN_PL_DATA", raising=False)
         patch.delenv("UNIATTN_PL_EVALUATION_DATA", raising=False)
         patch.setenv("UNIATTN_PL_CACHE", str(base / "cache"))
+        load_once(patch)
         patch.setattr(sources, "read_hub", hub_rows)
         patch.setattr(tasks, "task_manager", lambda: SimpleNamespace(task_index=documented_tasks()))
-        patch.setattr(loading, "load_shape", cache(loading.load_shape))
-        patch.setattr(points, "load_points", loaded_once(points.load_points))
         register_example()
         yield folder
         del architectures.ARCHITECTURES["every_other"]
@@ -97,18 +94,6 @@ def documented_tasks() -> set[str]:
 def hub_rows(name: str, split: str, **_: object) -> Iterator[Record]:
     rows = TULU_ROWS if "tulu" in name else ROWS
     return iter([Record(row, lambda: name) for row in rows])
-
-
-def loaded_once(load_points):  # type: ignore[no-untyped-def]
-    known: dict[tuple[object, ...], object] = {}
-
-    def load(files, overrides, base):  # type: ignore[no-untyped-def]
-        key = (*files, *overrides)
-        if key not in known:
-            known[key] = load_points(files, overrides, base)
-        return list(known[key])
-
-    return load
 
 
 def _write(path: Path, text: str) -> None:
