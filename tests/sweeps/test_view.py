@@ -13,7 +13,7 @@ from tests.sweeps.screen import Screen
 from tests.sweeps.small_sweep import SmallSweep
 
 from uniattn_pl.config import load_config
-from uniattn_pl.sweeps.jobs import evaluation_of, joined
+from uniattn_pl.sweeps.jobs import EVALUATE, jobs_of, joined
 from uniattn_pl.sweeps.ledger import PointState
 from uniattn_pl.sweeps.points import Point, load_points
 from uniattn_pl.sweeps.view import SweepView
@@ -50,11 +50,9 @@ class Watched:
     def update(self, *fits: PointState, **evaluations: PointState) -> Screen:
         """Show these states, of the evaluations those of points by name; returns the screen."""
         states = {point.key: fit for point, fit in zip(self.points, fits, strict=True)}
-        for point in self.points:
-            job = evaluation_of(point)
-            assert job is not None
-            states[job.key] = evaluations.get(point.name, LOST)
-        self.view.update(joined(self.points, states))
+        jobs = jobs_of(self.points)
+        states |= {key: evaluations.get(job.point.name, LOST) for key, job in jobs.items() if job.command == EVALUATE}
+        self.view.update(joined(jobs, states))
         return self.screen()
 
     def screen(self) -> Screen:
