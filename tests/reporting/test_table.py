@@ -9,6 +9,9 @@ from urllib.parse import unquote
 import pytest
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
 
+from uniattn_pl.config import load_config
+from uniattn_pl.sweeps.points import load_points
+
 TRAINING = "workflowType=machine_learning"
 
 THREE = """
@@ -226,6 +229,19 @@ def test_of_several_runs_of_a_point_the_finished_newest_below_the_newest_sweep_c
     description = tracked.client.get_run(new).data.tags["mlflow.note.content"]
     assert tracked.markdown.startswith(description)
     assert "| --: |" in description, "the table is what the page of the sweep's run begins with"
+
+
+def test_a_sweep_that_gets_seeds_keeps_the_runs_it_had_without_them(tracked: Tracked) -> None:
+    tracked.config("sweep: {points: {one: {}}, seeds: [0, 1]}\nreport: {columns: {loss: stage2/response_loss}}")
+    loaded = load_config([tracked.folder / "table.yaml"])
+    first, second = load_points([tracked.folder / "table.yaml"], [], loaded)
+    parent = tracked.run("sweep", "table", {})
+    for name, loss, key in (("one", 2.0, first.key), (second.name, 4.0, second.key), ("other", 9.0, "0123abcd")):
+        metrics = {"stage2/response_loss": loss}
+        tracked.fit(name, "uniattn", UNIATTN, 0.8, metrics, parent=parent, experiment=key)
+    assert tracked.report() == 0
+    assert tracked.line("one")[1:] == ["3.000 ± 1.414"]
+    assert "## Missing" not in tracked.markdown
 
 
 def test_an_unfinished_run_says_what_its_plan_costs_and_nothing_of_quality(tracked: Tracked) -> None:

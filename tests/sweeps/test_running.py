@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +31,10 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     assert {run.info.status for run in children} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert len({run.data.tags["uniattn_pl.plan"] for run in children}) == 2, "of those that calibrated nothing, too"
+    points = json.loads(small.point("sweep/manifest.json").read_text())["points"]
+    assert {run.data.tags["uniattn_pl.experiment"]: run.info.run_name for run in children} == {
+        key: point["name"] for key, point in points.items()
+    }
     losses = {run.info.run_name: run.data.metrics["stage2/response_loss"] for run in children}
     assert parent.data.metrics["sweep/best_response_loss"] == min(losses.values())
     assert f"* {min(losses, key=lambda name: losses[name])} " in small.table()

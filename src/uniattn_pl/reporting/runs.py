@@ -97,18 +97,26 @@ def answer(error: Exception, config: TrackingConfig) -> Exception:
 
 def sweep_run(runs: RunStore, name: str, points: Sequence[Point]) -> Run | None:
     """The sweep's own run: the newest of its name that has one of the points below it, else the newest."""
-    names = {point.name for point in points}
-    parents = {run.data.tags.get(tags.PARENT) for run in runs.of_kind("fit") if run.info.run_name in names}
+    names, keys = {point.name for point in points}, {point.key for point in points}
+    fits = [run for run in runs.of_kind("fit") if run.info.run_name in names or _experiment(run) in keys]
+    parents = {run.data.tags.get(tags.PARENT) for run in fits}
     named = [run for run in runs.of_kind("sweep") if run.info.run_name == name]
     return next((run for run in named if run.info.run_id in parents), named[0] if named else None)
 
 
 def point_run(runs: RunStore, point: Point, parent: Run | None, base: LoadedConfig) -> Run | None:
-    """A point's run: below the sweep's, or in its folder where MLflow did not answer when the sweep began."""
+    """A point's run: below the sweep's, or in its folder where MLflow did not answer when the sweep began.
+
+    The point may have had another name then, as before its sweep had seeds.
+    """
     root = PurePath(base.config.trainer.default_root_dir).name
-    fits = [run for run in runs.of_kind("fit") if run.info.run_name == point.name]
+    fits = [run for run in runs.of_kind("fit") if point.name == run.info.run_name or point.key == _experiment(run)]
     candidates = [run for run in fits if _belongs(run, parent, root) and not _is_another(run, point)]
-    return max(candidates, key=lambda run: (_has_own_folder(run, point), *_finished(run)), default=None)
+    return max(
+        candidates,
+        key=lambda run: (_experiment(run) == point.key, _has_own_folder(run, point), *_finished(run)),
+        default=None,
+    )
 
 
 def single_run(runs: RunStore, config: LoadedConfig) -> Run | None:
@@ -135,6 +143,10 @@ def _is_another(run: Run, point: Point) -> bool:
 
 def _has_own_folder(run: Run, point: Point) -> bool:
     return _folder(run).name == f"{point.name}.{point.key[:8]}"
+
+
+def _experiment(run: Run) -> str | None:
+    return run.data.tags.get(tags.EXPERIMENT)
 
 
 def _folder(run: Run) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import SWEEP_ENTRY, atomic_file, check_run_folder
-from uniattn_pl.sweeps.points import Point, key_of
+from uniattn_pl.sweeps.points import Point
 from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.training.manifest import Manifest, key_of
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,9 @@ from uniattn_pl.config.interpolation import escape
 from uniattn_pl.config.schema import ExperimentConfig, SweepConfig
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.training.manifest import compared
+from uniattn_pl.training.manifest import key_of
 
 LONGEST_NAME = 120
-OWN_KEYS = ("name", "trainer.default_root_dir")  # every point has its own
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,6 @@ class Point:
     def key(self) -> str:
         """Identifies the experiment: a point whose config has changed in what it computes is another one."""
         return key_of(redact(dataclasses.asdict(self.loaded.config)))
-
-
-def key_of(config: Mapping[str, Any]) -> str:
-    """The key of a point with this plain config."""
-    said = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def is_sweep(config: ExperimentConfig) -> bool:

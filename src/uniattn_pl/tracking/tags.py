@@ -14,6 +14,7 @@ ARCHITECTURE = "uniattn_pl.architecture"
 MODEL = "uniattn_pl.model"
 DATA = "uniattn_pl.data"
 PLAN = "uniattn_pl.plan"  # digest: a benchmark of a plan is one of every fit with that plan
+EXPERIMENT = "uniattn_pl.experiment"  # key of what a fit computes: a point of a sweep is found by it under any name
 VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop_2`
 FOLDER = "uniattn_pl.run_folder"
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it

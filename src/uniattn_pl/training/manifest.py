@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import uuid
@@ -43,6 +44,7 @@ AFTERWARDS = frozenset(
     f"evaluation.{field.name}" for field in fields(EvaluationConfig) if field.name not in ("num_samples", "batch_size")
 )
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
+OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 LOCK_NAME = ".lock"
 
 
@@ -150,6 +152,12 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     nor what sweeps run it."""
     without = PLACEMENT | AFTERWARDS
     return {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """Identifies what a fit with this plain config computes, whatever its name and folder."""
+    said = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from uniattn_pl.tracking.tables import final_report
 from uniattn_pl.training import phases
 from uniattn_pl.training.cluster import Cluster
 from uniattn_pl.training.failures import explained
-from uniattn_pl.training.manifest import Manifest, exclusive
+from uniattn_pl.training.manifest import Manifest, exclusive, key_of
 from uniattn_pl.training.preemption import Preempted, Preemption
 from uniattn_pl.training.session import FitSession, plain_config
 from uniattn_pl.training.stage import quiet_libraries, run_stage
@@ -143,6 +143,7 @@ def _open_run(session: FitSession) -> None:
     manifest, config = session.manifest, session.config
     said = tags.describing(config, "fit", session.loaded.architecture.name)
     said[tags.FOLDER] = str(session.folder.resolve())
+    said[tags.EXPERIMENT] = key_of(manifest.config)
     known = manifest.results.get("prepare", {}).get("plan")
     if known:  # of a fit that goes on, or begins with what another point of a sweep has calibrated
         said[tags.PLAN] = tags.plan_digest(LayerPlan.from_dict(known))
