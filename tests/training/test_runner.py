@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM
 
@@ -25,6 +26,7 @@ trainer: {accelerator: cpu, devices: 1}
 evaluation: {num_samples: 2}
 tracking: {uri: "sqlite:///%s", artifact_location: artifacts}
 """
+EXACT = "training.precision=32-true"
 ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
 
 
@@ -55,6 +57,17 @@ def test_a_model_with_nothing_to_compensate_skips_initialisation_and_stage_1() -
     assert result.gap_closed is None
     assert result.cache.retain_rate == 1.0
     assert AutoModelForCausalLM.from_pretrained(result.model_folder).config.model_type == "llama"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("word", ["training.precision=bf16-mixed", "model.dtype=bfloat16", EXACT])
+def test_bfloat16_in_software_is_warned_of(
+    word: str, native: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    fit(load_config([Path("tiny.yaml")], ["architecture.name=baseline", "training.stage2.enabled=false", word]))
+    warned = "precision: this machine has no bfloat16 in hardware" in capsys.readouterr().out
+    assert warned == (not native and word != EXACT)
 
 
 def test_without_stage_2_the_result_is_that_of_stage_1(folder: Path) -> None:

@@ -15,6 +15,7 @@ from uniattn_pl import costs
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling import kv_cache_bytes
 from uniattn_pl.modeling.cache import CacheMismatchError
+from uniattn_pl.modeling.loading import computes_in_bfloat16
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.frontier import FRONTIER
 from uniattn_pl.tracking import plots, tags
@@ -36,7 +37,7 @@ def prepare(session: FitSession) -> None:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
     report = session.data.report
     plan = session.plan
-    lines = "\n".join([*report.lines(), plan.draw()])
+    lines = "\n".join([*report.lines(), *_precision_notes(session), plan.draw()])
     session.console.print(lines, highlight=False, markup=False, soft_wrap=True)
     known = session.manifest.results.get("prepare", {}).get("milestones", {})  # of another point of a sweep
     milestones = dict(known) if ORIGINAL in known else session.milestone(ORIGINAL, session.original)
@@ -56,6 +57,17 @@ def prepare(session: FitSession) -> None:
         session.run.flush()
     results = {"milestones": milestones, "cache": asdict(cache), "plan": session.plan.to_dict()}
     session.commit(results)
+
+
+def _precision_notes(session: FitSession) -> list[str]:
+    """That this machine is the wrong one for the precision asked for."""
+    asked = session.precision == "bf16-mixed" or session.dtype == torch.bfloat16
+    if not asked or computes_in_bfloat16():
+        return []
+    return [
+        "precision: this machine has no bfloat16 in hardware, and emulates it many times slower than float32; "
+        "training.precision=32-true does without it."
+    ]
 
 
 def _log_search(session: FitSession, run: MLflowRun) -> None:
