@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         points = select_points(points, arguments.only)
     folder = SweepFolder(Path(loaded.config.trainer.default_root_dir))
     folder.check()
-    plans = known_plans(points, folder.planned(points))
+    folders = folder.planned(points)
+    plans = known_plans(points, folders)
     rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
     check_evaluations(points, data=not arguments.dry_run)
     if arguments.dry_run:
-        _dry_run(loaded, points, folder, plans, rates)
+        _dry_run(loaded, points, folder, folders, plans, rates)
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
@@ -86,13 +87,13 @@ def _dry_run(
     loaded: LoadedConfig,
     points: Sequence[Point],
     folder: SweepFolder,
+    folders: Mapping[str, Path],
     plans: dict[str, Known | None],
     rates: dict[str, float | None],
 ) -> None:
     """List the points."""
     from uniattn_pl.commands.tables import print_table
 
-    folders = folder.planned(points)
     rows = []
     for point in points:
         rate, known = rates[point.key], plans[point.key]
