@@ -166,6 +166,8 @@ def test_the_ratios_are_printed_and_written(done: Done) -> None:
         assert line in done.printed.splitlines()
         assert line in table.splitlines()
         assert f"{own} / {other}, 16 tokens: " in table
+    assert "cla / baseline, 40 tokens: " in table
+    assert "cla / uniattn" not in table, "the same pair the other way round"
     for batch_size in BATCH_SIZES:
         title = f"Batch {batch_size}, sdpa: median (quartiles) of 2 rounds"
         assert title in done.printed

@@ -28,12 +28,13 @@ def rows(measured: Sequence[Measured], machine: Machine) -> list[tuple[str, ...]
 
 
 def ratio_lines(measured: Sequence[Measured]) -> list[str]:
-    """Each architecture against the baseline and each other one, at every length, in words that can be quoted."""
+    """Each architecture against the baseline, and the first, the experiment's own, against every other one."""
+    compared = [entry for entry in measured if not entry.label.startswith(STOCK) and entry.label != BASELINE]
     lines = []
-    for entry in measured:
+    for entry in compared:
         for other in measured:
-            same_place = entry.label != other.label and entry.setting == other.setting
-            if same_place and not entry.label.startswith(STOCK) and entry.label != BASELINE and other.label != STOCK:
+            is_reference = other.label == BASELINE or (entry.label == compared[0].label and other in compared)
+            if is_reference and entry.label != other.label and entry.setting == other.setting:
                 parts = [f"{name} {_ratio(entry.ratios(key, other))}" for name, key in METRICS]
                 lines.append(f"{entry.label} / {other.label}, {entry.setting.length} tokens: {', '.join(parts)}")
     return lines
