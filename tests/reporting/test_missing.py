@@ -123,3 +123,13 @@ def test_the_columns_of_a_mean_are_named_not_the_mean(half: Tracked) -> None:
 def test_a_row_is_not_benchmarked_by_the_plan_of_another(half: Tracked) -> None:
     half.bench("uniattn", {512: 1.0}, plan=PLAIN)
     assert "- TTFT: UniAttn" in gap(half)
+
+
+def test_what_no_row_has_is_said_without_their_names(tracked: Tracked) -> None:
+    tracked.config(CONFIG)
+    parent = tracked.run("sweep", "table", {})
+    tracked.fit("Post-Train", "baseline", PLAIN, 1.0, {"eval/pubmedqa/acc": 0.5}, parent=parent)
+    tracked.fit("UniAttn", "uniattn", UNIATTN, 0.8, {}, parent=parent)
+    lines = gap(tracked)
+    assert lines[1] == "- TTFT: every row"
+    assert lines[3] == "- PubMedQA: UniAttn"

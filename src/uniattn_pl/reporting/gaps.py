@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,8 @@ def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[
     found: dict[tuple[str, str | None], dict[str, list[str]]] = {}
     for reason, command, heading, row in (*_not_finished(table, line), *_missing(table, lookup, line)):
         found.setdefault((reason, command), {}).setdefault(heading, []).append(row)
-    gaps = [Gap(reason, command, _in_words(cells)) for (reason, command), cells in found.items()]
+    every = {_named(row, member) for row in table.rows for member in row.members}
+    gaps = [Gap(reason, command, _in_words(cells, every)) for (reason, command), cells in found.items()]
     topics = dict.fromkeys(ANALYSES[name] for name in analyses)
     for topic in topics:
         names = "; ".join(name for name in analyses if ANALYSES[name] == topic)
@@ -67,11 +68,13 @@ def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[
     return gaps
 
 
-def _in_words(cells: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _in_words(cells: Mapping[str, Sequence[str]], every: Set[str]) -> tuple[str, ...]:
     """Columns with the rows that lack them; a row's name may have a comma of its own."""
-    return tuple(
-        (f"{heading}: " if heading else "") + "; ".join(dict.fromkeys(rows)) for heading, rows in cells.items()
-    )
+    lines = []
+    for heading, rows in cells.items():
+        names = "every row" if len(every) > 1 and every == set(rows) else "; ".join(dict.fromkeys(rows))
+        lines.append(f"{heading}: {names}" if heading else names)
+    return tuple(lines)
 
 
 Found = tuple[str, str | None, str, str]  # reason, command, column, row
