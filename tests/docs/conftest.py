@@ -17,8 +17,13 @@ from uniattn_pl.data import sources
 from uniattn_pl.data.files import Record
 from uniattn_pl.evaluation import tasks
 
-POINT = "smollm2-figure5-dropping/UniAttn"
-RUNS = ("my-uniattn", "quickstart", POINT, "smollm2-pmc-uniattn", "smollm2-pmc-uniattn-greedy")
+RUNS = (
+    "my-uniattn",
+    "quickstart",
+    "smollm2-figure5-dropping/UniAttn",
+    "smollm2-pmc-uniattn",
+    "smollm2-pmc-uniattn-greedy",
+)
 UNFINISHED = "unfinished"
 ROWS = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(1000)]
 BAD_ROWS = [ROWS[0], {"instruction": "Count.", "input": "to 2", "outptu": "1 2"}]

@@ -32,8 +32,9 @@ def ratio_lines(measured: Sequence[Measured]) -> list[str]:
     compared = [entry for entry in measured if not entry.label.startswith(STOCK) and entry.label != BASELINE]
     lines = []
     for entry in compared:
+        is_own = entry.label == compared[0].label
         for other in measured:
-            is_reference = other.label == BASELINE or (entry.label == compared[0].label and other in compared)
+            is_reference = other.label == BASELINE or (is_own and not other.label.startswith(STOCK))
             if is_reference and entry.label != other.label and entry.setting == other.setting:
                 parts = [f"{name} {_ratio(entry.ratios(key, other))}" for name, key in METRICS]
                 lines.append(f"{entry.label} / {other.label}, {entry.setting.length} tokens: {', '.join(parts)}")
