@@ -21,6 +21,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
+	$(BIN)/lint-imports
 
 # A release with known vulnerabilities, asked for first: pip-audit by itself passes packages it could not look up.
 ADVISORIES ?= https://pypi.org/pypi/pip/23.2.1/json

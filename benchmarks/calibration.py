@@ -24,8 +24,8 @@ def prepare(arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
     from uniattn_pl.architectures import UniAttn
     from uniattn_pl.config.schema import DataConfig
     from uniattn_pl.data import InstructionDataModule
-    from uniattn_pl.modeling import shape_of
-    from uniattn_pl.modeling.loading import load_model, load_tokenizer
+    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
     model = load_model(arguments.model, dtype=arguments.dtype)
     data = InstructionDataModule(
@@ -47,7 +47,7 @@ def prepare(arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
 
 def run_calibration(prepared: dict[str, Any], arguments: argparse.Namespace, held_out: bool) -> float:
     from uniattn_pl.calibration import calibrate
-    from uniattn_pl.modeling import converted_copy
+    from uniattn_pl.modeling.conversion.convert import converted_copy
 
     converted = converted_copy(prepared["model"], prepared["plan"])
     start = time.perf_counter()

@@ -21,7 +21,7 @@ def rows_of(run: Path, count: int) -> tuple[list[dict[str, Any]], Any]:
     """The held-out rows of a run, one per batch, and its config."""
     from uniattn_pl.config.schema import DataConfig
     from uniattn_pl.data import InstructionDataModule
-    from uniattn_pl.modeling.loading import load_tokenizer
+    from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 
     config = json.loads((run / "manifest.json").read_text())["config"]
     data = InstructionDataModule(
@@ -45,8 +45,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from uniattn_pl.evaluation.compressed import compressed_response_loss
-    from uniattn_pl.modeling import unmodified_copy
-    from uniattn_pl.modeling.loading import load_folder, load_model
+    from uniattn_pl.modeling.conversion.convert import unmodified_copy
+    from uniattn_pl.modeling.loading.pretrained import load_folder, load_model
     from uniattn_pl.tracking.environment import describe_machine
 
     rows, config = rows_of(arguments.runs[0], arguments.rows)

@@ -5,7 +5,7 @@
 Each line is a process of its own: it loads the converted model, trains some steps with the module and the Trainer of
 `fit`, and reads how far its anonymous memory (weights, gradients, optimizer state, activations; not the pages of
 files) rose above what the interpreter and its libraries held before. The estimate is
-`uniattn_pl.memory.training_memory`, for one device.
+`uniattn_pl.plan.training_memory.training_memory`, for one device.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
 
     from uniattn_pl import apply_architecture, load_model
     from uniattn_pl.config.schema import StageConfig
-    from uniattn_pl.memory import training_memory
-    from uniattn_pl.modeling.families import shape_of
-    from uniattn_pl.training.module import PostTrainingModule
+    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.plan.training_memory import training_memory
+    from uniattn_pl.training.lightning_module import PostTrainingModule
 
     torch.set_num_threads(1)
     batch, length = case["batch"], case["length"]

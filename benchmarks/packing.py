@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.config.schema import DataConfig
 from uniattn_pl.data import InstructionDataModule
-from uniattn_pl.modeling.loading import load_model, load_tokenizer
-from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
 PADDED, PACKED = "padded", "packed"
 Batch = dict[str, torch.Tensor]

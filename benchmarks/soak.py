@@ -61,7 +61,7 @@ def _import_everything() -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     import torch
 
-    import uniattn_pl.training.runner  # noqa: F401
+    import uniattn_pl.training.fit  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork
 

@@ -27,18 +27,18 @@ from transformers import PreTrainedModel
 
 import uniattn_pl
 from uniattn_pl.config.schema import StageConfig, TrackingConfig
-from uniattn_pl.modeling.loading import load_model
-from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.stage_logger import StageLogger
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
-from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
-from uniattn_pl.training.module import PostTrainingModule, build_optimizer
+from uniattn_pl.training.callbacks.training_progress import TrainingProgress
+from uniattn_pl.training.lightning_module import PostTrainingModule, build_optimizer
 from uniattn_pl.training.schedule import WarmupDecay
 from uniattn_pl.training.stage import quiet_libraries
 

@@ -15,14 +15,14 @@ import uniattn_pl
 
 def load_once(patch: pytest.MonkeyPatch) -> None:
     """Remember every config that a sweep loads for its points, and the shape of every model."""
-    from uniattn_pl.modeling import loading
+    from uniattn_pl.modeling.loading import pretrained
     from uniattn_pl.sweeps import points
     from uniattn_pl.training import session
 
     import_everything()
     patch.setattr(points, "load_config", _remembered(points.load_config))
-    shape = cache(loading.load_shape)
-    for module in (loading, session):
+    shape = cache(pretrained.load_shape)
+    for module in (pretrained, session):
         patch.setattr(module, "load_shape", shape)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from uniattn_pl.modeling import apply_plan
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
 
 FOLDER = Path(__file__).parent / "fixtures" / "parity_llama"

@@ -13,7 +13,7 @@ IMPORTS = {
     "Auto classes after both": "import transformers, uniattn_pl; from transformers import AutoConfig",
     # The Auto classes are then imported while other modules of transformers are half made.
     "through generation": "import uniattn_pl; from transformers import GenerationMixin, AutoConfig",
-    "through our own module": "import uniattn_pl.modeling.registration; from transformers import AutoConfig",
+    "through our own module": "import uniattn_pl.modeling.conversion.auto_classes; from transformers import AutoConfig",
 }
 
 

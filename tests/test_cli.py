@@ -82,7 +82,7 @@ def test_plan_shares_training_memory_over_gpus(capsys: pytest.CaptureFixture[str
 def test_a_bug_shows_its_traceback_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("uniattn_pl.commands.list._initialisers", lambda: 1 / 0)
+    monkeypatch.setattr("uniattn_pl.commands.list_command._initialisers", lambda: 1 / 0)
     assert main(["list", "initialisers"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("uniattn_pl.commands.list._initialisers", interrupt)
+    monkeypatch.setattr("uniattn_pl.commands.list_command._initialisers", interrupt)
     assert main(["list", "initialisers"]) == 130
 
 

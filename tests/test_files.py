@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.files import atomic_file, atomic_folder, check_target
+from uniattn_pl.exporting.export_target import check_target
+from uniattn_pl.files import atomic_file, atomic_folder
 
 
 def names(folder: Path) -> list[str]:

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.shapes import toy_shape
-from uniattn_pl import apply_architecture, costs
-from uniattn_pl.memory import TrainingMemory, training_memory
-from uniattn_pl.modeling.families import shape_of
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl import apply_architecture
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 
 BATCH, LENGTH = 2, 64

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shapes import toy_shape
-from uniattn_pl import costs
-from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, LayerRow, PlanError
+from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, LayerRow, PlanError, costs
 
 
 @st.composite

@@ -12,10 +12,11 @@ from uniattn_pl.auto_registration import install_hook
 
 if TYPE_CHECKING:
     from uniattn_pl.architectures import register
-    from uniattn_pl.modeling import apply_architecture, drop_attention, kv_cache_bytes
-    from uniattn_pl.modeling.loading import load_model
+    from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+    from uniattn_pl.modeling.conversion.auto_classes import register_family
+    from uniattn_pl.modeling.conversion.convert import apply_architecture, drop_attention, unmodified_copy
+    from uniattn_pl.modeling.loading.pretrained import load_model
     from uniattn_pl.modeling.lora import lora_config
-    from uniattn_pl.modeling.registration import register_family
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,16 +28,18 @@ __all__ = [
     "lora_config",
     "register",
     "register_family",
+    "unmodified_copy",
 ]
 
 _HOMES = {
-    "apply_architecture": "uniattn_pl.modeling",
-    "kv_cache_bytes": "uniattn_pl.modeling",
-    "drop_attention": "uniattn_pl.modeling",
-    "load_model": "uniattn_pl.modeling.loading",
+    "apply_architecture": "uniattn_pl.modeling.conversion.convert",
+    "kv_cache_bytes": "uniattn_pl.modeling.caches.plan_cache",
+    "drop_attention": "uniattn_pl.modeling.conversion.convert",
+    "load_model": "uniattn_pl.modeling.loading.pretrained",
     "lora_config": "uniattn_pl.modeling.lora",
-    "register_family": "uniattn_pl.modeling.registration",
+    "register_family": "uniattn_pl.modeling.conversion.auto_classes",
     "register": "uniattn_pl.architectures",
+    "unmodified_copy": "uniattn_pl.modeling.conversion.convert",
 }
 
 install_hook()

@@ -66,7 +66,7 @@ def install_hook() -> None:
 
 def _register() -> None:
     try:
-        from uniattn_pl.modeling.registration import register_auto_classes
+        from uniattn_pl.modeling.conversion.auto_classes import register_auto_classes
 
         register_auto_classes()
     except (ImportError, AttributeError, ValueError) as error:  # transformers itself must stay usable

@@ -16,7 +16,7 @@ from importlib import import_module
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, parse
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean
-from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.redaction import redact
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"
         raise UserError(f"unknown {what} '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
-    command = import_module(f"uniattn_pl.commands.{name}")
+    command = import_module(f"uniattn_pl.commands.{name}_command")
     parser = command_parser(name, command)
     if "-h" in rest or "--help" in rest:
         print(parser.format_help())

@@ -11,28 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from uniattn_pl.errors import UserError
-
-SWEEP_ENTRY = "sweep"
-# What fit, analyze, bench and evaluate write directly in a run folder.
-RUN_ENTRIES = (
-    "manifest.json",
-    ".lock",
-    "provenance.json",
-    "final_table.txt",
-    "search",
-    "calibration",
-    "checkpoints",
-    "initial",
-    "stage1",
-    "adapter",
-    "final",
-    "tracking",
-    "analysis",
-    "bench",
-    "evaluation",
-)
-
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
@@ -109,57 +87,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_run_folder(folder: Path) -> None:
-    """Check that no part of a run folder is a link out of it: a run writes and deletes in its own folder only.
-
-    Raises:
-        UserError: naming the link and where it leads.
-    """
-    root = os.path.realpath(folder)
-    for path in _parts(folder):
-        real = os.path.realpath(path)
-        if os.path.islink(path) and os.path.commonpath([root, real]) != root:
-            raise UserError(
-                f"'{path}' is a link to '{real}', outside of the run folder; remove the link, or let "
-                "trainer.default_root_dir be a folder there."
-            )
+CACHE_VARIABLE = "UNIATTN_PL_CACHE"
 
 
-def _parts(folder: Path) -> Iterator[str]:
-    """Every path of a run folder that a run may write to; other files of a user are none of its business."""
-    for entry in (folder / name for name in RUN_ENTRIES):
-        yield str(entry)
-        for parent, folders, files in os.walk(entry):
-            yield from (os.path.join(parent, name) for name in (*folders, *files))
-
-
-def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
-    """Check that the model in `source` can be written to the folder `target` without loss of anything else.
-
-    Args:
-        source: the model folder to read.
-        target: absent, empty, or, with `overwrite`, a model folder to replace.
-
-    Raises:
-        UserError: the target is a file, overlaps the source, or holds something that is not to be replaced.
-    """
-    real_source, real_target = source.resolve(), target.resolve()
-    if target.is_file():
-        raise UserError(f"--to '{target}' is a file, not a folder.")
-    if real_target == real_source:
-        raise UserError(f"--to '{target}' is the folder to export itself.")
-    if real_target.is_relative_to(real_source):
-        raise UserError(f"--to '{target}' lies inside the model folder '{source}'; choose a folder outside of it.")
-    if real_source.is_relative_to(real_target):
-        raise UserError(f"--to '{target}' contains the model folder '{source}'; choose another folder.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not (target / "config.json").is_file():
-        raise UserError(
-            f"--to '{target}' is not empty and holds no model (no config.json); choose another folder: "
-            "--overwrite replaces a model folder only."
-        )
-    if not overwrite:
-        raise UserError(
-            f"--to '{target}' is not empty, a model exists there; choose another folder, or pass --overwrite."
-        )
+def cache_folder() -> Path:
+    """Where converted models are kept: $UNIATTN_PL_CACHE, or uniattn_pl in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniattn_pl"
+    return Path(os.environ.get(CACHE_VARIABLE) or default)

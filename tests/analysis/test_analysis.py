@@ -11,7 +11,7 @@ from tests.tiny_models import VOCABULARY, converted, stock
 from transformers import PreTrainedModel
 
 from uniattn_pl.analysis.depth import depth_factor
-from uniattn_pl.analysis.similarity import VARIANTS, map_similarity
+from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
 from uniattn_pl.cli import main
 
 Batch = dict[str, torch.Tensor]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tests.shapes import toy_shape
 
-from uniattn_pl import architectures, costs
+from uniattn_pl import architectures
 from uniattn_pl.architectures import CLA, Architecture, Baseline, LLMDrop, SharedAttention, UniAttn
 from uniattn_pl.errors import UserError
-from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan import LayerPlan, ModelShape, PlanError, costs
 
 
 def sources(plan: LayerPlan) -> dict[int, int]:

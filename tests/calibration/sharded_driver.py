@@ -11,7 +11,7 @@ from tests.parity import stock_llama
 from torch import distributed
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.modeling import converted_copy
+from uniattn_pl.modeling.conversion.convert import converted_copy
 
 rank, world_size, rendezvous, initialiser, output = sys.argv[1:]
 distributed.init_process_group("gloo", f"file://{rendezvous}", rank=int(rank), world_size=int(world_size))

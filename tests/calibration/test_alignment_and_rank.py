@@ -12,12 +12,12 @@ from tests.modeling.test_convert import uncached_greedy
 from tests.parity import recorded, stock_llama
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.calibration.solvers import RIDGES, LeastSquares, Sample
-from uniattn_pl.modeling import apply_plan, converted_copy, shape_of
-from uniattn_pl.modeling.compensation import LowRankLinear, set_compensation
-from uniattn_pl.plan import LayerPlan, PlanError
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.modeling.attention.compensation_layer import LowRankLinear, set_compensation
+from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
+from uniattn_pl.plan import LayerPlan, PlanError, costs
 
 HEADS = 4
 ALIGNED = (

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration import CalibrationReport, calibrate, streaming
 from uniattn_pl.calibration.record import CalibrationRecord
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import converted_copy
+from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
 
 OPTIONS: dict[str, Any] = {"head_alignment": "output_error", "ridge": "auto"}

@@ -14,7 +14,7 @@ from tests.calibration.test_calibrate import PLANS, batches
 from tests.parity import stock_llama
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.modeling import converted_copy
+from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
 
 DRIVER = Path(__file__).with_name("sharded_driver.py")

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from tests.once import load_once
 
-from uniattn_pl import costs
 from uniattn_pl.architectures import LLMDrop, UniAttn
 from uniattn_pl.cli import main
-from uniattn_pl.commands.plan import compile_plan
 from uniattn_pl.config import LoadedConfig, load_config
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan import LayerPlan, costs
 from uniattn_pl.sweeps.points import Point, load_points
+from uniattn_pl.training.planning import compile_plan
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "experiments" / "paper"

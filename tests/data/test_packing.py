@@ -23,8 +23,8 @@ from tests.tiny_models import (
 from transformers import AutoModelForCausalLM
 
 from uniattn_pl.data import Collator, EncodedRows, PackCollator, PackedRows, pack_rows
-from uniattn_pl.modeling import apply_plan
-from uniattn_pl.modeling.response_loss import ScoredTokens, logits_at, summed_response_loss
+from uniattn_pl.losses.response_loss import ScoredTokens, logits_at, summed_response_loss
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
 
 PLANS: dict[str, Any] = {"unmodified": lambda _: UNMODIFIED} | {

@@ -14,7 +14,7 @@ from tests.once import load_once
 
 from uniattn_pl import architectures
 from uniattn_pl.data import sources
-from uniattn_pl.data.files import Record
+from uniattn_pl.data.data_files import Record
 from uniattn_pl.evaluation import tasks
 
 RUNS = (

@@ -106,9 +106,9 @@ def in_comments(file: Path) -> Iterator[Command | None]:
 
 def in_help(name: str) -> Iterator[Command | None]:
     """The examples of a command's help."""
-    file = ROOT / "src" / "uniattn_pl" / "commands" / f"{name}.py"
+    file = ROOT / "src" / "uniattn_pl" / "commands" / f"{name}_command.py"
     line = file.read_text(encoding="utf-8").split("\nEXAMPLE = ")[0].count("\n") + 2
-    yield from _lines(import_module(f"uniattn_pl.commands.{name}").EXAMPLE, file, line)
+    yield from _lines(import_module(f"uniattn_pl.commands.{name}_command").EXAMPLE, file, line)
 
 
 def _lines(text: str, file: Path, first: int) -> Iterator[Command | None]:

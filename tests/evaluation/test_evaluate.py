@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
-from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.runner import fit
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.training.fit import fit
 
 lm_eval = pytest.importorskip("lm_eval", reason="the package lm_eval is not installed")
 
@@ -25,9 +25,9 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from uniattn_pl.data import InstructionDataModule  # noqa: E402
 from uniattn_pl.evaluation import harness, tasks  # noqa: E402
-from uniattn_pl.modeling import unmodified_copy  # noqa: E402
-from uniattn_pl.modeling.catalogue import named_model  # noqa: E402
-from uniattn_pl.modeling.loading import load_folder, load_model, load_tokenizer  # noqa: E402
+from uniattn_pl.families.catalogue import named_model  # noqa: E402
+from uniattn_pl.modeling.conversion.convert import unmodified_copy  # noqa: E402
+from uniattn_pl.modeling.loading.pretrained import load_folder, load_model, load_tokenizer  # noqa: E402
 from uniattn_pl.search.importance import attention_importance  # noqa: E402
 
 CONFIG = """

@@ -17,8 +17,8 @@ from uniattn_pl.evaluation.held_out import held_out_metrics
 from uniattn_pl.evaluation.likelihood import Likelihood, continuation_likelihoods
 from uniattn_pl.evaluation.probes import CHUNK, held_out, loss_by_position
 from uniattn_pl.evaluation.retrieval import DEPTHS, retrieval
-from uniattn_pl.modeling import unmodified_copy
-from uniattn_pl.modeling.loading import load_model, load_tokenizer
+from uniattn_pl.modeling.conversion.convert import unmodified_copy
+from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting import export
-from uniattn_pl.modeling.catalogue import byte_tokenizer
-from uniattn_pl.modeling.loading import load_folder
+from uniattn_pl.families.catalogue import byte_tokenizer
+from uniattn_pl.modeling.loading.pretrained import load_folder
 
 WITHOUT_PACKAGE = "import sys; sys.modules['uniattn_pl'] = None\n"
 PRINT_LOGITS = """

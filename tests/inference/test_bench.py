@@ -18,17 +18,16 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from tests.tiny_models import stock
 
-from uniattn_pl import costs
 from uniattn_pl.architectures import CLA, UniAttn
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
-from uniattn_pl.inference import roofline, session
-from uniattn_pl.modeling import loading
-from uniattn_pl.modeling.loading import load_shape
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.inference import roofline, run_benchmark
+from uniattn_pl.modeling.loading import pretrained
+from uniattn_pl.modeling.loading.pretrained import load_shape
+from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.points import load_points
 from uniattn_pl.tracking.tags import plan_digest
-from uniattn_pl.training.manifest import Manifest
 
 LENGTHS, BATCH_SIZES, ROUNDS = [16, 40], [1, 2], 2
 CONFIG = f"""
@@ -266,7 +265,7 @@ FILES = {
 @pytest.fixture
 def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights can be loaded."""
-    for module in (loading, session):
+    for module in (pretrained, run_benchmark):
         monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
@@ -299,7 +298,7 @@ def test_a_kernel_the_model_lacks_is_refused_before_anything_is_measured(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock("gemma2").save_pretrained(folder / "gemma2")
-    monkeypatch.setattr(session, "measure_machine", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(run_benchmark, "measure_machine", lambda *_: pytest.fail("measured"))
     words = ["model.source=./gemma2", "architecture={name: llmdrop, layers: [3]}", "bench.beside=[]"]
     assert main([*BENCH, *words, "bench.backends=[eager,sdpa]"]) == 2
     assert capsys.readouterr().err.count("error: ") == 1
@@ -342,7 +341,7 @@ def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.Mo
     (folder / "search.yaml").write_text("name: found\n" + FILES["search.yaml"])
     Manifest(config={}).commit(folder / "runs" / "found", {"plan": chosen.to_dict()})
     asked: list[dict[str, LayerPlan]] = []
-    monkeypatch.setattr(session, "run_benchmark", lambda _, plans, **__: asked.append(dict(plans)))
+    monkeypatch.setattr(run_benchmark, "run_benchmark", lambda _, plans, **__: asked.append(dict(plans)))
     assert main([*BENCH, "bench.beside=[search.yaml]"]) == 0
     (plans,) = asked
     assert plans["search"] == chosen

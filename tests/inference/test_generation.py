@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from uniattn_pl.cli import main
-from uniattn_pl.modeling import apply_architecture, heavy_hitters
-from uniattn_pl.modeling.loading import load_model, load_tokenizer
+from uniattn_pl.modeling.caches import h2o_cache
+from uniattn_pl.modeling.conversion.convert import apply_architecture
+from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
 PROMPT = "The heart pumps blood through the body, and the lungs take up oxygen."
 
@@ -35,9 +36,9 @@ def test_a_share_of_the_cache_is_kept_for_any_model(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches: list[Any] = []
-    compress = heavy_hitters.H2OCache.compress
+    compress = h2o_cache.H2OCache.compress
 
-    def remember(cache: heavy_hitters.H2OCache) -> None:
+    def remember(cache: h2o_cache.H2OCache) -> None:
         compress(cache)
         held = {kept.scores.shape[-1] for kept in cache.groups.values() if kept.scores is not None}
         caches.append((cache.budget, held))
@@ -45,7 +46,7 @@ def test_a_share_of_the_cache_is_kept_for_any_model(
     whole = generated(folder, capsys)
     assert whole.strip()
     assert generated(folder, capsys, "--h2o", "1.0") == whole
-    monkeypatch.setattr(heavy_hitters.H2OCache, "compress", remember)
+    monkeypatch.setattr(h2o_cache.H2OCache, "compress", remember)
     generated(folder, capsys, "--h2o", "0.4")
     tokens = len(load_tokenizer("tiny-llama")(PROMPT).input_ids)
     assert caches == [(round(0.4 * tokens), {round(0.4 * tokens)})] * 5

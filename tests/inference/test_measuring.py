@@ -11,14 +11,13 @@ import torch
 from tests.tiny_models import converted, plan_of, stock, tokens
 from transformers import PreTrainedModel
 
-from uniattn_pl import costs
-from uniattn_pl.inference import benchmark, report
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.inference import bench_report, benchmark
 from uniattn_pl.inference.benchmark import Measured, Setting, quartiles, run_setting, subjects_of
-from uniattn_pl.inference.measuring import Sample, Subject, measure, peak_memory
 from uniattn_pl.inference.roofline import Machine
-from uniattn_pl.modeling import kv_cache_bytes, shape_of
-from uniattn_pl.modeling.cache import CacheMismatchError
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.inference.timing import Sample, Subject, measure, peak_memory
+from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError, kv_cache_bytes
+from uniattn_pl.plan import LayerPlan, costs
 
 MIB = 2**20
 LENGTH, NEW_TOKENS = 13, 5
@@ -231,8 +230,8 @@ def test_ratios_are_paired_by_round() -> None:
 def test_a_row_has_the_paired_ratios_and_the_shares_of_the_peaks() -> None:
     # Ratios 2, 3, 4: 3 at the median, while the medians' own ratio would be 8 / 2 = 4.
     entries = [of_times("stock", [1, 10, 2], [1, 1, 1]), of_times("own", [2, 30, 8], [0.5, 0.5, 0.5])]
-    rows = report.rows(entries, Machine(flops_per_s=15, bytes_per_s=100))
-    row = dict(zip(report.COLUMNS, rows[1], strict=True))
+    rows = bench_report.rows(entries, Machine(flops_per_s=15, bytes_per_s=100))
+    row = dict(zip(bench_report.COLUMNS, rows[1], strict=True))
     assert [cells[0] for cells in rows] == ["stock", "own"]
     assert rows[1][2:6] == ("8 (5-19)", "3.00 (2.50-3.50)", "500 (500-500)", "0.50 (0.50-0.50)")
     assert row["of peak FLOP/s"] == "50%", "60 FLOPs at 15 per second take 4 of the 8 seconds"

@@ -15,10 +15,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.modeling import apply_plan, converted_copy
-from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS
+from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
+from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, costs
 
 # Layer 1 of Gemma-2 is global, layers 2 and 4 are local.
 REUSE = UNMODIFIED.reuse_map([2, 3, 4], 1, compensated=True)

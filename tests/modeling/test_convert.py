@@ -11,11 +11,12 @@ import torch
 from tests.parity import recorded, stock_llama
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import apply_architecture, apply_plan, converted_copy, kv_cache_bytes, shape_of
-from uniattn_pl.modeling.registration import register_auto_classes
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.conversion.auto_classes import register_auto_classes
+from uniattn_pl.modeling.conversion.convert import apply_architecture, apply_plan, converted_copy
+from uniattn_pl.plan import LayerPlan, costs
 
 UNMODIFIED = LayerPlan.unmodified(8)
 PLANS = {

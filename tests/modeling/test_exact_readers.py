@@ -10,8 +10,8 @@ from tests.tiny_models import LAYERS, MODES, SIZES, UNMODIFIED, WINDOW, stock, t
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from uniattn_pl.modeling import apply_plan
-from uniattn_pl.modeling.families import FAMILIES
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.modeling.conversion.convert import apply_plan
 
 IDS = tokens(2, 9)
 SOURCE, READER = 1, 2

@@ -10,13 +10,13 @@ import torch
 from tests.tiny_models import UNMODIFIED, stock, tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from uniattn_pl import costs
 from uniattn_pl.architectures import UniAttn
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import converted_copy, shape_of
-from uniattn_pl.modeling.families import FAMILIES
-from uniattn_pl.modeling.loading import load_model
+from uniattn_pl.families.inspection import FAMILIES, shape_of
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.modeling.loading.pretrained import load_model
+from uniattn_pl.plan import costs
 
 # Layer 1 is a global layer of both Gemmas, so that a local and a global one may read from it.
 PLANS = {

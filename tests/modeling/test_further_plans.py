@@ -12,11 +12,11 @@ import torch
 from tests.tiny_models import UNMODIFIED, converted, plan_of, shape, stock, tokens, with_random_compensations
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.architectures import UniAttn
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import apply_plan, drop_attention, kv_cache_bytes
-from uniattn_pl.plan import LayerPlan, PlanError
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.conversion.convert import apply_plan, drop_attention
+from uniattn_pl.plan import LayerPlan, PlanError, costs
 
 IDS = tokens(2, 9)
 SOME = pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text", "olmo2"])

@@ -20,11 +20,12 @@ from transformers.cache_utils import DynamicLayer
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.inference.prefill import prefill
-from uniattn_pl.modeling import grouped, kv_cache_bytes, unmodified_copy
-from uniattn_pl.modeling.cache import GrowingLayer, ValueOnlyLayer, map_buffers
-from uniattn_pl.modeling.grouped import MapBuffers, aligned_product, automatic_chunk, grouped_attention, masked_span
-from uniattn_pl.modeling.heavy_hitters import H2OCache
-from uniattn_pl.modeling.sharing import SharedState
+from uniattn_pl.kernels import grouped
+from uniattn_pl.kernels.grouped import MapBuffers, aligned_product, automatic_chunk, grouped_attention, masked_span
+from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, kv_cache_bytes, map_buffers
+from uniattn_pl.modeling.conversion.convert import unmodified_copy
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PADDING = 3

@@ -11,13 +11,14 @@ from tests.modeling.test_decoding import GREEDY
 from tests.tiny_models import cases, converted, plan_of, shape, stock, tokens
 from transformers import DynamicCache, PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.compressed import compressed_response_loss
 from uniattn_pl.evaluation.held_out import held_out_metrics
 from uniattn_pl.inference.prefill import prefill
-from uniattn_pl.modeling import kv_cache_bytes, unmodified_copy
-from uniattn_pl.modeling.heavy_hitters import H2OCache
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.conversion.convert import unmodified_copy
+from uniattn_pl.plan import costs
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 HKV, GROUPS = 2, 2

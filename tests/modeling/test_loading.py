@@ -10,13 +10,12 @@ import pytest
 import torch
 
 import uniattn_pl
-from uniattn_pl import costs
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import named_model
+from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling import shape_of
-from uniattn_pl.modeling.catalogue import named_model
-from uniattn_pl.modeling.loading import load_model, load_shape, load_tokenizer, resolve_dtype
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.modeling.loading.pretrained import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.plan import LayerPlan, costs
 
 
 def test_a_random_model_is_the_same_every_time_and_its_tokenizer_loses_nothing() -> None:
@@ -54,7 +53,7 @@ def test_a_licence_that_was_not_accepted_leaves_the_published_size(monkeypatch: 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("You are trying to access a gated repo.")
 
-    monkeypatch.setattr("uniattn_pl.modeling.loading._only_cached", lambda *_: False)
+    monkeypatch.setattr("uniattn_pl.modeling.loading.pretrained._only_cached", lambda *_: False)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     assert load_shape("google/gemma-2-9b").num_layers == 42
     with pytest.raises(OSError, match="gated"):
@@ -97,7 +96,7 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 def test_a_family_that_is_not_supported_is_named() -> None:
     from transformers import GPT2Config
 
-    from uniattn_pl.modeling import shape_of
+    from uniattn_pl.families.inspection import shape_of
 
     with pytest.raises(UserError, match=r"model type 'gpt2' is not supported.*Supported: .*llama"):
         shape_of(GPT2Config())

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.calibration.solvers import Sample, make_solver
-from uniattn_pl.modeling import apply_plan, converted_copy
+from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
 from uniattn_pl.plan import LayerPlan
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "parity"

@@ -7,8 +7,8 @@ import torch
 from tests.tiny_models import MODES, WINDOW, cases, converted, plan_of, shape, tokens
 from transformers import Cache, DynamicCache
 
-from uniattn_pl import costs
-from uniattn_pl.modeling import kv_cache_bytes
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.plan import costs
 
 CLOSE = {"rtol": 0, "atol": 5e-5}
 LENGTH, FIRST, PADDING = 10, 4, 3

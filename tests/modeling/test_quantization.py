@@ -9,9 +9,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import uniattn_pl
-from uniattn_pl import costs, load_model
+from uniattn_pl import load_model
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import kv_cache_bytes, quantization, shape_of
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.loading import quantization
+from uniattn_pl.plan import costs
 
 ARCHITECTURE = {"name": "uniattn", "superblock_size": 3, "num_superblocks": 1}
 IDS = torch.arange(3, 40)[None]

@@ -15,8 +15,8 @@ from tests.tiny_models import MODES, converted, plan_of, stock, tokens
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import apply_plan
-from uniattn_pl.modeling.cache import fit_cache
+from uniattn_pl.modeling.caches.plan_cache import fit_cache
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
 
 PLAN = plan_of("llama", "uniattn")  # layers 2 and 3 reuse the map of layer 1

@@ -9,9 +9,9 @@ from tests.calibration.test_calibrate import PLANS, batches
 from tests.parity import stock_llama
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.modeling import converted_copy
-from uniattn_pl.modeling.families import decoder_layers
-from uniattn_pl.modeling.residency import Residency
+from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.modeling.loading.layer_offload import Residency
 
 
 class Watched(Residency):

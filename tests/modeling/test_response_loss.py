@@ -9,8 +9,8 @@ import torch
 from tests.tiny_models import VOCABULARY, converted, stock
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import response_loss
-from uniattn_pl.modeling.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.losses import response_loss
+from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 
 PLAN = "uniattn"
 

@@ -10,7 +10,7 @@ from tests.tiny_models import cases, converted, plan_of, shape, tokens
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import uniattn_pl  # noqa: F401  registers the model types
-from uniattn_pl import costs
+from uniattn_pl.plan import costs
 
 
 def assert_same_weights(found: PreTrainedModel, expected: PreTrainedModel) -> None:

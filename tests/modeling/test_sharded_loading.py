@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from uniattn_pl.modeling.families import FAMILIES, decoder_layers
-from uniattn_pl.modeling.sharded_loading import fill, skeleton
+from uniattn_pl.families.inspection import FAMILIES, decoder_layers
+from uniattn_pl.modeling.loading.sharded_weights import fill, skeleton
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 

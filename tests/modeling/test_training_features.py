@@ -12,8 +12,8 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from uniattn_pl.modeling import apply_plan
-from uniattn_pl.modeling.families import FAMILIES
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
 
 IDS = tokens(2, 9)

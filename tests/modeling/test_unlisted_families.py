@@ -12,11 +12,11 @@ from tests.tiny_models import MODES, SIZES, UNMODIFIED, stock, tokens, with_rand
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 import uniattn_pl
-from uniattn_pl import costs
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import apply_plan, kv_cache_bytes, shape_of
-from uniattn_pl.modeling.families import FAMILIES
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.families.inspection import FAMILIES, shape_of
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.conversion.convert import apply_plan
+from uniattn_pl.plan import LayerPlan, costs
 
 UNLISTED = "smollm3"
 IDS = tokens(2, 10)

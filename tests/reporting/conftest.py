@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from tests.reporting.tracked import Tracked
 
 from uniattn_pl.config.schema import TrackingConfig
-from uniattn_pl.tracking.store import connect
+from uniattn_pl.tracking.mlflow_store import connect
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
 
-from uniattn_pl.reporting.figures import COLORS, GREY
-from uniattn_pl.reporting.labels import Dot, place_labels
-from uniattn_pl.tracking.plots import new_figure
+from uniattn_pl.display.figure import new_figure
+from uniattn_pl.reporting.label_placement import Dot, place_labels
+from uniattn_pl.reporting.report_figures import COLORS, GREY
 
 CONFIG = """
 evaluation: {tasks: [pubmedqa]}

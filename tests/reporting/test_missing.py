@@ -7,7 +7,7 @@ import shlex
 import pytest
 from tests.reporting.tracked import PLAIN, PNG, UNIATTN, Tracked
 
-from uniattn_pl.commands.analyze import TOPICS
+from uniattn_pl.commands.analyze_command import TOPICS
 from uniattn_pl.config.report_checks import ANALYSES
 
 CONFIG = """

@@ -7,11 +7,11 @@ import torch
 from tests.tiny_models import VOCABULARY, stock
 
 from uniattn_pl.architectures import LLMDrop, UniAttn
-from uniattn_pl.modeling import shape_of
+from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.plan import PlanError
-from uniattn_pl.search import similarity
+from uniattn_pl.search import map_similarity
 from uniattn_pl.search.importance import attention_importance
-from uniattn_pl.search.similarity import adjacent_similarity, map_chunks
+from uniattn_pl.search.map_similarity import adjacent_similarity, map_chunks
 
 Batch = dict[str, torch.Tensor]
 FAMILIES = ["llama", "mistral", "gemma2", "olmo2"]
@@ -27,7 +27,7 @@ def batch() -> Batch:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_maps_are_those_the_model_attends_with(family: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(map_similarity, "CHUNK_BYTES", chunk_bytes)
     model, data = stock(family), batch()
     chunks = list(map_chunks(model, data))
     assert len(chunks) == (int(data["attention_mask"].sum()) if chunk_bytes == 1 else 3)

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from uniattn_pl.architectures import Given, Search
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling import converted_copy, shape_of
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, PlanError
-from uniattn_pl.search.changes import KINDS, Change, possible_changes
-from uniattn_pl.search.cost import COSTS, Cost
+from uniattn_pl.plan.changes import KINDS, Change, possible_changes
+from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.search.frontier import is_dominated, write_frontier
 from uniattn_pl.search.greedy import GreedySearch, Point, Settings
-from uniattn_pl.search.measurements import ModelMeasurements
-from uniattn_pl.search.streams import UnifiedStreams
+from uniattn_pl.search.model_measurements import ModelMeasurements
+from uniattn_pl.search.unified_streams import UnifiedStreams
 
 Batch = dict[str, torch.Tensor]
 ALL = Settings(tuple(KINDS), Cost("kv_bytes", 96), budget=0.6)

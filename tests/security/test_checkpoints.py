@@ -15,8 +15,8 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from uniattn_pl.cli import main
-from uniattn_pl.training.checkpoints import CHECKSUMS, FULL
-from uniattn_pl.training.shard_reading import load_shards
+from uniattn_pl.resilience.checkpoints import CHECKSUMS, FULL
+from uniattn_pl.resilience.shard_reading import load_shards
 
 DIVERGES = ["training.stage1.enabled=false", "training.stage2.learning_rate=1e38", "training.stage2.max_steps=3"]
 FIT = ["fit", "--config", "tiny.yaml", *DIVERGES, "training.stage2.max_epochs=4", "training.checkpoint_every_steps=1"]

@@ -11,7 +11,7 @@ from uniattn_pl.architectures import get_architecture
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.loading import load_shape
+from uniattn_pl.modeling.loading.pretrained import load_shape
 
 TAGS = ("object/apply:os.mknod", "object/new:os.mknod", "name:os.mknod", "module:os", "tuple")
 RESOLVERS = (

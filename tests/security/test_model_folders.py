@@ -14,8 +14,8 @@ import torch
 
 from uniattn_pl.cli import main
 from uniattn_pl.exporting import export
-from uniattn_pl.modeling.catalogue import named_model
-from uniattn_pl.modeling.loading import (
+from uniattn_pl.families.catalogue import named_model
+from uniattn_pl.modeling.loading.pretrained import (
     load_folder,
     load_folder_tokenizer,
     load_model,

@@ -10,12 +10,13 @@ import pytest
 from tests.security.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
-from uniattn_pl.files import RUN_ENTRIES, atomic_file, atomic_folder, check_run_folder
+from uniattn_pl.files import atomic_file, atomic_folder
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.search.cost import Cost
+from uniattn_pl.plan.cost_ratio import Cost
+from uniattn_pl.resilience.model_folders import phase_folder
+from uniattn_pl.run_folder import RUN_ENTRIES, check_run_folder
 from uniattn_pl.search.frontier import write_frontier
 from uniattn_pl.search.greedy import Point
-from uniattn_pl.training.storage import phase_folder
 
 WORDS = [
     "model.source=tiny-llama",

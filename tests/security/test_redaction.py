@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.redaction import redact
 
 SAFE = "abcdefgh-._~0123456789"
 WORD = st.text(SAFE, min_size=1, max_size=12)

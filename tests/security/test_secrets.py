@@ -10,7 +10,7 @@ import pytest
 from tests.security.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
-from uniattn_pl.tracking import store
+from uniattn_pl.tracking import mlflow_store
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_environmentSECRET",
@@ -60,8 +60,8 @@ def local_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(_: object) -> MlflowClient:
         return MlflowClient(f"sqlite:///{folder}/store.db")
 
-    monkeypatch.setattr(store, "connect", connect)
-    monkeypatch.setattr("uniattn_pl.inference.session.connect", connect)
+    monkeypatch.setattr(mlflow_store, "connect", connect)
+    monkeypatch.setattr("uniattn_pl.inference.run_benchmark.connect", connect)
 
 
 @pytest.mark.usefixtures("local_store")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from uniattn_pl.config import documents
+from uniattn_pl.config import yaml_documents
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -101,8 +101,8 @@ def test_the_search_finds(line: str) -> None:
 
 
 def test_the_loader_of_configs_is_a_safe_one() -> None:
-    assert issubclass(documents._Loader, yaml.SafeLoader)
-    assert not issubclass(documents._Loader, yaml.FullLoader | yaml.UnsafeLoader)
+    assert issubclass(yaml_documents._Loader, yaml.SafeLoader)
+    assert not issubclass(yaml_documents._Loader, yaml.FullLoader | yaml.UnsafeLoader)
 
 
 TEXTS = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *SOURCES]

@@ -26,10 +26,10 @@ import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import lat
 import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
 
-import uniattn_pl.training.runner  # noqa: F401
+import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl.cli import main
-from uniattn_pl.sweeps import ledger, process, worker
-from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.sweeps import child_process, ledger, worker
 
 worker.POLL_S = 0.05
 ELSEWHERE = Path("../elsewhere")
@@ -310,7 +310,7 @@ SCENARIOS: dict[str, Callable[[list[str]], list[int]]] = {
 }
 
 if __name__ == "__main__":
-    process.start = ForkedJob
+    child_process.start = ForkedJob
     for pair in sys.argv[1:]:
         folder, _, scenario = pair.rpartition(":")
         os.chdir(folder)

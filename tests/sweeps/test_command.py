@@ -10,8 +10,8 @@ import pytest
 from tests.sweeps.small_sweep import SmallSweep
 
 from uniattn_pl.cli import main
+from uniattn_pl.sweeps.child_process import reason, start, stop
 from uniattn_pl.sweeps.locks import try_lock
-from uniattn_pl.sweeps.process import reason, start, stop
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ["sweep", "--config", "small.yaml"]

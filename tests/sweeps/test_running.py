@@ -44,7 +44,7 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     assert printed.count("takes the original's loss from") == 1
     logged = {frozenset({*run.data.metrics} - {"calibration/gap_closed"}) for run in children}  # where there is a gap
     assert len(logged) == 1, "what was reused is in every run"
-    from uniattn_pl.training.runner import fit
+    from uniattn_pl.training.fit import fit
 
     monkeypatch.chdir(tmp_path)
     alone = fit(

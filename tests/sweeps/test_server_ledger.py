@@ -13,8 +13,8 @@ from tests.sweeps.postgres_server import PASSWORD, PostgresServer, binaries
 from tests.sweeps.small_sweep import SmallSweep, drive
 
 from uniattn_pl.cli import main
-from uniattn_pl.sweeps.folder import SweepFolder
 from uniattn_pl.sweeps.ledger import Ledger
+from uniattn_pl.sweeps.sweep_folder import SweepFolder
 
 WITH_EVALUATION = "{num_samples: 4, probes: [held_out]}"
 WRONG = "wrong-battery"

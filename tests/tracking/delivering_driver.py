@@ -21,8 +21,8 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from uniattn_pl.config.schema import TrackingConfig
-from uniattn_pl.tracking import delivery, store
-from uniattn_pl.tracking.delivered import Progress
+from uniattn_pl.tracking import delivery, mlflow_store
+from uniattn_pl.tracking.delivery_state import Progress
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 STEPS, KEYS = 60, ("stage1/loss", "stage1/lr")
@@ -93,7 +93,7 @@ def kill_points() -> list[Callable[[], None]]:
     """At what must be survived, in the order it is delivered in; among the metrics at any place."""
     anywhere = random.Random(0)
     return [
-        on_call(1, store, "find_or_create_run", after=True),  # created and not recorded
+        on_call(1, mlflow_store, "find_or_create_run", after=True),  # created and not recorded
         on_call(1, MlflowClient, "log_batch", after=True),  # the params
         on_call(1, MlflowClient, "log_artifact", after=True),
         on_call(1, MlflowClient, "log_batch", after=True),  # sent and not recorded

@@ -79,7 +79,7 @@ def test_long_values_are_cut_and_credentials_left_out(tracking: TrackingConfig, 
 
 
 def test_artifacts_are_kept_where_the_config_says(tracking: TrackingConfig, tmp_path: Path) -> None:
-    from uniattn_pl.tracking.plots import loss_curve, milestones
+    from uniattn_pl.tracking.fit_plots import loss_curve, milestones
 
     run = opened(tracking, tmp_path, "artifacts")
     run.log_text("the plan", "plan.txt")

@@ -20,7 +20,7 @@ from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking import delivery
 from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
-from uniattn_pl.tracking.one_off import one_off_run
+from uniattn_pl.tracking.one_off_run import one_off_run
 
 LogBatch = Callable[..., Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from uniattn_pl.tracking.results import FitResult
-from uniattn_pl.tracking.tables import as_text, final_report
+from uniattn_pl.tracking.final_table import as_text, final_report
+from uniattn_pl.tracking.fit_result import FitResult
 
 RESULTS = {
     "prepare": {

@@ -16,14 +16,14 @@ import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import lat
 import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
 
-import uniattn_pl.training.runner  # noqa: F401
+import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl import files
 from uniattn_pl.calibration.record import CalibrationRecord
 from uniattn_pl.cli import main
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
-from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.module import PostTrainingModule
+from uniattn_pl.training.lightning_module import PostTrainingModule
 
 
 def kill() -> None:

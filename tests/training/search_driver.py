@@ -16,9 +16,9 @@ from typing import Any
 from tests.training.killing_driver import in_phase, patch
 
 from uniattn_pl.cli import main
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.search.greedy import GreedySearch
-from uniattn_pl.search.streams import UnifiedStreams
-from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.search.unified_streams import UnifiedStreams
 
 
 def log_evaluations() -> None:

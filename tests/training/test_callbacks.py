@@ -17,18 +17,18 @@ from tests.trainers import fit
 from torch import nn
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.resilience.checkpoints import CheckpointStore
+from uniattn_pl.resilience.failures import TrainingDivergedError
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
-from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.provenance import Provenance
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.stage_freezing import StageFreezing
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
-from uniattn_pl.training.checkpoints import CheckpointStore
-from uniattn_pl.training.errors import TrainingDivergedError
+from uniattn_pl.training.callbacks.training_progress import TrainingProgress
 
 
 class Attention(nn.Module):
@@ -252,7 +252,7 @@ class Hosting(Regression):
 
 
 def test_compensation_init_fits_once_and_never_after_a_resume(tmp_path: Path) -> None:
-    from uniattn_pl.modeling import apply_architecture
+    from uniattn_pl.modeling.conversion.convert import apply_architecture
 
     tokens = torch.randint(0, 32, (4, 12), generator=torch.Generator().manual_seed(1))
     samples = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]

@@ -97,7 +97,7 @@ def test_the_history_has_no_gaps_and_no_duplicates(runs: tuple[Path, Path]) -> N
 
 def test_a_finished_fit_shows_its_table_again(runs: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
     from uniattn_pl.config import load_config
-    from uniattn_pl.training.runner import fit
+    from uniattn_pl.training.fit import fit
 
     before = (runs[0] / "runs/killed/final/model.safetensors").stat().st_mtime_ns
     with pytest.MonkeyPatch.context() as patch:

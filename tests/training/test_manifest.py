@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.training.manifest import Manifest, exclusive
+from uniattn_pl.resilience.manifest import Manifest, exclusive
 
 
 def test_a_commit_survives_and_moves_on(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.cli import main
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.resilience.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

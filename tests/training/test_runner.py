@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
-from uniattn_pl.training.errors import TrainingDivergedError
-from uniattn_pl.training.manifest import Manifest, exclusive
-from uniattn_pl.training.runner import fit
+from uniattn_pl.resilience.failures import TrainingDivergedError
+from uniattn_pl.resilience.manifest import Manifest, exclusive
+from uniattn_pl.training.fit import fit
 
 CONFIG = """
 name: tiny

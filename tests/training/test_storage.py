@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uniattn_pl.training.storage import phase_folder
+from uniattn_pl.resilience.model_folders import phase_folder
 
 
 def test_what_a_kill_left_of_a_phase_is_removed_and_nothing_else(tmp_path: Path) -> None:

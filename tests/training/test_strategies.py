@@ -143,7 +143,7 @@ def test_low_rank_updates_train_w_c_and_the_refitted_projections_in_full_and_are
 
 
 def test_the_adapter_on_its_base_is_the_merged_model(fits: Path) -> None:
-    from uniattn_pl.modeling.loading import load_folder
+    from uniattn_pl.modeling.loading.pretrained import load_folder
 
     run = fits / "lora" / "runs/killed"
     tokens = torch.arange(12).unsqueeze(0)

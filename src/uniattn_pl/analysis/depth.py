@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.modeling.families import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers
 
 Batch = dict[str, torch.Tensor]
 

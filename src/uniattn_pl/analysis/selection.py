@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.search.changes import Change
-from uniattn_pl.search.cost import Cost
+from uniattn_pl.plan.changes import Change
+from uniattn_pl.plan.cost_ratio import Cost
 from uniattn_pl.search.greedy import Settings
-from uniattn_pl.search.measurements import ModelMeasurements
-from uniattn_pl.search.streams import UnifiedStreams
+from uniattn_pl.search.model_measurements import ModelMeasurements
+from uniattn_pl.search.unified_streams import UnifiedStreams
 
 SUPERBLOCK_SIZE = 4
 CANDIDATES = 16

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
-from uniattn_pl.config.schema import option
+from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniattn_pl.architectures.measurements import Measurements
+from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
-from uniattn_pl.config.schema import option
+from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
 from typing import ClassVar, TypeVar
 
-from uniattn_pl.architectures.measurements import Measurements
+from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.plan import LayerPlan, ModelShape
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from uniattn_pl.architectures.measurements import Measurements
+from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
-from uniattn_pl.config.schema import option
+from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
-from uniattn_pl.search.changes import KINDS, Change, possible_changes
-from uniattn_pl.search.cost import COSTS, Cost
+from uniattn_pl.plan.changes import KINDS, Change, possible_changes
+from uniattn_pl.plan.cost_ratio import COSTS, Cost
 
 
 @register

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniattn_pl.architectures.measurements import Measurements
+from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
-from uniattn_pl.config.schema import option
+from uniattn_pl.options import option
 from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape, PlanError
 
 SELECTIONS = {

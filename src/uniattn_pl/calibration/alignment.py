@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from uniattn_pl.calibration.maps import map_rows
-from uniattn_pl.calibration.sharing import sum_over_ranks
-from uniattn_pl.modeling.sharing import Published
+from uniattn_pl.modeling.attention.publishing import Published
+from uniattn_pl.resilience.ranks import sum_over_ranks
 
 CHUNK_BYTES = 2**26
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import LayerInputs, Progress, layer_inputs
-from uniattn_pl.calibration.store import TensorStore
-from uniattn_pl.modeling.families import STATE_KEY, anatomy_of, decoder_layers
-from uniattn_pl.modeling.sharing import Published, SharedState
+from uniattn_pl.calibration.stream_store import TensorStore
+from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.attention.publishing import Published, SharedState
 from uniattn_pl.plan import LayerPlan, LayerRow
 
 Batch = dict[str, torch.Tensor]

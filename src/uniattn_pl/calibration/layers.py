@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.modeling.families import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.plan import LayerRow
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from uniattn_pl.modeling.sharing import Published, additive_mask
+from uniattn_pl.modeling.attention.publishing import Published, additive_mask
 
 
 def map_rows(entry: Published, sequence: int, start: int, stop: int) -> torch.Tensor:

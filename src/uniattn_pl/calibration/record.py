@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from uniattn_pl.calibration.report import LayerError
+from uniattn_pl.calibration.calibration_report import LayerError
 from uniattn_pl.calibration.weights import Weights
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file

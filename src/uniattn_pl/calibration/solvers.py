@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from uniattn_pl.calibration.sharing import sum_over_ranks, sum_rows_over_ranks
 from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.resilience.ranks import sum_over_ranks, sum_rows_over_ranks
 
 DEFAULT_RIDGE = 1e-2
 RIDGES = (1e-4, 1e-3, DEFAULT_RIDGE, 1e-1, 1.0)

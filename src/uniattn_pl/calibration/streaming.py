@@ -17,28 +17,21 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.alignment import HeadAlignment, Observation
+from uniattn_pl.calibration.calibration_report import CalibrationReport, LayerError
 from uniattn_pl.calibration.layer_streams import Batch, LayerStreams
-from uniattn_pl.calibration.layers import (
-    LayerInputs,
-    Point,
-    Progress,
-    capture,
-    read_point,
-    repaired_point,
-)
+from uniattn_pl.calibration.layers import LayerInputs, Point, Progress, capture, read_point, repaired_point
 from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
-from uniattn_pl.calibration.report import CalibrationReport, LayerError
-from uniattn_pl.calibration.sharing import sum_over_ranks
 from uniattn_pl.calibration.solvers import Sample, make_solver
-from uniattn_pl.calibration.store import TensorStore
+from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention import align_heads
-from uniattn_pl.modeling.compensation import reset_compensation
-from uniattn_pl.modeling.families import STATE_KEY, decoder_layers
-from uniattn_pl.modeling.probe import publishing_copy
-from uniattn_pl.modeling.sharing import SharedState
+from uniattn_pl.families.inspection import STATE_KEY, decoder_layers
+from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
+from uniattn_pl.modeling.attention.operated import align_heads
+from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
+from uniattn_pl.resilience.ranks import sum_over_ranks
 
 CHOOSING = 8  # one batch of so many decides what an initialiser chooses, such as the ridge
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from uniattn_pl.calibration.solvers import Fit
-from uniattn_pl.modeling.compensation import set_compensation
+from uniattn_pl.modeling.attention.compensation_layer import set_compensation
 from uniattn_pl.plan import LayerRow
 
 Weights = dict[str, torch.Tensor]

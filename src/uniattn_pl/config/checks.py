@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from uniattn_pl.config.documents import DEFAULT, at, nearest_file
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
+from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean
-from uniattn_pl.files import RUN_ENTRIES, SWEEP_ENTRY
+from uniattn_pl.run_folder import RUN_ENTRIES, SWEEP_ENTRY
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = [*REPORT_CHECKS]
@@ -76,7 +76,7 @@ def _model_source(config: ExperimentConfig) -> str | None:
 
 
 def _unknown_model(source: str) -> str | None:
-    from uniattn_pl.modeling.catalogue import MODELS, no_such_model
+    from uniattn_pl.families.catalogue import MODELS, no_such_model
 
     if source in MODELS or "/" in source or Path(source).exists():
         return None

@@ -9,16 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from uniattn_pl.options import option
 from uniattn_pl.plan import REUSE_MODES
-
-
-def option(default: Any, help: str, *, allowed: tuple[Any, ...] = (), minimum: float | None = None) -> Any:
-    """A dataclass field that carries its help text and its admissible values."""
-    metadata = {"help": help, "allowed": allowed, "minimum": minimum}
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
 
 EMBEDDED = "embedded"
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")

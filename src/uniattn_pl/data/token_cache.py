@@ -28,8 +28,7 @@ from safetensors.torch import save_file
 from uniattn_pl.data import encoding, prompts
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.rows import Row
-from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling.catalogue import cache_folder
+from uniattn_pl.files import atomic_folder, cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

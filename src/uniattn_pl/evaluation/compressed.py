@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.inference.prefill import prefill
-from uniattn_pl.modeling import kv_cache_bytes
-from uniattn_pl.modeling.heavy_hitters import H2OCache
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 
 
 @dataclass(frozen=True)

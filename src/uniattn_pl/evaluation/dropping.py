@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.evaluation.results import Result
+from uniattn_pl.evaluation.evaluation_results import Result
 from uniattn_pl.plan import LayerPlan
 
 

@@ -13,10 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.evaluation.evaluation_results import Figure, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
-from uniattn_pl.evaluation.results import Figure, Result
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
-from uniattn_pl.modeling.heavy_hitters import H2OCache
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
 SHARES = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
 DEFAULT_FILTER = "none"

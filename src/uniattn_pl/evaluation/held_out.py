@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniattn_pl.modeling.response_loss import IGNORED, logits_at
+from uniattn_pl.losses.response_loss import IGNORED, logits_at
 
 
 @dataclass(frozen=True)

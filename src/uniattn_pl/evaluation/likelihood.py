@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.inference.prefill import prefill
-from uniattn_pl.modeling.heavy_hitters import H2OCache
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.compressed import compressed_response_loss
-from uniattn_pl.evaluation.results import Figure, Result
+from uniattn_pl.evaluation.evaluation_results import Figure, Result
 from uniattn_pl.evaluation.subsample import choose_rows
-from uniattn_pl.modeling.response_loss import IGNORED, logits_at
+from uniattn_pl.losses.response_loss import IGNORED, logits_at
 
 Progress = Callable[[int, int], None]
 FIRST_BUCKET = 64  # positions; earlier ones say more about how a text begins than about attention

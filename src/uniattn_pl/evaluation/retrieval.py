@@ -14,8 +14,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.evaluation.evaluation_results import Figure, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
-from uniattn_pl.evaluation.results import Figure, Result
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: the needle opens the text; 1: it is right before the question
 CANDIDATES = 10

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.commands.folders import FINAL, MODEL_FILES, model_folder
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.checks import looks_like_path
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.catalogue import MODELS, no_such_model
-from uniattn_pl.training.manifest import FILE_NAME
+from uniattn_pl.families.catalogue import MODELS, no_such_model
+from uniattn_pl.resilience.manifest import FILE_NAME
+from uniattn_pl.run_folder import FINAL, MODEL_FILES, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,8 +52,13 @@ class Subject:
         Raises:
             UserError: as `load_model` and `load_folder`.
         """
-        from uniattn_pl.inference.session import trainer_device
-        from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer, load_model, load_tokenizer
+        from uniattn_pl.inference.device import trainer_device
+        from uniattn_pl.modeling.loading.pretrained import (
+            load_folder,
+            load_folder_tokenizer,
+            load_model,
+            load_tokenizer,
+        )
 
         config = loaded.config.model
         if self.folder is not None:

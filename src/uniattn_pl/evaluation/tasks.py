@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from uniattn_pl.data.files import read_file
+from uniattn_pl.data.data_files import read_file
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.evaluation.results import fingerprint
+from uniattn_pl.evaluation.evaluation_results import fingerprint
 from uniattn_pl.evaluation.subsample import choose_rows
 
 SPLITS = ("training_split", "validation_split", "test_split")

@@ -8,13 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uniattn_pl import costs
-from uniattn_pl.modeling import kv_cache_bytes, shape_of
-from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
-from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.tracking.results import FitResult
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, shape_of
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.training.callbacks.provenance import Provenance
-from uniattn_pl.training.manifest import Manifest
 
 CARD_LENGTHS = (512, 8192)
 MEASURED_LENGTH = 64

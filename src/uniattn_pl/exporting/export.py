@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from uniattn_pl.exporting.card import model_card
+from uniattn_pl.exporting.export_target import check_target
 from uniattn_pl.exporting.standalone import make_standalone
-from uniattn_pl.files import atomic_folder, check_target
-from uniattn_pl.modeling import drop_attention
-from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.modeling.conversion.convert import drop_attention
+from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
 
 
 def export(

@@ -15,10 +15,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.families import MODEL_TYPE_PREFIX
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 
 PACKAGE = "uniattn_pl"
-ROOT = "uniattn_pl.modeling.classes"
+ROOT = "uniattn_pl.modeling.conversion.converted_classes"
 ENTRY = "modeling_uniattn"
 IMPORT = re.compile(r"^( *from )uniattn_pl((?:\.\w+)+)( import )", flags=re.MULTILINE)
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl import costs
 from uniattn_pl.errors import UserError
-from uniattn_pl.inference.measuring import Sample, Subject, measure, peak_memory
-from uniattn_pl.modeling import converted_copy, shape_of, unmodified_copy
-from uniattn_pl.modeling.cache import CacheMismatchError
-from uniattn_pl.modeling.copies import sharing_copy
-from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.inference.timing import Sample, Subject, measure, peak_memory
+from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError
+from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.convert import converted_copy, unmodified_copy
+from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.tracking.tags import BASELINE, STOCK
 
 BOUND = "llmdrop on the same layers"

@@ -30,9 +30,9 @@ def generate(
     import torch
 
     from uniattn_pl.data.prompts import format_prompt
-    from uniattn_pl.modeling import unmodified_copy
-    from uniattn_pl.modeling.heavy_hitters import H2OCache
-    from uniattn_pl.modeling.loading import load_folder, load_folder_tokenizer
+    from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+    from uniattn_pl.modeling.conversion.convert import unmodified_copy
+    from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
 
     model: Any = load_folder(folder, quantization=quantization)
     if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):

@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.grouped import automatic_chunk
-from uniattn_pl.modeling.heavy_hitters import H2OCache
+from uniattn_pl.kernels.grouped import automatic_chunk
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
 
 @torch.no_grad()

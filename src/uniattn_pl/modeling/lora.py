@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.modeling.families import FUSED, PROJECTIONS, decoder_layers
+from uniattn_pl.families.inspection import FUSED, PROJECTIONS, decoder_layers
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.reporting.columns import COST, Column
 from uniattn_pl.reporting.lookup import Lookup, Value
-from uniattn_pl.reporting.rows import Member, Row
+from uniattn_pl.reporting.report_rows import Member, Row
 
 MISSING = "-"
 BEST, SECOND = 1, 2

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uniattn_pl.commands.tables import bytes_text
-from uniattn_pl.tracking.results import LABELS
+from uniattn_pl.display.text_table import bytes_text
+from uniattn_pl.tracking.fit_result import LABELS
 
 RETAIN_RATE = "cost/kv_retain_rate"
 TTFT = "cost/ttft_s"

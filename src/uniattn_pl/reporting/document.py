@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from uniattn_pl.reporting.cells import BEST, MISSING, SECOND, Cell, Table
 from uniattn_pl.reporting.columns import ACCURACY, Column
 from uniattn_pl.reporting.gaps import Gap
-from uniattn_pl.reporting.rows import Member
+from uniattn_pl.reporting.report_rows import Member
 
 LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` serves
 TRAINING = "workflowType=machine_learning"  # MLflow 3 shows its pages for chat applications otherwise

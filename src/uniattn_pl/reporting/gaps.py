@@ -13,7 +13,7 @@ from uniattn_pl.errors import did_you_mean
 from uniattn_pl.reporting.cells import Table
 from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
 from uniattn_pl.reporting.lookup import Lookup, metric_of
-from uniattn_pl.reporting.rows import H2O, Member, Row
+from uniattn_pl.reporting.report_rows import H2O, Member, Row
 from uniattn_pl.sweeps.points import is_sweep
 
 OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from uniattn_pl.reporting.columns import BOUNDS, COST, EVAL, RETAIN_RATE, TTFT, Column
-from uniattn_pl.reporting.rows import DROP, H2O, Member, Row
-from uniattn_pl.reporting.runs import FINISHED, RunStore
+from uniattn_pl.reporting.report_rows import DROP, H2O, Member, Row
+from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore
 from uniattn_pl.tracking import tags
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uniattn_pl.display.figure import new_figure
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.search.cost import COSTS, Cost
+from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.search.greedy import Point
-from uniattn_pl.tracking.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,9 @@ from typing import Any
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.search.changes import Change, possible_changes
-from uniattn_pl.search.cost import Cost
-from uniattn_pl.search.streams import UnifiedStreams
+from uniattn_pl.plan.changes import Change, possible_changes
+from uniattn_pl.plan.cost_ratio import Cost
+from uniattn_pl.search.unified_streams import UnifiedStreams
 
 Progress = Callable[[int, int, str], None]
 ROUNDING = 1e-9

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Point, capture, layer_inputs
-from uniattn_pl.modeling.families import Anatomy, anatomy_of, decoder_layers
+from uniattn_pl.families.inspection import Anatomy, anatomy_of, decoder_layers
 
 Batch = dict[str, torch.Tensor]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
-from uniattn_pl.evaluation.results import fingerprint
+from uniattn_pl.evaluation.evaluation_results import fingerprint
 from uniattn_pl.sweeps.ledger import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.view import result_of

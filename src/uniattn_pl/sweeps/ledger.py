@@ -30,9 +30,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from uniattn_pl.errors import RunFailure, UserError
-from uniattn_pl.sweeps.folder import SweepFolder
+from uniattn_pl.redaction import redact
 from uniattn_pl.sweeps.locks import locked, try_lock
-from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.sweeps.sweep_folder import SweepFolder
 
 HEARTBEAT_S, GRACE_S = 15, 120
 SQLITE_PATIENCE_S = 60

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.config import LoadedConfig, load_config
-from uniattn_pl.config.documents import at, dump_value
 from uniattn_pl.config.interpolation import escape
 from uniattn_pl.config.schema import ExperimentConfig, SweepConfig
+from uniattn_pl.config.yaml_documents import at, dump_value
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.training.manifest import key_of
+from uniattn_pl.redaction import redact
+from uniattn_pl.resilience.manifest import key_of
 
 LONGEST_NAME = 120
 

@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.ledger import PointState
 from uniattn_pl.sweeps.points import Point
+from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.tracking.journal import FILE, FOLDER, entries
-from uniattn_pl.tracking.results import FitResult
-from uniattn_pl.training.manifest import Manifest
 
 UNKNOWN = "-"
 ENDED = ("finished", "pruned", "failed")

@@ -13,31 +13,24 @@ from pathlib import Path
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.documents import dump_value
+from uniattn_pl.config.yaml_documents import dump_value
 from uniattn_pl.errors import RunFailure
-from uniattn_pl.files import atomic_file, check_run_folder
-from uniattn_pl.sweeps import process
-from uniattn_pl.sweeps.folder import SweepFolder
+from uniattn_pl.files import atomic_file
+from uniattn_pl.redaction import redact
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.resilience.preemption import Preemption
+from uniattn_pl.run_folder import check_run_folder
+from uniattn_pl.sweeps import child_process
 from uniattn_pl.sweeps.jobs import FIT, Job, due, elsewhere, jobs_of, joined
-from uniattn_pl.sweeps.ledger import (
-    GRACE_S,
-    HEARTBEAT_S,
-    Claim,
-    Ledger,
-    LedgerSilentError,
-    PointState,
-    in_a_line,
-)
+from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, Ledger, LedgerSilentError, PointState, in_a_line
 from uniattn_pl.sweeps.locks import locked
-from uniattn_pl.sweeps.parent import close_parent, open_parent
+from uniattn_pl.sweeps.parent_run import close_parent, open_parent
 from uniattn_pl.sweeps.points import Point
-from uniattn_pl.sweeps.reuse import start_from_others
+from uniattn_pl.sweeps.sweep_folder import SweepFolder
 from uniattn_pl.sweeps.view import ENDED, SweepView, best_of, final_table, result_of
-from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.tracking.results import INITIAL, STAGE1
-from uniattn_pl.tracking.tables import as_text
-from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.preemption import Preemption
+from uniattn_pl.sweeps.warm_start import start_from_others
+from uniattn_pl.tracking.final_table import as_text
+from uniattn_pl.tracking.fit_result import INITIAL, STAGE1
 
 POLL_S = 1.0
 POLLS_PER_LOOK = 10  # a look at the ledger costs a tenth of a second, which the jobs want
@@ -172,7 +165,7 @@ class _Worker:
         elif code is None:
             self.ledger.prune(claim)
         else:
-            self.ledger.fail(claim, process.reason(self.folder.log(folder), code))
+            self.ledger.fail(claim, child_process.reason(self.folder.log(folder), code))
 
     def _run(self, claim: Claim, job: Job, folder: Path) -> int | None:
         """Run a job's command, or what is left of it; returns its exit code, None when it is a fit that was pruned."""
@@ -181,7 +174,7 @@ class _Worker:
             self._reuse(job.point, folder)
         if self.parent is not None:
             words.append(f"tracking.parent_run={self.parent}")
-        child = process.start(job.command, [*self.arguments, *words], self.folder.log(folder), claim.lock)
+        child = child_process.start(job.command, [*self.arguments, *words], self.folder.log(folder), claim.lock)
         beaten, polls = time.monotonic(), 0
         try:
             while True:
@@ -201,7 +194,7 @@ class _Worker:
                     if job.command == FIT and self._report(claim, folder):
                         return None
         finally:
-            process.stop(child)
+            child_process.stop(child)
 
     def _reuse(self, point: Point, folder: Path) -> None:
         config = redact(dataclasses.asdict(point.loaded.config))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError
-from uniattn_pl.tracking import store
-from uniattn_pl.tracking.delivered import FILE, Progress
+from uniattn_pl.redaction import redact
+from uniattn_pl.tracking import mlflow_store
+from uniattn_pl.tracking.delivery_state import FILE, Progress
 from uniattn_pl.tracking.journal import ARTIFACTS, Entry, Journal, entries
-from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -73,11 +73,11 @@ class Delivery:
         self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
 
     def _starting_point(self, run_id: str | None) -> Progress:
-        place = store.place(self.config)
+        place = mlflow_store.place(self.config)
         progress = Progress.read(self._file)
         if progress is None:
             return Progress(place, run_id)
-        moved_away = store.is_local(self.config) and not store.database(self.config).exists()
+        moved_away = mlflow_store.is_local(self.config) and not mlflow_store.database(self.config).exists()
         if progress.place != place or moved_away:
             # written before the new database is made: a kill in between must not bring the old run's id back
             progress = Progress(place)
@@ -153,8 +153,8 @@ class Delivery:
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
-            client = store.connect(self.config)
-            run_id, self._existing = store.find_or_create_run(
+            client = mlflow_store.connect(self.config)
+            run_id, self._existing = mlflow_store.find_or_create_run(
                 client, self.config, name=self.name, fit_id=self.fit_id, run_id=self.run_id
             )
             self._advance(run_id=run_id)
@@ -199,7 +199,7 @@ class Delivery:
             self._request(client, operations)
         except Exception as error:
             self._doubt(operations)
-            if not store.is_invalid(error):
+            if not mlflow_store.is_invalid(error):
                 raise
             self._require_active_run(client)
             if len(batch) > 1:
@@ -250,7 +250,7 @@ class Delivery:
 
     def _require_active_run(self, client: MlflowClient) -> None:
         """A deleted run refuses everything; then nothing may be left out, as it can be restored."""
-        store.find_or_create_run(client, self.config, name=self.name, fit_id=self.fit_id, run_id=self.run_id)
+        mlflow_store.find_or_create_run(client, self.config, name=self.name, fit_id=self.fit_id, run_id=self.run_id)
 
     def _uploaded(self, client: MlflowClient, name: str) -> bool:
         """Store an artifact; False when only artifacts cannot be, which must not hold up metrics.
@@ -281,7 +281,7 @@ class Delivery:
         with self._condition:
             self._answering = False
             if self._client is None and self._attempts == 0:
-                self.refused = store.refusal(error, self.config)
+                self.refused = mlflow_store.refusal(error, self.config)
         if self.refused is None and not isinstance(error, ArtifactsNotStoredError):
             self._tell_silence(_reason(error))
 

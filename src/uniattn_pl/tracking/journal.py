@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uniattn_pl.files import atomic_file
-from uniattn_pl.tracking.redaction import redact
+from uniattn_pl.redaction import redact
 
 FOLDER, FILE, ARTIFACTS = "tracking", "journal.jsonl", "artifacts"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError
-from uniattn_pl.tracking import store
+from uniattn_pl.redaction import redact
+from uniattn_pl.tracking import mlflow_store
 from uniattn_pl.tracking.delivery import Delivery
 from uniattn_pl.tracking.journal import Journal, identity
-from uniattn_pl.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ def deliver_pending(
 def _opened(
     config: TrackingConfig, fit_id: str, name: str, run_id: str | None, folder: Path, tell: Callable[[str], None]
 ) -> tuple[Journal, Delivery]:
-    store.check_uri(config.uri)
+    mlflow_store.check_uri(config.uri)
     journal = Journal(folder, fit_id=fit_id, name=name)
     return journal, Delivery(config, journal, fit_id=fit_id, name=name, run_id=run_id, tell=tell)
 
@@ -167,8 +167,8 @@ def _opened(
 def _start(journal: Journal, delivery: Delivery) -> None:
     """Begin to deliver; a damaged database is told together with where the journal is."""
     try:
-        delivery.start(None if store.is_local(delivery.config) else FIRST_ANSWER_S)
-    except store.DamagedDatabaseError as error:
+        delivery.start(None if mlflow_store.is_local(delivery.config) else FIRST_ANSWER_S)
+    except mlflow_store.DamagedDatabaseError as error:
         journal.close()
         raise UserError(
             *error.problems,

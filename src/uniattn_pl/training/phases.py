@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl import costs
+from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.files import atomic_file
-from uniattn_pl.modeling import kv_cache_bytes
-from uniattn_pl.modeling.cache import CacheMismatchError
-from uniattn_pl.modeling.loading import computes_in_bfloat16
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError, kv_cache_bytes
+from uniattn_pl.modeling.loading.pretrained import computes_in_bfloat16
+from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.redaction import redact
+from uniattn_pl.resilience.model_folders import file_sums, save_model
 from uniattn_pl.search.frontier import FRONTIER
-from uniattn_pl.tracking import plots, tags
+from uniattn_pl.tracking import fit_plots, tags
+from uniattn_pl.tracking.final_table import as_text, final_report
+from uniattn_pl.tracking.fit_result import CONVERTED, INITIAL, ORIGINAL, CacheCost
 from uniattn_pl.tracking.mlflow_run import MLflowRun
-from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.tracking.results import CONVERTED, INITIAL, ORIGINAL, CacheCost
-from uniattn_pl.tracking.tables import as_text, final_report
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.provenance import Provenance
-from uniattn_pl.training.progress import ProgressReporter
-from uniattn_pl.training.session import SEARCH_FOLDER, FitSession, plain_config
-from uniattn_pl.training.storage import file_sums, save_model
+from uniattn_pl.training.session import SEARCH_FOLDER, FitSession
 
 CALIBRATION_FOLDER = "calibration"
 PLAN_FILE, CONFIG_FILE, TABLE_FILE = "plan.txt", "config.yaml", "final_table.txt"
@@ -175,9 +174,9 @@ def _write_results(session: FitSession) -> None:
         if result.gap_closed is not None:
             run.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
         curves = {name: run.history(f"{name}/loss") for name in ("stage1", "stage2")}
-        run.log_figure(plots.loss_curve(curves, run.history("val/response_loss")), "plots/loss.png")
+        run.log_figure(fit_plots.loss_curve(curves, run.history("val/response_loss")), "plots/loss.png")
         losses = {m.label: m.response_loss for m in result.milestones}
-        run.log_figure(plots.milestones(losses), "plots/milestones.png")
+        run.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
         run.log_text(report, TABLE_FILE)
         run.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
         end_run(session, "FINISHED")

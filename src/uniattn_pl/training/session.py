@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,26 +13,24 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uniattn_pl import costs
 from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
-from uniattn_pl.modeling import converted_copy
-from uniattn_pl.modeling.loading import empty_model, load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.modeling.loading.layer_offload import Residency
+from uniattn_pl.modeling.loading.pretrained import empty_model, load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.loading.sharded_weights import skeleton
 from uniattn_pl.modeling.lora import check_target_modules
-from uniattn_pl.modeling.residency import Residency
-from uniattn_pl.modeling.sharded_loading import skeleton
-from uniattn_pl.plan import LayerPlan
-from uniattn_pl.search.measurements import ModelMeasurements
+from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.resilience.preemption import Preemption
+from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.tracking.mlflow_run import MLflowRun
-from uniattn_pl.tracking.redaction import redact
-from uniattn_pl.training.cluster import Cluster
-from uniattn_pl.training.estimate import WEIGHT_DTYPES
-from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.preemption import Preemption
-from uniattn_pl.training.progress import ProgressReporter
+from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
 
 MEASURED_TOKENS = 2000
@@ -273,12 +270,6 @@ class FitSession:
         accuracy = "" if metrics.answer_accuracy is None else f", answer accuracy {metrics.answer_accuracy:.1%}"
         self.console.print(f"{name}: held-out response loss {metrics.response_loss:.4f}{accuracy}", highlight=False)
         return {name: metrics.to_dict()}
-
-
-def plain_config(loaded: LoadedConfig) -> dict[str, Any]:
-    """The experiment as plain data without credentials, as the manifest keeps it."""
-    plain: dict[str, Any] = redact(dataclasses.asdict(loaded.config))
-    return plain
 
 
 def _accumulated(batch_size: int, micro_batch_size: int, world_size: int) -> int:

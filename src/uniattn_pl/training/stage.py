@@ -16,22 +16,22 @@ from transformers.utils.logging import disable_progress_bar
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import UserError
-from uniattn_pl.tracking.results import INITIAL, STAGE1, StageSummary
+from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
+from uniattn_pl.resilience.model_folders import copy_model, damaged_files, file_sums
+from uniattn_pl.tracking.fit_result import INITIAL, STAGE1, StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
-from uniattn_pl.training.callbacks.progress import TrainingProgress
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
-from uniattn_pl.training.checkpoints import SHARDS, CheckpointStore
-from uniattn_pl.training.module import PostTrainingModule
+from uniattn_pl.training.callbacks.training_progress import TrainingProgress
+from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.session import FitSession
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
-from uniattn_pl.training.storage import copy_model, damaged_files, file_sums
 
 SHARDED = "sharded"
 FOLDERS = {1: STAGE1, 2: "final"}

@@ -10,11 +10,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.weights import adjusts_output_projection
-from uniattn_pl.modeling.loading import load_folder
+from uniattn_pl.modeling.loading.pretrained import load_folder
+from uniattn_pl.modeling.loading.sharded_weights import fill
 from uniattn_pl.modeling.lora import initialise_updates, lora_config
-from uniattn_pl.modeling.sharded_loading import fill
+from uniattn_pl.resilience.model_folders import phase_folder, save_model
 from uniattn_pl.training.session import FitSession
-from uniattn_pl.training.storage import phase_folder, save_model
 
 ADAPTER = "adapter"
 

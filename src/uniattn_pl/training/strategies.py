@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.training.cluster import COLLECTIVE_TIMEOUT, Cluster
-from uniattn_pl.training.estimate import stage_memory
-from uniattn_pl.training.shard_reading import load_shards
+from uniattn_pl.resilience.cluster import COLLECTIVE_TIMEOUT, Cluster
+from uniattn_pl.resilience.shard_reading import load_shards
+from uniattn_pl.training.memory_estimate import stage_memory
 
 # Sharded checkpoints keep what is neither weights nor optimizer state in this file, as Lightning does.
 METADATA_FILE = "meta.pt"

@@ -22,7 +22,7 @@ import mlflow.store.tracking.sqlalchemy_store
 import mlflow.tracking  # noqa: F401
 from tests.training.faults.faults import arm
 
-import uniattn_pl.training.runner  # noqa: F401
+import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl.cli import main
 
 # a process that waits for ever is ended by this signal's default, and its exit code tells

@@ -18,10 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.record import CalibrationRecord
+from uniattn_pl.resilience.checkpoints import CheckpointStore
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.training import phases
-from uniattn_pl.training.checkpoints import CheckpointStore
-from uniattn_pl.training.manifest import Manifest
-from uniattn_pl.training.module import PostTrainingModule
+from uniattn_pl.training.lightning_module import PostTrainingModule
 
 # the class or module, the name of the function in it, and whether these arguments are meant
 Point = tuple[Any, str, Callable[..., bool]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniattn_pl.training.manifest import Manifest
+from uniattn_pl.resilience.manifest import Manifest
 
 CONFIG = """
 name: tiny

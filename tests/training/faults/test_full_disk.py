@@ -8,7 +8,7 @@ import pytest
 from tests.training.faults.conftest import AtPoint
 from tests.training.faults.fits import Ended, Work, same
 
-from uniattn_pl.training.checkpoints import damage
+from uniattn_pl.resilience.checkpoints import damage
 
 SPARE = 100_000  # bytes: a checkpoint of stage 2 begins and does not end
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.errors import UserError
-from uniattn_pl.training import ranks
+from uniattn_pl.resilience import ranks
 
 Batches = Sequence[dict[str, Tensor]]
 Progress = Callable[[int, int, str], None]

@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from uniattn_pl.training import ranks
+from uniattn_pl.resilience import ranks
+from uniattn_pl.resilience.failures import TrainingDivergedError
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_loss import StepLoss
-from uniattn_pl.training.errors import TrainingDivergedError
 
 # A model that knows nothing loses ln(vocabulary) nats per token; one this many times worse has exploded.
 EXPLODED = 3.0

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from uniattn_pl.files import atomic_file
+from uniattn_pl.redaction import redact
 from uniattn_pl.tracking.environment import environment
-from uniattn_pl.tracking.redaction import redact
 
 
 class Provenance(pl.Callback):

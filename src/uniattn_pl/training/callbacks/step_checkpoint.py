@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from uniattn_pl.training.checkpoints import CheckpointStore
-from uniattn_pl.training.preemption import Preempted, Preemption
+from uniattn_pl.resilience.checkpoints import CheckpointStore
+from uniattn_pl.resilience.preemption import Preempted, Preemption
 
 
 class StepCheckpoint(Checkpoint):

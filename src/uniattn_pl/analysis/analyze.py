@@ -1,0 +1,176 @@
+"""Runs the analyses an experiment asks for and writes each as a table and a figure, to disk and to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from uniattn_pl.analysis import analysis_figures
+from uniattn_pl.analysis.depth import depth_factor
+from uniattn_pl.analysis.selection import selection_traces, trace_lines
+from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.files import atomic_file
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.search.importance import attention_importance
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.one_off_run import one_off_run
+from uniattn_pl.training.callbacks.compensation_init import CompensationInit
+from uniattn_pl.training.session import MEASURED_TOKENS, FitSession
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "analysis"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One analysis: plain data, a table of text lines, and figures by name."""
+
+    data: dict[str, Any]
+    lines: list[str]
+    figures: dict[str, Figure]
+
+
+def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) -> Path:
+    """Analyse an experiment's model on about `tokens` of its training tokens; returns the folder of results.
+
+    `topics` None stands for all that apply: a plan without W_c has no compensation to look at.
+
+    Raises:
+        UserError: the input does not work out, or the compensation is asked for and there is none.
+    """
+    console = Console()
+    session = FitSession(loaded, Manifest.read(_root(loaded)) or Manifest(plain_config(loaded)), console)
+    if topics is None:
+        topics = [topic for topic in TOPICS if topic != "compensation" or session.plan.compensated]
+    folder = session.folder / FOLDER
+    config = session.config
+    said = tags.describing(config, "analysis", loaded.architecture.name)
+    name = f"{config.name}-analysis"
+    with one_off_run(config.tracking, session.folder, name=name, tags=said) as run:
+        run.log_params(loaded.flatten())
+        for topic in topics:
+            console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
+            finding = TOPICS[topic][1](session, tokens)
+            console.print("\n".join(finding.lines), highlight=False, markup=False, soft_wrap=True)
+            _write(folder, topic, finding)
+            for name, figure in finding.figures.items():
+                run.log_figure(figure, f"{FOLDER}/{name}.png")
+            run.log_text("\n".join(finding.lines) + "\n", f"{FOLDER}/{topic}.txt")
+            run.log_text(json.dumps(finding.data, indent=1), f"{FOLDER}/{topic}.json")
+    console.print(f"\nwritten to {folder}", highlight=False)
+    return folder
+
+
+def _root(loaded: LoadedConfig) -> Path:
+    return Path(loaded.config.trainer.default_root_dir)
+
+
+def _write(folder: Path, topic: str, finding: Finding) -> None:
+    contents = {f"{topic}.txt": "\n".join(finding.lines) + "\n", f"{topic}.json": json.dumps(finding.data, indent=1)}
+    for name, text in contents.items():
+        with atomic_file(folder / name) as file:
+            file.write(text.encode())
+    for name, figure in finding.figures.items():
+        with atomic_file(folder / f"{name}.png") as file:
+            figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
+
+
+def _similarity(session: FitSession, tokens: int) -> Finding:
+    found = map_similarity(session.original, session.train_tokens(tokens, 0))
+    layers = range(1, len(found.matrix))
+    lines = [f"{'layer':>6} " + " ".join(f"{name:>13}" for name in VARIANTS)]
+    for row, layer in enumerate(layers):
+        lines.append(f"{layer:>6} " + " ".join(f"{found.adjacent[name][row]:>13.3f}" for name in VARIANTS))
+    half = len(found.matrix) // 2
+    for label, part in (("bottom", slice(0, half - 1)), ("top", slice(half - 1, None))):
+        means = (sum(found.adjacent[name][part]) / len(found.adjacent[name][part]) for name in VARIANTS)
+        lines.append(f"{label:>6} " + " ".join(f"{mean:>13.3f}" for mean in means) + "   mean of this half")
+    drawings = {
+        "similarity_matrix": analysis_figures.similarity_matrix(found),
+        "similarity_adjacent": analysis_figures.by_layer(
+            found.adjacent, "mean cosine with the layer below", first_layer=1
+        ),
+        "head_matches": analysis_figures.head_matches(found),
+    }
+    return Finding(asdict(found), lines, drawings)
+
+
+def _importance(session: FitSession, tokens: int) -> Finding:
+    found = attention_importance(session.original, session.train_tokens(tokens, 0))
+    ranked = sorted(range(len(found)), key=found.__getitem__)
+    lines = [f"{layer:>6} {found[layer]:.5f}" for layer in ranked]
+    figure = analysis_figures.by_layer(
+        {"importance": found}, "1 - cosine before and after the attention", logarithmic=True
+    )
+    return Finding(
+        {"importance": found, "ranked": ranked},
+        [" layer 1 - cosine (least important first)", *lines],
+        {"importance": figure},
+    )
+
+
+def _depth(session: FitSession, tokens: int) -> Finding:
+    batches = session.train_tokens(tokens, 0)
+    found = {"original": depth_factor(session.original, batches)}
+    if session.plan.operated:
+        found[session.loaded.architecture.name] = depth_factor(session.converted(), batches)
+        shared = _sharing_instead(session.plan)
+        if shared.operated and shared != session.plan:
+            found["cla on the same layers"] = depth_factor(converted_copy(session.original, shared), batches)
+    lines = [f"{'layer':>6} " + " ".join(f"{name:>22}" for name in found)]
+    for layer in range(session.shape.num_layers):
+        lines.append(f"{layer:>6} " + " ".join(f"{series[layer]:>22.4f}" for series in found.values()))
+    return Finding(found, lines, {"depth": analysis_figures.by_layer(found, "||delta|| / ||x||", logarithmic=True)})
+
+
+def _sharing_instead(plan: LayerPlan) -> LayerPlan:
+    """The plan with CLA in place of every reused map, without compensation (Proposition 3.6's counterpart)."""
+    shared = LayerPlan.unmodified(len(plan.rows))
+    for row in plan.rows:
+        if row.role == "reuse" and row.source is not None and plan.rows[row.source].role == "full":
+            shared = shared.share_keys_values([row.index], row.source, compensated=False)
+    return shared
+
+
+def _selection(session: FitSession, tokens: int) -> Finding:
+    count = min(max(len(session.plan.operated), 1), session.shape.num_layers - 1)
+    with ProgressReporter("choosing layers one by one", session.console) as progress:
+        measurements = session.measurements(progress)
+        found = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
+    data = {name: asdict(trace) for name, trace in found.items()}
+    return Finding(data, trace_lines(found), {"selection": analysis_figures.selection_losses(found)})
+
+
+def _compensation(session: FitSession, tokens: int) -> Finding:
+    options = session.config.calibration
+    callback = CompensationInit(
+        session.original,
+        session.train_tokens(tokens, 0),
+        session.data.validation_batches(options.held_out_samples, options.batch_size),
+        initialiser=options.initialiser,
+        ridge=options.ridge,
+        head_alignment=options.head_alignment,
+    )
+    report = callback.initialise(session.converted())
+    return Finding(report.to_dict(), report.lines(), {"compensation": analysis_figures.compensation_errors(report)})
+
+
+TOPICS: dict[str, tuple[str, Callable[[FitSession, int], Finding]]] = {
+    "similarity": ("cosine of attention maps across layers (paper Figure 2)", _similarity),
+    "importance": ("how much each attention changes the stream (LLMDrop)", _importance),
+    "depth": ("how much each layer changes its input (Propositions 3.6 and 3.8)", _depth),
+    "selection": ("loss as more layers reuse, for each way of choosing them (Table 9)", _selection),
+    "compensation": ("error before and after W_c on held-out rows (section 3.3)", _compensation),
+}

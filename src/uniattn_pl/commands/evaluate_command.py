@@ -1,0 +1,75 @@
+"""`evaluate`: what a model is worth, in benchmark tasks and in what they do not show."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.errors import UserError
+from uniattn_pl.run_folder import check_run_folder
+
+DESCRIPTION = """\
+Scores a model on tasks of lm-evaluation-harness (evaluation.tasks, with the harness's own prompts and metrics) and on
+probes (evaluation.probes): loss and perplexity on the held-out rows of the config's data, loss by position on a long
+text, retrieval of needles.
+The model is that of --from; without it the finished fit in the config's run folder or, where nothing was fitted, the
+config's model as it is. What a killed evaluation has finished is kept. Results of a run go into its folder's
+evaluation/ and its MLflow run; of anything else into the config's run folder and an MLflow run of its own."""
+EXAMPLE = """\
+  uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml
+  uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/quickstart evaluation.limit=100
+  uniattn-pl evaluate --from smollm2-135m evaluation.tasks=[commonsense_qa] --h2o 0.5"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `evaluate`."""
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="MODEL",
+        help="a run folder (runs/NAME), a model folder, a name from `list models` or a hub id; default: see above",
+    )
+    add_config_arguments(parser, dry_run=True)
+    parser.add_argument(
+        "--h2o",
+        type=float,
+        metavar="RATE",
+        help="measure only with this share of each prompt's cache, the most attended and most recent tokens",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the request, then evaluate."""
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    options, problems = loaded.config.evaluation, []
+    if not options.tasks and not options.probes:
+        problems.append(
+            "there is nothing to evaluate; set evaluation.tasks, as in evaluation.tasks=[pubmedqa], or "
+            "evaluation.probes, as in evaluation.probes=[held_out]."
+        )
+    if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
+        problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
+    if arguments.h2o is not None and "positions" in options.probes:
+        problems.append("evaluation.probes: 'positions' has no prompt that --h2o could compress; leave out one.")
+    if problems:
+        raise UserError(*problems)
+    from uniattn_pl.evaluation.subject import find_subject
+    from uniattn_pl.evaluation.tasks import check_names
+
+    subject = find_subject(arguments.source, loaded)
+    check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
+    if options.tasks:
+        check_names(options.tasks)
+    if arguments.dry_run:
+        print(f"dry run: would evaluate {subject} on {', '.join([*options.tasks, *options.probes])}.")
+        return 0
+    from uniattn_pl.evaluation.evaluate import evaluate
+    from uniattn_pl.training.stage import quiet_libraries
+
+    quiet_libraries()
+    evaluate(loaded, subject, retain_rate=arguments.h2o)
+    return 0

@@ -1,0 +1,74 @@
+"""`fit`: the whole experiment, from the original model to the final table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.errors import UserError
+from uniattn_pl.redaction import redact
+from uniattn_pl.run_folder import check_run_folder
+
+DESCRIPTION = """\
+Converts the model, calibrates the compensation W_c, post-trains (stage 1: W_c, stage 2: everything) and
+ends with a table of quality and cost. Killed at any point, the same command resumes where it was."""
+EXAMPLE = """\
+  uniattn-pl fit --config experiments/quickstart.yaml
+  uniattn-pl fit --config experiments/quickstart.yaml architecture.superblock_size=2 name=pairs --dry-run"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `fit`."""
+    add_config_arguments(parser, dry_run=True)
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="resume a run whose config was another one; only what is still to be done changes",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the experiment, then run it."""
+    if not arguments.config:
+        raise UserError("fit needs --config FILE, for example --config experiments/quickstart.yaml.")
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    check_run_folder(Path(loaded.config.trainer.default_root_dir))
+    if arguments.dry_run:
+        _dry_run(loaded)
+        return 0
+    from uniattn_pl.training.fit import fit
+
+    fit(loaded, allow_changes=arguments.allow_changes)
+    return 0
+
+
+def _dry_run(loaded: LoadedConfig) -> None:
+    """Check the plan against the model's shape and read the data, without loading weights."""
+    from uniattn_pl.data.split import load_split
+    from uniattn_pl.training.planning import checked_shape, compile_plan
+
+    config = loaded.config
+    if loaded.architecture.measured:
+        drawing = "the layers are chosen by measurement when the fit starts."
+        compensated = "every" if getattr(loaded.architecture, "compensation", False) else "0"
+        num_layers = checked_shape(loaded).num_layers
+    else:
+        plan, shape = compile_plan(loaded)
+        drawing, compensated, num_layers = plan.draw(), str(len(plan.compensated)), shape.num_layers
+    split = load_split(config.data)
+    stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
+    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({num_layers} layers)")
+    print(drawing)
+    print(f"data: {config.data.source}, {len(split.train)} rows to train on, {len(split.validation)} to validate")
+    if compensated != "0":
+        samples = config.calibration.num_samples
+        print(f"calibration: {config.calibration.initialiser} of {compensated} W_c on {samples} samples")
+    print(f"training: {', '.join(stages) or 'none'}, batch size {config.training.batch_size}")
+    state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
+    print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {redact(config.tracking.uri)}")
+    print("dry run: all checks passed, nothing was started.")

@@ -1,0 +1,78 @@
+"""`generate`: text from a post-trained model."""
+
+from __future__ import annotations
+
+import argparse
+
+from uniattn_pl.commands.arguments import Parser, load
+from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.loading.quantization import QUANTIZATIONS, no_such_quantization
+
+DESCRIPTION = "Generates text with the model of a run, or with any model folder."
+EXAMPLE = """\
+  uniattn-pl generate --from runs/quickstart --instruction --prompt "Name two causes of chest pain."
+  uniattn-pl generate --config experiments/quickstart.yaml --prompt "The heart" --max-new-tokens 20"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `generate`."""
+    add_source_arguments(parser)
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token"
+    )
+    parser.add_argument(
+        "--quantization", metavar="BITS", help="8bit or 4bit weights, through bitsandbytes; default: as saved"
+    )
+    parser.add_argument(
+        "--h2o",
+        type=float,
+        metavar="RATE",
+        help="keep this share of the prompt's cache: most attended and most recent tokens; default: all",
+    )
+    parser.add_argument(
+        "--instruction", action="store_true", help="put each prompt into the template that the training rows use"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the request, then print one text per prompt."""
+    if arguments.print_config:
+        print(load(arguments).to_yaml(), end="")
+        return 0
+    problems = []
+    if not arguments.prompt:
+        problems.append("generate needs at least one --prompt TEXT.")
+    if arguments.max_new_tokens < 1:
+        problems.append(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}.")
+    if not 0 <= arguments.temperature < float("inf"):
+        problems.append(f"--temperature must be at least 0, got {arguments.temperature:g}.")
+    if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
+        problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
+    if arguments.quantization not in (None, *QUANTIZATIONS):
+        problems.append(no_such_quantization(arguments.quantization))
+    if problems:
+        raise UserError(*problems)
+    folder = find_model_folder(arguments)
+    if arguments.dry_run:
+        print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
+        return 0
+    from transformers.utils.logging import disable_progress_bar
+
+    from uniattn_pl.inference.generation import generate
+
+    disable_progress_bar()  # of single-file transfers, which take a moment
+    texts = generate(
+        folder,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        instruction=arguments.instruction,
+        quantization=arguments.quantization,
+        h2o_retain_rate=arguments.h2o,
+    )
+    for text in texts:
+        print(text)
+    return 0

@@ -1,0 +1,76 @@
+"""`list`: what a config may name, taken from the code that enforces it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from uniattn_pl.commands.arguments import Parser
+from uniattn_pl.display.text_table import print_table
+from uniattn_pl.errors import UserError, did_you_mean
+
+DESCRIPTION = """\
+Lists what a config may name: architectures with their options, model families and what is known of each, models
+known by name, initialisers."""
+EXAMPLE = "  uniattn-pl list architectures"
+TOPICS = ("architectures", "families", "models", "initialisers")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `list`."""
+    parser.add_argument("topic", metavar="{" + ",".join(TOPICS) + "}", help="what to list")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table of one topic."""
+    topic = arguments.topic
+    if topic not in TOPICS:
+        raise UserError(f"cannot list '{topic}'.{did_you_mean(topic, TOPICS)} Topics: {', '.join(TOPICS)}.")
+    tables = {"architectures": _architectures, "families": _families, "models": _models, "initialisers": _initialisers}
+    tables[topic]()
+    return 0
+
+
+def _architectures() -> None:
+    from uniattn_pl.architectures import available, get_architecture
+
+    kinds = [get_architecture(name) for name in available()]
+    print_table("Architectures", ("name", "what it does"), [(kind.name, kind.summary) for kind in kinds])
+    options = [
+        (kind.name, field.name, str(field.type), _default(field), str(field.metadata.get("help", "")))
+        for kind in kinds
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]  # every architecture is a dataclass
+    ]
+    print()
+    print_table("Options (architecture.OPTION=VALUE)", ("of", "option", "type", "default", "meaning"), options)
+
+
+def _default(field: dataclasses.Field[object]) -> str:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return "required" if value is dataclasses.MISSING else str(value)
+
+
+def _families() -> None:
+    from uniattn_pl.families.support_table import support
+
+    columns = ("model type", "models", "kernels", "q k v", "q, k norms", "norms of the attention", "windows")
+    rows = [
+        (f.model_type, f.models, ", ".join(f.kernels), f.projections, f.query_norm, ", ".join(f.norms), f.windows)
+        for f in support()
+    ]
+    print_table("Model families (found by inspecting their default models)", columns, rows)
+    print("\nOther families are inspected and probed when they are converted, and refused with the reason.")
+
+
+def _models() -> None:
+    from uniattn_pl.families.catalogue import MODELS
+
+    print_table("Models (model.source=NAME)", ("name", "what it is"), [(n, e.summary) for n, e in MODELS.items()])
+    print("\nmodel.source also takes a hub id, a local folder or a .gguf file.")
+
+
+def _initialisers() -> None:
+    from uniattn_pl.config.schema import INITIALISERS
+
+    rows = list(INITIALISERS.items())
+    print_table("Initialisers of W_c (calibration.initialiser=NAME)", ("name", "what it does"), rows)

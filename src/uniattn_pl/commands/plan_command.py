@@ -1,0 +1,115 @@
+"""`plan`: the layer plan of an experiment, drawn, with its costs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.display.text_table import bytes_text, count_text, print_table
+from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.training.planning import compile_plan
+
+if TYPE_CHECKING:
+    import torch
+
+DESCRIPTION = """\
+Draws which layer computes its attention map and which uses another's, and computes what this costs: cache,
+parameters, FLOPs, training memory. Loads no weights."""
+EXAMPLE = """\
+  uniattn-pl plan --config experiments/quickstart.yaml
+  uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
+  uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8"""
+LENGTHS = (1024, 8192, 65536)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `plan`."""
+    add_config_arguments(parser, dry_run=False)
+    parser.add_argument(
+        "--length",
+        type=int,
+        action="append",
+        metavar="TOKENS",
+        help=f"may be repeated; default: {', '.join(map(str, LENGTHS))}",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="devices that share the weights in training; default: 1"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the drawing and the cost tables."""
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    lengths = arguments.length or list(LENGTHS)
+    if min(*lengths, arguments.batch_size, arguments.gpus) < 1:
+        raise UserError("--length, --batch-size and --gpus must be at least 1.")
+    plan, shape = compile_plan(loaded)
+    print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
+    print(plan.draw() + "\n")
+    _print_inference(plan, shape, lengths, arguments.batch_size, _dtype(loaded))
+    _print_training(plan, shape, loaded, arguments.gpus)
+    return 0
+
+
+def _dtype(loaded: LoadedConfig) -> torch.dtype:
+    from uniattn_pl.modeling.loading.pretrained import resolve_dtype
+
+    return resolve_dtype(loaded.config.model.dtype)
+
+
+def _print_inference(
+    plan: LayerPlan, shape: ModelShape, lengths: list[int], batch_size: int, dtype: torch.dtype
+) -> None:
+    unmodified = LayerPlan.unmodified(shape.num_layers)
+    rows = []
+    for length in lengths:
+        caches = [
+            costs.kv_cache_bytes(p, shape, batch_size=batch_size, length=length, bytes_per_element=dtype.itemsize)
+            for p in (plan, unmodified)
+        ]
+        prefill = [costs.prefill_flops(p, shape, batch_size=batch_size, length=length) for p in (plan, unmodified)]
+        decode = [costs.decode_flops(p, shape, batch_size=batch_size, length=length) for p in (plan, unmodified)]
+        rate = costs.kv_retain_rate(plan, shape, length=length)
+        rows.append(
+            (
+                str(length),
+                bytes_text(caches[0]),
+                bytes_text(caches[1]),
+                f"{rate:.1%}",
+                *_with_ratio(prefill),
+                *_with_ratio(decode),
+            )
+        )
+    columns = ("length", "KV cache", "unmodified", "retained", "prefill FLOPs", "ratio", "decode FLOPs", "ratio")
+    name = str(dtype).removeprefix("torch.")
+    print_table(f"Inference, batch size {batch_size}, {name}", columns, rows)
+
+
+def _with_ratio(flops: list[int]) -> tuple[str, str]:
+    return count_text(flops[0]), f"{flops[0] / flops[1]:.3f}"
+
+
+def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gpus: int) -> None:
+    from uniattn_pl.training.memory_estimate import stage_memory
+
+    config = loaded.config
+    rows = []
+    for stage in (1, 2):
+        memory = stage_memory(config, plan, shape, stage=stage, num_devices=gpus)
+        parts = (memory.total, *vars(memory).values())
+        rows.append((f"stage {stage}", *map(bytes_text, parts)))
+    own, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
+    print(f"\nParameters: {count_text(own)} ({own:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
+    columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
+    size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
+    devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
+    print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)

@@ -1,0 +1,116 @@
+"""`sweep`: one experiment at many settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.errors import UserError
+from uniattn_pl.redaction import redact
+
+if TYPE_CHECKING:
+    from uniattn_pl.plan import LayerPlan, ModelShape
+    from uniattn_pl.sweeps.point_plans import Known
+    from uniattn_pl.sweeps.points import Point
+    from uniattn_pl.sweeps.sweep_folder import SweepFolder
+
+DESCRIPTION = """\
+Runs an experiment at every point of its `sweep` section: named points, a grid over any config keys, seeds. Each
+point is a fit of its own, in its own folder and MLflow run. Killed at any point, the same command goes on: finished
+points are not run again, a half-done one resumes. Started again while it runs, here or on another machine that has
+the same sweep.storage, it joins in as a further worker."""
+EXAMPLE = """\
+  uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
+  uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \\
+      'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
+  uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn"""
+MEASURED = "measured"
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `sweep`."""
+    add_config_arguments(parser, dry_run=True)
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="optimizer steps of each stage at most (sweep.max_steps)",
+    )
+    parser.add_argument("--only", metavar="NAMES", help="run these points only, separated by commas; default: all")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check every point, then run them all."""
+    if not arguments.config:
+        raise UserError("sweep needs --config FILE, for example --config experiments/smollm2/sweep_size.yaml.")
+    if arguments.max_steps is not None:
+        arguments.overrides.append(f"sweep.max_steps={arguments.max_steps}")
+    loaded = load(arguments)
+    if arguments.print_config:
+        print(loaded.to_yaml(), end="")
+        return 0
+    from uniattn_pl.sweeps.jobs import check_evaluations
+    from uniattn_pl.sweeps.point_plans import known_plans
+    from uniattn_pl.sweeps.points import load_points, select_points
+    from uniattn_pl.sweeps.sweep_folder import SweepFolder
+
+    points = load_points(arguments.config, arguments.overrides, loaded)
+    if arguments.only is not None:
+        points = select_points(points, arguments.only)
+    folder = SweepFolder(Path(loaded.config.trainer.default_root_dir))
+    folder.check()
+    folders = folder.planned(points)
+    plans = known_plans(points, folders)
+    rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
+    check_evaluations(points, data=not arguments.dry_run)
+    if arguments.dry_run:
+        _dry_run(loaded, points, folder, folders, plans, rates)
+        return 0
+    from uniattn_pl.sweeps.worker import run_sweep
+
+    words = [word for file in arguments.config for word in ("--config", str(file))]
+    run_sweep(loaded, points, rates, [*words, *arguments.overrides])
+    return 0
+
+
+def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:
+    from uniattn_pl.plan import costs
+
+    return costs.kv_retain_rate(plan, shape, length=costs.CACHE_LENGTH)
+
+
+def _dry_run(
+    loaded: LoadedConfig,
+    points: Sequence[Point],
+    folder: SweepFolder,
+    folders: Mapping[str, Path],
+    plans: dict[str, Known | None],
+    rates: dict[str, float | None],
+) -> None:
+    """List the points."""
+    from uniattn_pl.display.text_table import print_table
+
+    rows = []
+    for point in points:
+        rate, known = rates[point.key], plans[point.key]
+        memory = MEASURED if known is None else _memory_text(point, *known)
+        state = "begun" if folders[point.key].exists() else "new"
+        rows.append((point.name, MEASURED if rate is None else f"{rate:.1%}", memory, state, str(folders[point.key])))
+    columns = ("point", "KV", "training memory", "state", "folder")
+    print_table(f"{loaded.config.name}: {len(points)} points", columns, rows)
+    storage = loaded.config.sweep.storage or f"sqlite in {folder.own}"
+    print(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
+    print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
+    print("dry run: all points were checked, nothing was started.")
+
+
+def _memory_text(point: Point, plan: LayerPlan, shape: ModelShape) -> str:
+    from uniattn_pl.display.text_table import bytes_text
+    from uniattn_pl.training.memory_estimate import peak_memory
+
+    memory = peak_memory(point.loaded.config, plan, shape)
+    return "-" if memory is None else bytes_text(memory)

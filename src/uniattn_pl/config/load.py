@@ -1,0 +1,276 @@
+"""Files, includes and overrides become one typed experiment; all problems are reported at once.
+
+Order, later wins: schema defaults, for each `--config` its includes and then itself, the overrides.
+Interpolations resolve last. A layer that names another architecture drops the options that earlier
+layers gave to the former one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from uniattn_pl.config.checks import cross_check
+from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
+from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.typing_rules import field_hints, fit, show
+from uniattn_pl.config.yaml_documents import (
+    DEFAULT,
+    Entry,
+    KeyPath,
+    Layer,
+    at,
+    dump_value,
+    parse_value,
+    read_files,
+    read_overrides,
+)
+from uniattn_pl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from uniattn_pl.architectures import Architecture
+
+NAME = (ARCHITECTURE, "name")
+Field = tuple[Any, dataclasses.Field[Any]]
+
+
+def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read, merge, resolve and check an experiment.
+
+    Args:
+        files: YAML files, later ones win.
+        overrides: `key.path=value` words, they win over files.
+
+    Raises:
+        UserError: with every problem of the files, the overrides and the resulting config.
+    """
+    return _Assembly().load([Path(file) for file in files], overrides)
+
+
+class _Assembly:
+    """The state of one `load_config`: what was set, where, and what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.fields: dict[KeyPath, Field] = dict(_schema(ExperimentConfig, ()))
+        self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
+        self.set: dict[KeyPath, Entry] = {}
+        self.problems: list[str] = []
+        self.reported: set[str] = set()
+        self.tree: DictConfig | None = None  # all values, in which references are looked up
+
+    def load(self, files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig:
+        layers = read_files(files, self._is_leaf, self.problems)
+        layers.append(read_overrides(overrides, self._is_leaf, self.problems))
+        for layer in layers:
+            self._apply(layer)
+        values = {path: _default(field) for path, (_, field) in self.fields.items()}
+        del values[(ARCHITECTURE,)]
+        values[NAME] = _default(self.fields[(ARCHITECTURE,)][1])["name"]
+        values.update((path, self._literal(entry)) for path, entry in self.set.items())
+        kind = self._architecture_class(values)
+        if kind is not None:
+            self._add_options(kind, values)
+        # What the user wrote comes first: a default that refers to it must not repeat its problem.
+        resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.set)}
+        architecture = self._build_architecture(kind, resolved)
+        config = _to_config(resolved)
+        self.problems += cross_check(config, self.reported, self._origin)
+        if self.problems or architecture is None:
+            raise UserError(*dict.fromkeys(self.problems))
+        return LoadedConfig(config, architecture, {".".join(path): self._origin(".".join(path)) for path in resolved})
+
+    def _is_leaf(self, path: KeyPath) -> bool:
+        return (path in self.fields and path != (ARCHITECTURE,)) or (path[:1] == (ARCHITECTURE,) and len(path) == 2)
+
+    def _origin(self, key: str) -> str:
+        entry = self.set.get(tuple(key.split(".")))
+        return entry.origin if entry else DEFAULT
+
+    def _report(self, entry: Entry, problem: str) -> None:
+        self.problems.append(f"{at(entry.origin)}{entry.key}: {problem}")
+        self.reported.add(entry.key)
+
+    def _apply(self, layer: Layer) -> None:
+        """Lay one layer over what is set so far."""
+        known = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
+        name = next((entry for entry in reversed(known) if entry.path == NAME), None)
+        former = self.set[NAME].value if NAME in self.set else "uniattn"
+        if name is not None and name.value != former:
+            self.set = {path: entry for path, entry in self.set.items() if path[0] != ARCHITECTURE}
+        self.set.update((entry.path, entry) for entry in known)
+
+    def _is_known(self, entry: Entry) -> bool:
+        if self._is_leaf(entry.path):
+            return True
+        if entry.path in self.sections or entry.path == (ARCHITECTURE,):
+            self._report(entry, f"expected keys below it (a section), got {show(entry.value)}.")
+            return False
+        leads_on = [self._opens(entry.path[:d]) or self._is_leaf(entry.path[:d]) for d in range(1, len(entry.path))]
+        depth = leads_on.index(False) + 1 if False in leads_on else len(entry.path)
+        self.problems.append(f"{entry.origins[depth - 1]}: {self._unknown(entry.path[:depth])}")
+        return False
+
+    def _opens(self, path: KeyPath) -> bool:
+        return path in self.sections or path == (ARCHITECTURE,)
+
+    def _unknown(self, path: KeyPath) -> str:
+        parent, word = path[:-1], path[-1]
+        if self._is_leaf(parent):
+            return f"unknown key '{'.'.join(path)}': '{'.'.join(parent)}' has no keys below it."
+        siblings = {known[len(parent)] for known in self.fields if known[: len(parent)] == parent and known != parent}
+        hint = did_you_mean(word, sorted(siblings))
+        hint = hint.replace(" '", f" '{'.'.join((*parent, ''))}", 1)
+        elsewhere = [".".join(known) for known in self.fields if known[-1] == word.split(".")[-1]]
+        if elsewhere and not hint:
+            hint = f" Did you mean '{elsewhere[0]}'?"
+            hint += " In a file, keys are nested, not dotted." if "." in word else ""
+        if not hint:
+            hint = f" Known here: {', '.join(sorted(siblings))}."
+        return f"unknown key '{'.'.join(path)}'.{hint}"
+
+    def _literal(self, entry: Entry) -> Any:
+        """Return the value as written, already converted where its type is known and it refers to nothing."""
+        problem = syntax_problem(entry.value) if refers(entry.value) else None
+        if entry.value == "???":
+            problem = "a value must be given in place of '???'."
+        if problem:
+            self._report(entry, problem)
+            return self._fallback(entry.path)
+        if entry.path not in self.fields or refers(entry.value):
+            return entry.text if entry.path == NAME else entry.value
+        return self._fitted(entry, entry.value, entry.text, self.fields[entry.path])
+
+    def _fallback(self, path: KeyPath) -> Any:
+        """Return what stands in for an unusable value, so that the other checks can go on."""
+        default = _default(self.fields[path][1]) if path in self.fields else None
+        return None if default is dataclasses.MISSING else default
+
+    def _fitted(self, entry: Entry, value: Any, text: str | None, field: Field) -> Any:
+        value, problem = fit(value, text, *field)
+        if problem:
+            self._report(entry, problem)
+            return self._fallback(entry.path)
+        return value
+
+    def _architecture_class(self, values: dict[KeyPath, Any]) -> type[Architecture] | None:
+        from uniattn_pl.architectures import get_architecture
+
+        values[NAME] = self._resolved(NAME, values)
+        if ".".join(NAME) in self.reported:
+            return None
+        try:
+            return get_architecture(str(values[NAME]))
+        except UserError as error:
+            self.problems += [f"{at(self._origin('architecture.name'))}architecture.name: {p}" for p in error.problems]
+            self.reported.add(".".join(NAME))
+            return None
+
+    def _add_options(self, kind: type[Architecture], values: dict[KeyPath, Any]) -> None:
+        """Add the options of the chosen architecture to the known fields, with their defaults; report unknown ones."""
+        options = field_hints(kind)
+        self.tree = None
+        for name, field in options.items():
+            path: KeyPath = (ARCHITECTURE, name)
+            self.fields[path] = field
+            if path in self.set:
+                values[path] = self._literal(self.set[path])
+            elif _default(field[1]) is dataclasses.MISSING:
+                where = self._origin(".".join(NAME))
+                self.problems.append(f"{at(where)}architecture: '{kind.name}' needs the option '{name}'.")
+                self.reported.add(".".join(path))
+                values[path] = None
+            else:
+                values[path] = _default(field[1])
+        for unknown in [p for p in values if p[0] == ARCHITECTURE and p != NAME and p[1] not in options]:
+            entry, allowed = self.set[unknown], ", ".join(options) or "none"
+            near = did_you_mean(entry.key, [f"{ARCHITECTURE}.{name}" for name in options])
+            near = near or f" Its options: {allowed}."
+            self.problems.append(f"{entry.origin}: unknown key '{entry.key}': no option of '{kind.name}'.{near}")
+            del values[unknown]
+
+    def _resolved(self, path: KeyPath, values: dict[KeyPath, Any]) -> Any:
+        value = values[path]
+        key = ".".join(path)
+        if not refers(value) or key in self.reported:
+            return value
+        if self.tree is None:
+            self.tree = OmegaConf.create(_nest(values))
+        value, problem = resolve(self.tree, path, [".".join(p) for p in values])
+        entry = self.set.get(path) or Entry(path, (DEFAULT,), value, None)
+        if problem:
+            self._report(entry, problem)
+            values[path] = self._fallback(path)
+            self.tree = None
+            return values[path]
+        if path not in self.fields:
+            return value
+        text = value if isinstance(value, str) else dump_value(value)
+        return self._fitted(entry, parse_value(value) if isinstance(value, str) else value, text, self.fields[path])
+
+    def _build_architecture(self, kind: type[Architecture] | None, resolved: dict[KeyPath, Any]) -> Architecture | None:
+        options = {p[1]: v for p, v in resolved.items() if p[0] == ARCHITECTURE and p != NAME}
+        if kind is None or self.reported.intersection(f"{ARCHITECTURE}.{name}" for name in options):
+            return None
+        try:
+            return kind(**options)
+        except (UserError, ValueError) as error:
+            reasons = error.problems if isinstance(error, UserError) else [str(error)]
+            self.problems += [f"{at(self._origin('architecture.name'))}architecture: {reason}" for reason in reasons]
+            return None
+
+
+def _spell_out(entry: Entry) -> Entry:
+    """Read the short form `architecture: cla` as `architecture: {name: cla}`."""
+    if entry.path == (ARCHITECTURE,) and isinstance(entry.value, str):
+        return dataclasses.replace(entry, path=NAME, origins=entry.origins * 2)
+    return entry
+
+
+def _schema(cls: type, path: KeyPath) -> Iterable[tuple[KeyPath, Field]]:
+    for name, (hint, field) in field_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _with_defaults(hint, (*path, name), field)
+        else:
+            yield (*path, name), (hint, field)
+
+
+def _with_defaults(hint: Any, path: KeyPath, section: dataclasses.Field[Any]) -> Iterable[tuple[KeyPath, Field]]:
+    """Yield the fields of a section, with the defaults that its parent gives it."""
+    defaults = _default(section)
+    for inner, (inner_hint, field) in _schema(hint, path):
+        value = defaults
+        for key in inner[len(path) :]:
+            value = getattr(value, key)
+        replacement: dataclasses.Field[Any] = dataclasses.field(default=value, metadata=field.metadata)
+        yield inner, (inner_hint, replacement)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for path, value in values.items():
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return root
+
+
+def _to_config(values: dict[KeyPath, Any]) -> ExperimentConfig:
+    """The typed experiment; every value has been fitted to its field before."""
+    config = _build(ExperimentConfig, _nest(values))
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
+    hints = {key: hint for key, (hint, _) in field_hints(cls).items()}
+    return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})

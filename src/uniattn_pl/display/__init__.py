@@ -1,0 +1,1 @@
+"""What people look at while a command runs and when it ends: bars, tables, figures."""

@@ -1,0 +1,170 @@
+"""One evaluation from config to table: each task and probe measured once, kept in a folder, and logged to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.display.text_table import print_table, table_text
+from uniattn_pl.errors import UserError
+from uniattn_pl.evaluation import probes
+from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
+from uniattn_pl.evaluation.evaluation_results import Figure, Result, ResultFiles
+from uniattn_pl.evaluation.mlflow_logging import check_store, track
+from uniattn_pl.evaluation.retrieval import retrieval
+from uniattn_pl.evaluation.subject import Subject
+from uniattn_pl.evaluation.tasks import open_task
+from uniattn_pl.evaluation.variants import Variant, variants_of
+from uniattn_pl.files import atomic_file, file_digest
+
+FOLDER = "evaluation"
+COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
+DETAIL = "_depth_"  # figures that are in the files, and too many for a table
+
+
+def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | None) -> list[Result]:
+    """Measure the tasks and probes of `loaded.config.evaluation`; what an earlier, killed run has finished is kept.
+
+    Writes results.json and table.txt to RUN/evaluation and the figures to the fit's MLflow run, or, for a model that
+    is no run's, to the config's run folder and a run of its own.
+
+    Raises:
+        UserError: the data, the model or the tracking store cannot be had as asked for.
+    """
+    console = Console()
+    console.print(f"evaluating {subject}", highlight=False, markup=False, soft_wrap=True)
+    check_store(loaded, subject)
+    folder = (subject.run or Path(loaded.config.trainer.default_root_dir)) / FOLDER
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
+    model = LoadedModel(loaded, subject, console, ResultFiles(folder))
+    parts = _Parts(model).all()
+    variants = variants_of(loaded.config.evaluation, retain_rate)
+    model.check(variants)
+    results = [result for variant in variants for result in model.measured(variant, parts)]
+    _write(results, subject, folder)
+    track(loaded, subject, results, folder, retain_rates=model.retain_rates(variants))
+    return results
+
+
+class _Parts:
+    """Everything that an evaluation asks for."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model, self.loaded, self.console = model, model.loaded, model.console
+        self.options = model.loaded.config.evaluation
+
+    def all(self) -> list[Part]:
+        """All that is asked for; opens every task first, so that wrong input shows before anything is measured."""
+        of_probe = {"held_out": self._held_out, "positions": self._positions, "retrieval": self._retrieval}
+        return [*map(self._task, dict.fromkeys(self.options.tasks)), *(of_probe[p]() for p in self.options.probes)]
+
+    def _task(self, name: str) -> Part:
+        import lm_eval
+
+        options = self.options
+        task = open_task(name, data_dir=options.data_dir, num_fewshot=options.num_fewshot)
+        rows = task.rows(options.limit, options.sample, options.sample_seed)
+        settings = {
+            "harness": lm_eval.__version__,
+            "num_fewshot": options.num_fewshot,
+            "rows": task.contents(rows, options.num_fewshot),
+        }
+
+        def measure(variant: Variant) -> list[Result]:
+            from uniattn_pl.evaluation.harness import score_task
+
+            count = sum(map(len, rows.values()))
+            self.console.print(f"{name}{variant.suffix}: {count} rows", highlight=False, markup=False)
+            return score_task(self.model.harness(variant), task, rows, options.num_fewshot)
+
+        return Part(name, settings, measure)
+
+    def _held_out(self) -> Part:
+        config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
+
+        def measure(variant: Variant) -> list[Result]:
+            model, tokenizer = self.model.of(variant)
+            size = 1 if variant.retain_rate is not None else self.options.batch_size
+            data = InstructionDataModule(
+                config.data, tokenizer, batch_size=size, micro_batch_size=size, eval_batch_size=size, seed=config.seed
+            )
+            data.setup()
+            batches = data.validation_batches(rows, size)
+            if variant.retain_rate is not None:
+                return [probes.compressed_held_out(model, batches, variant.retain_rate)]
+            with self._progress("held_out") as progress:
+                return [probes.held_out(model, batches, progress.update)]
+
+        source = config.data.validation_source or config.data.source
+        settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": rows}
+        return Part("held_out", settings, measure)
+
+    def _positions(self) -> Part:
+        text, options = str(self.options.text), self.options
+        choice: dict[str, Any] = {
+            "window": max(options.lengths),
+            "limit": options.windows,
+            "seed": options.sample_seed,
+        }
+
+        def measure(variant: Variant) -> list[Result]:
+            with self._progress("positions") as progress:
+                model, tokenizer = self.model.of(variant)
+                return [probes.loss_by_position(model, tokenizer, Path(text), **choice, progress=progress.update)]
+
+        return Part("positions", {"text": _stamp(text), **choice}, measure, has_prompts=False)
+
+    def _retrieval(self) -> Part:
+        settings: dict[str, Any] = {
+            "lengths": sorted(set(self.options.lengths)),
+            "trials": self.options.trials,
+            "seed": self.options.sample_seed,
+        }
+
+        def measure(variant: Variant) -> list[Result]:
+            options = {**settings, "retain_rate": variant.retain_rate}
+            with self._progress("retrieval") as progress:
+                return retrieval(*self.model.of(variant), **options, progress=progress.update)
+
+        return Part("retrieval", settings, measure)
+
+    def _progress(self, label: str) -> ProgressReporter:
+        return ProgressReporter(label, self.console)
+
+
+def _stamp(source: str) -> Any:
+    """Content of a local file as a hash; the name of anything else."""
+    path = Path(source).expanduser()
+    return file_digest(path) if path.is_file() else source
+
+
+def _write(results: list[Result], subject: Subject, folder: Path) -> None:
+    """The table on screen and as a file, and everything as JSON."""
+    rows = [
+        (result.name, metric, f"{figure.value:.4f}", _interval(figure), str(result.rows))
+        for result in results
+        for metric, figure in result.figures.items()
+        if DETAIL not in metric
+    ]
+    title = f"Evaluation of {subject}"
+    print_table(title, COLUMNS, rows)
+    contents: Mapping[str, str] = {
+        "results.json": json.dumps({"model": str(subject), "results": [r.to_dict() for r in results]}, indent=1),
+        "table.txt": "\n".join(table_text(title, COLUMNS, rows)) + "\n",
+    }
+    for name, text in contents.items():
+        with atomic_file(folder / name) as file:
+            file.write(text.encode())
+    print(f"\nwritten to {folder}")
+
+
+def _interval(figure: Figure) -> str:
+    return "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"

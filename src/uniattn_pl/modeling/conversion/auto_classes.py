@@ -1,0 +1,56 @@
+"""The converted model types, registered with transformers' Auto classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX
+from uniattn_pl.modeling.conversion.converted_classes import make_config_class, make_model_class
+
+_CLASSES: dict[type, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
+
+
+def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """The (config, model) classes of converted models of a stock class, made and registered on first use."""
+    if stock not in _CLASSES:
+        config = make_config_class(stock.config_class, __name__)
+        model = make_model_class(stock, config, __name__)
+        AutoConfig.register(config.model_type, config)
+        AutoModelForCausalLM.register(config, model)
+        # Pickling and save_pretrained look classes up by module and name.
+        globals()[config.__name__], globals()[model.__name__] = config, model
+        _CLASSES[stock] = (config, model)
+    return _CLASSES[stock]
+
+
+def register_family(model_type: str) -> None:
+    """Register the converted type of one stock model type, so that the Auto classes load it.
+
+    Raises:
+        UserError: transformers has no causal language model of that type.
+    """
+    try:
+        stock_config = type(AutoConfig.for_model(model_type))
+        auto_classes(MODEL_FOR_CAUSAL_LM_MAPPING[stock_config])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"transformers has no causal language model of type '{model_type}'.") from error
+
+
+def register_auto_classes() -> None:
+    """Register the converted types of every tested family."""
+    for model_type in FAMILIES:
+        register_family(model_type)
+
+
+def register_type_of(folder: Path) -> None:
+    """Register the converted type that a model folder's config names, also of a family that is not in the table."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_type = str(config.get("model_type", ""))
+    if model_type.startswith(MODEL_TYPE_PREFIX):
+        register_family(model_type.removeprefix(MODEL_TYPE_PREFIX))

@@ -1,0 +1,114 @@
+"""From a stock model and a plan to the model the plan describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from uniattn_pl.architectures import get_architecture
+from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, shape_of, stock_model_type
+from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.auto_classes import auto_classes
+from uniattn_pl.modeling.conversion.exactness_probe import check_exact
+from uniattn_pl.modeling.conversion.install import check_convertible, install
+from uniattn_pl.plan import LayerPlan
+
+
+def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> PreTrainedModel:
+    """Convert `model` in place to the architecture `name` and return it; every W_c starts at zero.
+
+    Args:
+        model: a stock transformers model.
+        name: an architecture of the registry.
+        options: fields of that architecture's dataclass.
+
+    Raises:
+        UserError: unknown architecture or option, options that do not fit the model, or a family not supported.
+    """
+    architecture = get_architecture(name)
+    allowed = list(architecture.__dataclass_fields__)  # type: ignore[attr-defined]
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        known = ", ".join(allowed) or "none"
+        raise UserError(*(f"{name} has no option '{o}'.{did_you_mean(o, allowed)} Options: {known}." for o in unknown))
+    return apply_plan(model, architecture(**options).compile(shape_of(model.config)))
+
+
+def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
+    """Convert `model` in place to `plan` and return it; an unmodified plan leaves a stock model stock.
+
+    A converted model can go further: its plan's operated layers may lose their attention (paper Figure 5), others
+    become whatever the new plan says. What a layer has given up does not come back.
+
+    Raises:
+        UserError: the plan does not fit the model, or the model cannot be converted.
+    """
+    converted = model.config.model_type.startswith(MODEL_TYPE_PREFIX)
+    if converted:
+        problems = plan.reduces(model.layer_plan)  # type: ignore[arg-type]
+        if problems:
+            raise UserError("this model already has a layer plan; start from the stock model.", *problems)
+    plan.check(shape_of(model.config))
+    if stock_model_type(model.config) not in FAMILIES:
+        check_exact(model, plan)
+    if not plan.operated:
+        model.layer_plan = plan  # type: ignore[assignment]
+        return model
+    return _convert(model, plan)
+
+
+def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
+    check_convertible(model.config, plan)
+    if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
+        _become_converted(model)
+    install(model, plan)
+    model.config.layer_plan = plan.to_dict()
+    return model
+
+
+def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated: bool = False) -> PreTrainedModel:
+    """Remove the attention of more layers from a model, trained or not, in place (LLMDrop; paper Figure 5).
+
+    Args:
+        model: stock or converted.
+        layers: 0-based indices.
+        compensated: keep the W_c that a layer has; one that has none gets one at zero, unless it was converted before.
+
+    Raises:
+        UserError: another layer reads from one of them, there is no such layer, or a W_c cannot stay where it is.
+    """
+    return apply_plan(model, plan_of(model).drop(list(layers), compensated=compensated))
+
+
+def plan_of(model: PreTrainedModel) -> LayerPlan:
+    """The plan of a model; of a stock one the unmodified plan."""
+    return getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
+
+
+def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
+    """A converted model beside the original one that shares its weights, so costs no memory but W_c.
+
+    (And, where q, k and v are one projection, the rows of it that an operated layer keeps.)
+    """
+    return apply_plan(sharing_copy(model), plan)
+
+
+def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a stock model, sharing its weights, that computes the same but attends and caches as converted ones do.
+
+    What a plan saves is measured against it; the difference to the stock model is the kernels'.
+    """
+    return _convert(sharing_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
+
+
+def _become_converted(model: PreTrainedModel) -> None:
+    """Give a stock model the classes of its converted type."""
+    config_class, model_class = auto_classes(type(model))
+    # A stock model that carries the unmodified plan keeps it in its own dict, in the way of the property.
+    vars(model).pop("layer_plan", None)
+    model.config.__class__, model.__class__ = config_class, model_class
+    vars(model.config)["model_type"] = config_class.model_type
+    model.config.reuse_mode = "auto"

@@ -1,0 +1,143 @@
+"""The config and model classes of a converted family, made from its stock classes.
+
+A folder says `model_type: uniattn_llama` and carries its plan: without this package it is refused with
+transformers' own message. Keeping `llama` would load silently with random projections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
+from uniattn_pl.kernels.grouped import automatic_chunk
+from uniattn_pl.modeling.attention.publishing import PREFIX
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.conversion.install import install
+from uniattn_pl.plan import REUSE_MODES, LayerPlan
+
+CLASS_PREFIX = "UniAttn"
+SHOWN_KEYS = 5
+
+
+def make_config_class(stock: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
+    """A config class of model type `uniattn_<type>`, as a member of the module named `module`."""
+    model_type = MODEL_TYPE_PREFIX + stock.model_type
+    return type(CLASS_PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": module})
+
+
+def make_model_class(
+    stock: type[PreTrainedModel], config_class: type[PreTrainedConfig], module: str
+) -> type[PreTrainedModel]:
+    """A model class that builds what its config's plan says and loads nothing else, as a member of `module`."""
+
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        install(self, _plan_of(config))
+
+    def from_pretrained(
+        cls: type[PreTrainedModel], /, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        load = stock.from_pretrained.__func__  # type: ignore[attr-defined]
+        # Listed with the other kinds instead of transformers' own error for this one.
+        kwargs["ignore_mismatched_sizes"] = True
+        model, info = load(cls, source, *args, output_loading_info=True, **kwargs)
+        _check_complete(source, info)
+        return (model, info) if output_loading_info else model
+
+    def layer_plan(self: PreTrainedModel) -> LayerPlan:
+        return self.get_decoder().layer_plan
+
+    def set_attn_implementation(self: PreTrainedModel, implementation: str | dict[str, str], **kwargs: Any) -> None:
+        # A stock kernel would not publish: always go through the wrapper of the same name.
+        if isinstance(implementation, str):
+            implementation = PREFIX + implementation.removeprefix(PREFIX)
+        stock.set_attn_implementation(self, implementation, **kwargs)
+
+    def activation_checkpointing_enable(
+        self: PreTrainedModel, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise UserError(
+                "reentrant gradient checkpointing drops the gradient of a shared attention map; "
+                "use use_reentrant=False."
+            )
+        stock.activation_checkpointing_enable(self, activation_checkpointing_kwargs=options, **kwargs)
+
+    def generate(self: PreTrainedModel, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """The stock one, long prompts in chunks unless `prefill_chunk_size` says otherwise."""
+        cache, prompt = kwargs.get("past_key_values"), kwargs.get("input_ids") if inputs is None else inputs
+        if isinstance(cache, H2OCache) and prompt is not None:
+            cache.expect_prompt(prompt.shape[1] - int(cache.get_seq_length()))
+        chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
+        if chunk is not None:
+            kwargs["prefill_chunk_size"] = chunk
+        return stock.generate(self, inputs, generation_config, **kwargs)  # type: ignore[attr-defined]
+
+    members = {
+        "__init__": __init__,
+        "__module__": module,
+        "config_class": config_class,
+        "from_pretrained": classmethod(from_pretrained),
+        "generate": generate,
+        "layer_plan": property(layer_plan),
+        "set_attn_implementation": set_attn_implementation,
+        "activation_checkpointing_enable": activation_checkpointing_enable,
+    }
+    return type(CLASS_PREFIX + stock.__name__, (stock,), members)
+
+
+def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
+    """The chunk size that suits this prompt; None where it is one chunk, nothing is cached, or the caller chose."""
+    settings = generation_config or model.generation_config
+
+    def chosen(name: str, default: Any) -> Any:
+        value = kwargs.get(name)
+        value = getattr(settings, name, None) if value is None else value
+        return default if value is None else value
+
+    if prompt is None or not chosen("use_cache", True) or chosen("prefill_chunk_size", None) is not None:
+        return None
+    batch, length = prompt.shape[:2]
+    together = batch * max(chosen("num_beams", 1), chosen("num_return_sequences", 1))
+    chunk = automatic_chunk(model.config, model.device, model.dtype, batch_size=together, length=length)
+    return chunk if chunk < length else None
+
+
+def _plan_of(config: Any) -> LayerPlan:
+    """The plan in a converted config, whose other own field is checked too.
+
+    Raises:
+        UserError: it has none, or one that is none.
+    """
+    if getattr(config, "layer_plan", None) is None:
+        raise UserError(f"a config of type '{config.model_type}' needs a layer_plan; this one has none.")
+    config.reuse_mode = getattr(config, "reuse_mode", REUSE_MODES[0])
+    if config.reuse_mode not in REUSE_MODES:
+        near = did_you_mean(str(config.reuse_mode), REUSE_MODES)
+        raise UserError(f"reuse_mode is '{config.reuse_mode}' in the config.{near} Allowed: {', '.join(REUSE_MODES)}.")
+    return LayerPlan.from_dict(config.layer_plan)
+
+
+def _check_complete(source: Any, info: dict[str, Any]) -> None:
+    """Refuse weights that the plan does not account for: transformers would start missing ones at random.
+
+    Raises:
+        UserError: weights are missing, left over or of another shape.
+    """
+    kinds = {"missing": "missing_keys", "not in the plan": "unexpected_keys", "of another shape": "mismatched_keys"}
+    problems = []
+    for what, key in kinds.items():
+        # Mismatched ones come with their shapes.
+        found = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key, ()))
+        if found:
+            more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+            problems.append(f"{what}: {', '.join(found[:SHOWN_KEYS])}{more}")
+    if problems:
+        raise UserError(
+            f"the weights in '{source}' do not belong to the layer plan in its config ({'; '.join(problems)}); "
+            "save both with save_pretrained, or export the run again."
+        )

@@ -1,0 +1,101 @@
+"""Whether an untested family's attention is what the operated layers take it for, decided by running it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import STATE_KEY, decoder_layers, stock_model_type
+from uniattn_pl.modeling.attention.operated import operate
+from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState, publish_positions
+from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.plan import LayerPlan, LayerRow
+
+LENGTH = 8
+RELATIVE_TOLERANCE = 0.05
+PUBLISHES = {"reuse": frozenset({"map"}), "share": frozenset({"key_value"})}
+
+
+@torch.no_grad()
+def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Let every layer that reads from another read from itself: it must give what its stock attention gives.
+
+    An attention that does more than project, normalise, rotate and attend (a gate, layers without rotation) does
+    not. Sources of keys are probed too: readers rotate as they do. Weightless models are not probed, nor layers
+    that were converted before.
+
+    Raises:
+        UserError: a layer's output differs; names the layers.
+    """
+    if model.device.type == "meta":
+        return
+    former: LayerPlan | None = getattr(model, "layer_plan", None)
+    stock = [row.index for row in plan.rows if former is None or not former.rows[row.index].operated]
+    roles = {row.index: row.role for row in plan.rows if row.role in PUBLISHES}
+    roles |= dict.fromkeys(plan.key_value_sources, "share")
+    probed = [index for index in stock if index in roles]
+    calls = _attention_calls(model, probed)
+    wrong = [index for index in probed if _reads_itself_wrongly(model, index, roles[index], *calls[index])]
+    if wrong:
+        lost = ", ".join(sorted({roles[index] for index in wrong}))
+        raise UserError(
+            f"model type '{stock_model_type(model.config)}' is not tested, and layers {', '.join(map(str, wrong))} "
+            f"compute something that a plan would lose ({lost}): reading from themselves they do not give their own "
+            "output. Choose layers or an architecture that leave them as they are."
+        )
+
+
+def _attention_calls(model: PreTrainedModel, layers: list[int]) -> dict[int, tuple[dict[str, Any], torch.Tensor]]:
+    """Keyword arguments and output of the attention of `layers` in one forward over random tokens."""
+    calls: dict[int, tuple[dict[str, Any], torch.Tensor]] = {}
+    handles = []
+    for index in layers:
+
+        def record(_: Any, args: Any, kwargs: dict[str, Any], output: Any, index: int = index) -> None:
+            calls[index] = ({name: value for name, value in kwargs.items() if name != STATE_KEY}, output[0])
+
+        attention = decoder_layers(model)[index].self_attn
+        handles.append(attention.register_forward_hook(record, with_kwargs=True))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
+    training = model.training
+    model.eval().get_decoder()(input_ids=ids, use_cache=False)
+    model.train(training)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def _reads_itself_wrongly(
+    model: PreTrainedModel, index: int, role: str, kwargs: dict[str, Any], expected: torch.Tensor
+) -> bool:
+    stock = decoder_layers(model)[index].self_attn
+    # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
+    elsewhere = index - 1 if index else 1
+    row = {
+        "reuse": LayerRow(index, map_from=elsewhere, key_from=None, value_from=index),
+        "share": LayerRow(index, map_from=index, key_from=elsewhere, value_from=elsewhere),
+    }[role]
+    state = SharedState()
+    source, reader = publishing_copy(stock), publishing_copy(stock)
+    source.publishes, reader.publishes = PUBLISHES[role], frozenset()
+    if role == "share":
+        publish_positions(source, (), {**kwargs, STATE_KEY: state})
+    source(**kwargs, **{STATE_KEY: state})
+    state[elsewhere] = state[index]
+    operate(reader, row)
+    found, _ = reader(**kwargs, **{STATE_KEY: state})
+    return bool((found - expected).norm() > RELATIVE_TOLERANCE * expected.norm())
+
+
+def publishing_copy(attention: Any) -> Any:
+    """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
+    twin = sharing_copy(attention)
+    twin.config = copy.copy(attention.config)
+    twin.config._attn_implementation = PREFIX + str(twin.config._attn_implementation).removeprefix(PREFIX)
+    twin.config.reuse_mode = "replay"
+    return twin

@@ -1,0 +1,91 @@
+"""Giving a stock skeleton what its plan says: operated attentions, publishing sources, a fitted cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.modeling.attention.operated import add_late_correction, operate
+from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState, publish_positions
+from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
+from uniattn_pl.plan import LayerPlan
+
+
+def install(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Give every layer what the plan says, on a stock skeleton (also on the meta device) or on a former plan's model.
+
+    Raises:
+        UserError: the model drops attention weights at random, or it has another depth.
+    """
+    config, layers = model.config, decoder_layers(model)
+    check_convertible(config, plan)
+    backend = config._attn_implementation or "eager"
+    config._attn_implementation = PREFIX + backend.removeprefix(PREFIX)
+    decoder = model.get_decoder()
+    former: LayerPlan | None = getattr(decoder, "layer_plan", None)
+    for row, layer in zip(plan.rows, layers, strict=True):
+        publishes = _publishes(plan, row.index)
+        if "key_value" in publishes and (former is None or row.index not in former.key_value_sources):
+            layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
+        layer.self_attn.publishes = publishes
+        layer.self_attn.last_reader = plan.last_reader(row.index)
+        layer.self_attn.key_root = plan.root(row.index)
+        if row.operated and (former is None or former.rows[row.index] != row):
+            operate(layer.self_attn, row)
+            if row.compensated and row.compensation_output == "layer_output":
+                layer.register_forward_hook(add_late_correction, with_kwargs=True)
+    _remove_idle_norms(model, plan)
+    decoder.layer_plan = plan
+    if former is None:
+        decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
+
+
+def check_convertible(config: Any, plan: LayerPlan) -> None:
+    """Raise UserError when a model of this config cannot have this plan, with every reason."""
+    problems = []
+    if getattr(config, "attention_dropout", 0.0):
+        problems.append(
+            f"attention_dropout is {config.attention_dropout}; a shared attention map needs 0 "
+            "(a replayed map would be dropped out differently in every layer)."
+        )
+    if len(plan.rows) != config.num_hidden_layers:
+        problems.append(f"the plan has {len(plan.rows)} layers, the model {config.num_hidden_layers}.")
+    if problems:
+        raise UserError(*problems)
+
+
+def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Without attention its norms have no reader; left in place they would be parameters without gradient."""
+    idle = [row.index for row in plan.rows if row.dropped and not row.compensated]
+    names = anatomy_of(model.config).attention_norms if idle else ()
+    for index in idle:
+        for name in names:
+            setattr(decoder_layers(model)[index], name, nn.Identity())
+
+
+def _publishes(plan: LayerPlan, index: int) -> frozenset[str]:
+    sources = {"map": plan.map_sources, "key_value": plan.key_value_sources}
+    return frozenset(kind for kind, layers in sources.items() if index in layers)
+
+
+def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give this forward a fresh shared state, and a cache fitted to the plan where one is used."""
+    cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+    use_cache = decoder.config.use_cache if use_cache is None else use_cache
+    checkpointing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
+    if cache is None and use_cache and not checkpointing:
+        cache = DynamicCache(config=decoder.config)
+        kwargs = {**kwargs, "past_key_values": cache}
+    buffers = None
+    if cache is not None:
+        buffers = map_buffers(fit_cache(cache, decoder.layer_plan))
+    eviction = cache if isinstance(cache, H2OCache) else None
+    if eviction is not None:
+        inputs = next(t for t in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if t is not None)
+        eviction.begin_forward(inputs.shape[1])
+    return args, {**kwargs, STATE_KEY: SharedState(buffers, eviction)}

@@ -1,0 +1,120 @@
+"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs (training memory: `memory.py`).
+
+All are pure functions of (plan, shape, batch, length). FLOPs count a multiply-add as two and matrix
+products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens.
+"""
+
+from __future__ import annotations
+
+from uniattn_pl.plan.layer_plan import LayerPlan, LayerRow, LayerShape, ModelShape
+
+CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
+
+
+def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
+    """Bytes the cache holds after `length` tokens: K and V of full layers, V of reuse layers, windows included.
+
+    A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do.
+    """
+    per_token = shape.num_kv_heads * shape.head_dim * bytes_per_element * batch_size
+    total = 0
+    for row in plan.rows:
+        window = plan.window(row.index, shape)
+        kept = length if window is None else min(length, window - 1)
+        total += (row.caches_keys + row.caches_values) * kept * per_token
+    return total
+
+
+def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
+    """Cache bytes relative to the unmodified model's (the paper's "KV Cache" column), between 0 and 1 (or above,
+    where a windowed layer adopts the unlimited map of its source)."""
+    unmodified = LayerPlan.unmodified(shape.num_layers)
+    sizes = [kv_cache_bytes(p, shape, batch_size=1, length=length, bytes_per_element=1) for p in (plan, unmodified)]
+    return sizes[0] / sizes[1]
+
+
+def parameters(plan: LayerPlan, shape: ModelShape) -> int:
+    """Parameters of the converted model, W_c included, tied embeddings once."""
+    return shape.embedding + sum(
+        layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True)
+    )
+
+
+def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    """Parameters of one decoder layer under its row of a plan."""
+    total = layer.feed_forward + layer.other
+    if row.role in ("full", "share"):
+        total += layer.query + layer.query_norm
+    if row.caches_keys:
+        total += layer.key + layer.key_norm
+    if row.caches_values:
+        total += layer.value
+    if not row.dropped:
+        total += layer.output
+    if not row.dropped or row.compensated:
+        total += layer.attention_norms
+    return total + compensation_weights(row, shape)
+
+
+def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
+    """Elements of a layer's W_c, by where it reads and adds."""
+    sizes = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
+    read = sizes.get(row.compensation_input, shape.hidden_size)
+    added = sizes.get(row.compensation_output, shape.hidden_size)
+    rank = row.compensation_rank
+    return row.compensated * (read * added if rank is None else rank * (read + added))
+
+
+def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
+    """FLOPs of one forward over `length` prompt tokens, with logits of the last position only (as for TTFT).
+
+    Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
+    """
+    linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
+    attention = sum(_pair_flops(row, shape) * _pairs(length, plan.window(row.index, shape)) for row in plan.rows)
+    return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
+
+
+def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
+    """FLOPs of generating one token when `length` tokens (the new one included) are attended to."""
+    total = 2 * shape.hidden_size * shape.vocab_size
+    for row, layer in zip(plan.rows, shape.layers, strict=True):
+        window = plan.window(row.index, shape)
+        total += _linear_flops(row, layer, shape)
+        total += _pair_flops(row, shape) * (length if window is None else min(length, window))
+    return batch_size * total
+
+
+def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
+    """Bytes read to generate one token with `length` tokens in the cache: every weight once, and the whole cache.
+
+    Of an input embedding that is not also the output one, only a row per sequence is read, which is left out.
+    """
+    table = shape.vocab_size * shape.hidden_size
+    untied = shape.embedding >= 2 * table
+    weights = parameters(plan, shape) - untied * table
+    cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
+    return weights * bytes_per_element + cache
+
+
+def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+    """FLOPs per token of the projections a layer keeps."""
+    query = shape.hidden_size * shape.num_heads * shape.head_dim
+    key_or_value = shape.hidden_size * shape.num_kv_heads * shape.head_dim
+    weights = layer.feed_forward + compensation_weights(row, shape)
+    weights += (row.caches_keys + row.caches_values) * key_or_value
+    weights += (row.role in ("full", "share")) * query
+    weights += (not row.dropped) * query
+    return 2 * weights
+
+
+def _pair_flops(row: LayerRow, shape: ModelShape) -> int:
+    """FLOPs per query-key pair: QK^T where the map is computed, map x V wherever there is attention."""
+    products = {"full": 2, "share": 2, "reuse": 1, "drop": 0}[row.role]
+    return 2 * products * shape.num_heads * shape.head_dim
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Query-key pairs of a causal (windowed) attention over `length` tokens."""
+    w = length if window is None else min(window, length)
+    return w * (w + 1) // 2 + (length - w) * w

@@ -1,0 +1,152 @@
+"""How much memory a training stage takes on each device: an estimate, a pure function of plan, shape and sizes.
+
+Activations are counted tensor by tensor as autograd saves them in transformers' decoder layers with a fused kernel
+(`tests/test_memory.py` counts the same in real models); `benchmarks/memory.py` measures whole stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniattn_pl.plan.costs import compensation_weights, layer_parameters, parameters
+from uniattn_pl.plan.layer_plan import LayerPlan, LayerRow, LayerShape, ModelShape
+
+NORM_BYTES = 4  # a norm computes in float32 whatever the model's dtype
+# Per logit, while the loss is computed: in float32 its logarithm, and the gradients of both.
+LOSS_BYTES = 12
+# A layer's weights are gathered while the one before it computes.
+GATHERED_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes per device of what one training stage holds at its peak.
+
+    Attributes:
+        weights, gradients, optimizer: of what this device keeps; a shard of them where they are sharded.
+        activations: what the backward pass needs, and the logits.
+        gathered: weights (and their gradients) that a sharded model has in full for a moment.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    gathered: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
+
+
+def training_memory(
+    plan: LayerPlan,
+    shape: ModelShape,
+    *,
+    stage: int,
+    micro_batch_size: int,
+    length: int,
+    weight_bytes: int,
+    activation_bytes: int,
+    gradient_checkpointing: bool = False,
+    num_devices: int = 1,
+    scored_share: float = 1.0,
+    lora_rank: int | None = None,
+    loss_chunk: int | None = None,
+) -> TrainingMemory:
+    """Estimate a stage's peak: AdamW (two states per trained weight); gradients live until the next forward is over.
+
+    Args:
+        stage: 1 trains W_c only (nothing below the first compensated layer keeps activations), 2 everything.
+        micro_batch_size: sequences per device and forward.
+        length: tokens per sequence.
+        weight_bytes: bytes of a weight (4 for fp32 and mixed precision, 2 for true bf16).
+        activation_bytes: bytes of an activation; less than `weight_bytes` in mixed precision.
+        num_devices: that share weights, gradients and optimizer state (FSDP).
+        scored_share: of the tokens, those of responses, whose logits are computed.
+        loss_chunk: tokens whose logits are held at once; default: all.
+        lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
+    """
+    total = parameters(plan, shape)
+    trained = _trained(plan, shape, stage, lora_rank)
+    tokens = micro_batch_size * length
+    scored = int(scored_share * tokens)
+    logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
+    saved = tokens * _saved_bytes(plan, shape, stage, activation_bytes, checkpointing=gradient_checkpointing)
+    mixed = activation_bytes < weight_bytes
+    recomputed = tokens * _largest_layer(plan, shape, activation_bytes) if gradient_checkpointing else 0
+    adapters = trained if lora_rank is not None and stage == 2 else 0
+    return TrainingMemory(
+        weights=(total + adapters) * weight_bytes // num_devices,
+        gradients=trained * weight_bytes // num_devices,
+        optimizer=2 * trained * weight_bytes // num_devices,
+        # autocast keeps a cast of what trains until the backward pass is over
+        activations=saved + max(logits, recomputed) + (trained * activation_bytes if mixed and num_devices == 1 else 0),
+        gathered=_gathered(plan, shape, activation_bytes) if num_devices > 1 else 0,
+    )
+
+
+def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | None) -> int:
+    compensations = sum(compensation_weights(row, shape) for row in plan.rows)
+    if stage == 1:
+        return compensations
+    if lora_rank is None:
+        return parameters(plan, shape)
+    return compensations + lora_rank * sum(_adapted_sizes(row, shape) for row in plan.rows)
+
+
+def _adapted_sizes(row: LayerRow, shape: ModelShape) -> int:
+    """Inputs plus outputs of the attention projections a layer keeps."""
+    heads, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    queries = (row.role in ("full", "share")) * (shape.hidden_size + heads)
+    return (
+        queries
+        + (row.caches_keys + row.caches_values) * (shape.hidden_size + keys)
+        + (not row.dropped) * (heads + shape.hidden_size)
+    )
+
+
+def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, element: int, *, checkpointing: bool) -> int:
+    """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they share."""
+    first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
+    rows = list(zip(plan.rows[first:], shape.layers[first:], strict=True))
+    head = shape.hidden_size * (NORM_BYTES + 2 * element * (stage == 2))
+    if not checkpointing:
+        return head + sum(_layer_bytes(row, layer, shape, element, trains=stage == 2) for row, layer in rows)
+    shared = sum(_shared_elements(row.index, plan, shape) for row, _ in rows)
+    return head + (shape.hidden_size * len(rows) + shared) * element
+
+
+def _largest_layer(plan: LayerPlan, shape: ModelShape, element: int) -> int:
+    rows = zip(plan.rows, shape.layers, strict=True)
+    return max(_layer_bytes(row, layer, shape, element, trains=True) for row, layer in rows)
+
+
+def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, element: int, *, trains: bool) -> int:
+    """Per token: norms (their float32 input, and where they train what they scale and give), attention, feed-forward.
+
+    A frozen projection needs nothing of its input; a W_c reads what the norm gives.
+    """
+    hidden, inner = shape.hidden_size, layer.feed_forward // (3 * shape.hidden_size)
+    norms = (layer.attention_norms + layer.other) // hidden
+    kept_outputs = 2 * norms if trains else int(row.compensated)
+    attention = 0
+    if not row.dropped:
+        heads = 2 * shape.num_heads if row.role in ("full", "share") else shape.num_heads
+        attention = (heads + (row.caches_keys + row.caches_values) * shape.num_kv_heads) * shape.head_dim
+    feed_forward = (4 if trains else 3) * inner
+    return norms * hidden * NORM_BYTES + (kept_outputs * hidden + attention + feed_forward) * element
+
+
+def _shared_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
+    """Per token: what a source gives its readers, which no recomputation gives back."""
+    of_map = (shape.num_heads + shape.num_kv_heads) * (index in plan.map_sources)
+    of_keys = 2 * shape.num_kv_heads * (index in plan.key_value_sources)
+    return max(of_map, of_keys) * shape.head_dim
+
+
+def _gathered(plan: LayerPlan, shape: ModelShape, element: int) -> int:
+    """The embeddings, the layers in use, and the gradient of one of them before it is shared out."""
+    rows = zip(plan.rows, shape.layers, strict=True)
+    largest = max(layer_parameters(row, layer, shape) for row, layer in rows)
+    return (shape.embedding + (GATHERED_LAYERS + 1) * largest) * element

@@ -1,0 +1,135 @@
+"""The rows of a report: points that differ by their seed alone are one, what is measured of it again is a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.reporting.columns import RETAIN_RATE
+from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, point_run, single_run
+from uniattn_pl.sweeps.points import Point
+from uniattn_pl.tracking import tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+H2O, DROP = "h2o", "drop"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One point of a row, and its run as far as there is one."""
+
+    name: str
+    seed: int
+    run: Run | None
+
+    @property
+    def finished(self) -> bool:
+        return self.run is not None and self.run.info.status == FINISHED
+
+    @property
+    def state(self) -> str:
+        """In words, for people."""
+        return "no run" if self.run is None else f"run {self.run.info.status.lower()}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way in which a fitted model is measured again: `h2o` with a share of the cache, `drop` of so many layers."""
+
+    kind: str
+    amount: float
+
+    @property
+    def suffix(self) -> str:
+        """Of the task in its metrics, and its tag on a benchmark's run."""
+        return tags.h2o_variant(self.amount) if self.kind == H2O else tags.drop_variant(int(self.amount))
+
+    def named(self, row: str) -> str:
+        """The name of the variant of a row."""
+        if self.kind == H2O:
+            return f"{row} + H2O, {100 * (1 - self.amount):.3g} % compressed"
+        return f"{row}, {self.amount:g} dropped"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        base: name of the row that a variant is one of, else its own.
+        loaded: the experiment of its first member.
+        settings: what the sweep sets in it, as overrides without name and seed.
+        members: one per seed.
+    """
+
+    name: str
+    base: str
+    loaded: LoadedConfig
+    settings: tuple[str, ...]
+    members: tuple[Member, ...]
+    variant: Variant | None = None
+
+    @property
+    def architecture(self) -> str:
+        """As its runs say, or as they will."""
+        said = (member.run.data.tags.get(tags.ARCHITECTURE) for member in self.members if member.run is not None)
+        return next((name for name in said if name), self.loaded.architecture.name)
+
+    @property
+    def modified(self) -> bool:
+        """Whether it changes the model, so that it takes part in the comparison of what that loses."""
+        rates = [m.run.data.metrics.get(RETAIN_RATE, 1.0) for m in self.members if m.run is not None]
+        return self.variant is not None or self.architecture != tags.BASELINE or min(rates, default=1.0) < 1
+
+
+def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base: LoadedConfig) -> list[Row]:
+    """The rows of a sweep, each followed by its variants, in the order of the points."""
+    groups: dict[tuple[str, ...], list[Point]] = {}
+    for point in points:
+        groups.setdefault(_settings(point), []).append(point)
+    rows = []
+    for settings, group in groups.items():
+        name = _common_name(group, base.config.name)
+        members = tuple(_member(point, point_run(runs, point, parent, base)) for point in group)
+        rows.append(Row(name, name, group[0].loaded, settings, members))
+    return _with_variants(rows)
+
+
+def single_row(runs: RunStore, loaded: LoadedConfig) -> list[Row]:
+    """The row of a config without a sweep, and its variants."""
+    name = loaded.config.name
+    member = Member(name, loaded.config.seed, single_run(runs, loaded))
+    return _with_variants([Row(name, name, loaded, (), (member,))])
+
+
+def _member(point: Point, run: Run | None) -> Member:
+    return Member(point.name, point.loaded.config.seed, run)
+
+
+def _settings(point: Point) -> tuple[str, ...]:
+    return tuple(sorted(word for word in point.words if word.partition("=")[0] not in ("seed", "name")))
+
+
+def _common_name(group: Sequence[Point], sweep: str) -> str:
+    """The points' name without their seed."""
+    names: dict[str, None] = {}
+    for point in group:
+        seed = f"seed={point.loaded.config.seed}"
+        names[",".join(part for part in point.name.split(",") if part != seed) or sweep] = None
+    return " / ".join(names)
+
+
+def _with_variants(rows: Sequence[Row]) -> list[Row]:
+    found = []
+    for row in rows:
+        options = row.loaded.config.evaluation
+        variants = [Variant(H2O, rate) for rate in dict.fromkeys(options.h2o)]
+        if row.modified:  # an unmodified model has no operated layer to drop
+            variants += [Variant(DROP, count) for count in sorted(set(options.drop))]
+        found.append(row)
+        found += [replace(row, name=variant.named(row.name), variant=variant) for variant in variants]
+    return found

@@ -1,0 +1,179 @@
+"""The run folder's manifest: how far a fit has come, written atomically, and the lock that guards it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.config.loaded_config import flatten
+from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import atomic_file
+from uniattn_pl.tracking.fit_result import FitResult
+
+PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
+FILE_NAME = "manifest.json"
+PLACEMENT = frozenset(
+    {
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+        "training.strategy",
+        "training.cpu_offload",
+        "training.checkpoint_format",
+        "training.checkpoint_every_steps",
+        "training.micro_batch_size",
+        "data.num_workers",
+        "data.token_cache",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.artifact_location",
+        "tracking.parent_run",
+    }
+)
+# What is measured once the fit is done: changed without a change of the fit.
+AFTERWARDS = frozenset(
+    f"evaluation.{field.name}" for field in fields(EvaluationConfig) if field.name not in ("num_samples", "batch_size")
+)
+OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
+OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
+LOCK_NAME = ".lock"
+
+
+@dataclass
+class Manifest:
+    """What must survive a kill: everything else can be computed again from it and the folders it vouches for.
+
+    Attributes:
+        config: the experiment as plain data, credentials removed; a resumed fit must have the same.
+        fit_id: identifies the fit in the tracking store even before a run id is known.
+        phase: the phase to run next, one of `PHASES`; "done" when the fit is finished.
+        results: per finished phase, its measured results.
+        mlflow_run_id: the run of this fit.
+        step_offset: optimizer steps of the stages before the current one.
+    """
+
+    config: dict[str, Any]
+    fit_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    phase: str = PHASES[0]
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mlflow_run_id: str | None = None
+    step_offset: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Return the folder's manifest, or None when there is none.
+
+        Raises:
+            UserError: the file is not a manifest of this version.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return None
+        try:
+            manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
+            PHASES.index(manifest.phase)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is not a manifest this version understands ({error}); "
+                f"delete the folder {folder} or choose another trainer.default_root_dir."
+            ) from error
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's manifest in one step: a reader sees the old or the new one, also after a power cut."""
+        with atomic_file(folder / FILE_NAME) as file:
+            file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    def commit(self, folder: Path, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
+        """Record that the current phase is finished, with its results, and move to the next one."""
+        self.advance(results, step_offset=step_offset)
+        self.write(folder)
+
+    def advance(self, results: Mapping[str, Any], *, step_offset: int | None = None) -> None:
+        """As `commit`, in memory only: what ranks other than 0 do."""
+        self.results[self.phase] = dict(results)
+        self.phase = PHASES[PHASES.index(self.phase) + 1]
+        if step_offset is not None:
+            self.step_offset = step_offset
+
+    def rewind(self, phase: str) -> None:
+        """Go back to a phase whose product was lost; what came after it is forgotten."""
+        for later in PHASES[PHASES.index(phase) :]:
+            self.results.pop(later, None)
+        self.phase = phase
+        self.step_offset = sum(result["stage"]["steps"] for result in self.results.values() if "stage" in result)
+
+    def result(self, folder: Path, tracking_uri: str) -> FitResult:
+        """The finished fit's result, from what its phases left here."""
+        return FitResult.from_results(
+            self.results,
+            run_folder=folder,
+            model_folder=folder / "final",
+            mlflow_run_id=self.mlflow_run_id,
+            tracking_uri=tracking_uri,
+        )
+
+    def changes(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Keys of `config` that differ from what this folder was started with: {key: (before, now)}.
+
+        Where a fit runs, how it is cut into pieces, and what is measured afterwards may change: its results are the
+        same up to rounding.
+        """
+        before, now = compared(self.config), compared(config)
+        missing = "(not set)"
+        pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+    def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
+        """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
+        problems = [
+            f"{key} was {before!r} when {folder} was started and is now {now!r}."
+            for key, (before, now) in self.changes(config).items()
+        ]
+        if problems:
+            ways_out = (
+                "to continue that run give the former values, or --allow-changes to go on with the new ones; "
+                f"to start a new one give another name= or trainer.default_root_dir=, or delete {folder}."
+            )
+            raise UserError(*problems, ways_out)
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
+    nor what sweeps run it."""
+    without = PLACEMENT | AFTERWARDS
+    return {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """Identifies what a fit with this plain config computes, whatever its name and folder."""
+    said = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the kernel releases it even when the process is killed.
+
+    Raises:
+        UserError: another process is working in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another fit is running in {folder}; wait for it, or give this one another name= "
+                "or trainer.default_root_dir=."
+            ) from error
+        yield

@@ -1,0 +1,82 @@
+"""A run folder: what a run writes into it, and where in it the model is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from uniattn_pl.errors import UserError, did_you_mean
+
+SWEEP_ENTRY = "sweep"
+
+
+# What fit, analyze, bench and evaluate write directly in a run folder.
+RUN_ENTRIES = (
+    "manifest.json",
+    ".lock",
+    "provenance.json",
+    "final_table.txt",
+    "search",
+    "calibration",
+    "checkpoints",
+    "initial",
+    "stage1",
+    "adapter",
+    "final",
+    "tracking",
+    "analysis",
+    "bench",
+    "evaluation",
+)
+
+
+def check_run_folder(folder: Path) -> None:
+    """Check that no part of a run folder is a link out of it: a run writes and deletes in its own folder only.
+
+    Raises:
+        UserError: naming the link and where it leads.
+    """
+    root = os.path.realpath(folder)
+    for path in _parts(folder):
+        real = os.path.realpath(path)
+        if os.path.islink(path) and os.path.commonpath([root, real]) != root:
+            raise UserError(
+                f"'{path}' is a link to '{real}', outside of the run folder; remove the link, or let "
+                "trainer.default_root_dir be a folder there."
+            )
+
+
+def _parts(folder: Path) -> Iterator[str]:
+    """Every path of a run folder that a run may write to; other files of a user are none of its business."""
+    for entry in (folder / name for name in RUN_ENTRIES):
+        yield str(entry)
+        for parent, folders, files in os.walk(entry):
+            yield from (os.path.join(parent, name) for name in (*folders, *files))
+
+
+FINAL = "final"
+
+
+MODEL_FILES = ("config.json", "adapter_config.json")
+
+
+def model_folder(folder: Path) -> Path:
+    """Return `folder`, or `final` inside it, whichever holds a model. Raises UserError as `find_model_folder`."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder '{folder}'.{_nearest_folder(folder)}")
+    for candidate in (folder / FINAL, folder):
+        if any((candidate / name).is_file() for name in MODEL_FILES):
+            return candidate
+    raise UserError(
+        f"'{folder}' holds no model: no config.json in it, nor in its subfolder '{FINAL}' that a finished fit writes."
+    )
+
+
+def _nearest_folder(folder: Path) -> str:
+    parent = folder.parent
+    if not parent.is_dir():
+        return f" There is no folder '{parent}' either."
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    hint = did_you_mean(folder.name, names)
+    return hint or (f" In '{parent}' there are: {', '.join(names[:20])}." if names else "")

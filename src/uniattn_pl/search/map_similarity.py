@@ -1,0 +1,53 @@
+"""How alike the attention maps of layers are (paper Figure 2), without ever holding a whole map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.calibration.maps import map_rows
+from uniattn_pl.families.inspection import STATE_KEY, decoder_layers
+from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState
+from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+
+Batch = dict[str, torch.Tensor]
+CHUNK_BYTES = 2**28
+
+
+@torch.no_grad()
+def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
+    """Yield attention maps [N, H, C, S] of all N layers for chunks of C queries, padding left out.
+
+    Sequence by sequence; at most about `CHUNK_BYTES` of maps exist at a time, whatever the length.
+    """
+    watched = sharing_copy(model)
+    watched.config.reuse_mode = "replay"
+    watched.config._attn_implementation = PREFIX + str(watched.config._attn_implementation).removeprefix(PREFIX)
+    for layer in decoder_layers(watched):
+        layer.self_attn.publishes = frozenset({"map"})
+    for ids, mask in zip(batch["input_ids"].split(1), batch["attention_mask"].split(1), strict=True):
+        length = int(mask.sum())
+        state = SharedState()
+        inputs = {"input_ids": ids[:, :length].to(model.device), "attention_mask": mask[:, :length].to(model.device)}
+        watched.get_decoder()(**inputs, use_cache=False, **{STATE_KEY: state})
+        published = [state[index] for index in range(len(decoder_layers(watched)))]
+        heads = published[0].query.shape[1]  # type: ignore[union-attr]
+        chunk = max(1, CHUNK_BYTES // (4 * len(published) * heads * length))
+        for start in range(0, length, chunk):
+            stop = min(start + chunk, length)
+            yield torch.stack([map_rows(entry, 0, start, stop) for entry in published])
+
+
+def adjacent_similarity(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float | None]:
+    """By layer, the mean over queries of the cosine between its head-averaged map and the layer below's."""
+    total: torch.Tensor = torch.zeros(0)
+    queries = 0
+    for batch in batches:
+        for maps in map_chunks(model, batch):
+            averaged = maps.mean(dim=1)
+            cosine = torch.cosine_similarity(averaged[1:], averaged[:-1], dim=-1).double().sum(dim=-1).cpu()
+            total = cosine if queries == 0 else total + cosine
+            queries += averaged.shape[1]
+    return [None, *(total / max(queries, 1)).tolist()]

@@ -1,0 +1,112 @@
+"""The measurements behind architectures whose layers are chosen by data, on one model and its training batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.cost_ratio import COSTS, Cost
+from uniattn_pl.search.frontier import write_frontier
+from uniattn_pl.search.greedy import ROUNDING, GreedySearch, Point, Progress, Settings
+from uniattn_pl.search.importance import attention_importance
+from uniattn_pl.search.map_similarity import adjacent_similarity
+from uniattn_pl.search.unified_streams import UnifiedStreams
+
+Batch = dict[str, torch.Tensor]
+SEARCH_INITIALISER = "joint_least_squares"
+FITTED_PER_MEASURED = 3
+
+
+class ModelMeasurements:
+    """Answers an architecture's questions (`architectures.measurements.Measurements`) and keeps the evidence.
+
+    Args:
+        model: the original.
+        shape: of the model.
+        batches: gives training batches that hold about so many tokens, after so many others.
+        num_tokens: training tokens for similarity and importance.
+        ridge: of the fits inside a search.
+        folder: where a search writes its record and its frontier.
+        progress: called with (done, total, what).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        batches: Callable[[int, int], Sequence[Batch]],
+        *,
+        num_tokens: int,
+        ridge: float,
+        folder: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.shape, self.batches = model, shape, batches
+        self.num_tokens, self.ridge, self.folder, self.progress = num_tokens, ridge, folder, progress
+
+    def map_similarity(self) -> Sequence[float | None]:
+        """By layer, the mean cosine between its head-averaged attention map and the layer below's."""
+        return adjacent_similarity(self.model, self.batches(self.num_tokens, 0))
+
+    def attention_importance(self) -> Sequence[float]:
+        """By layer, 1 - cosine between the stream before and after its attention."""
+        return attention_importance(self.model, self.batches(self.num_tokens, 0))
+
+    def greedy(
+        self,
+        *,
+        kinds: Sequence[str],
+        cost: str,
+        length: int,
+        budget: float,
+        compensated: bool,
+        candidates: int = 0,
+        tokens: int = 2000,
+    ) -> LayerPlan:
+        """Search, going on from the record of a killed one, and write the frontier into the folder.
+
+        Raises:
+            UserError: no row is left to fit on, or the budget cannot be reached.
+        """
+        settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
+        points = self.search(settings, tokens)
+        frontier = write_frontier(self.folder, points, settings.cost)
+        if points[-1].cost > budget + ROUNDING:
+            raise UserError(
+                f"the search ended at {points[-1].cost:.1%} of the unmodified model ({COSTS[cost]}): no further layer "
+                f"can change, and the budget is {budget:.1%}. Raise it, or let layers become something else as well. "
+                f"The plans so far are in {frontier}."
+            )
+        return LayerPlan.from_dict(points[-1].plan)
+
+    def search(self, settings: Settings, tokens: int) -> list[Point]:
+        """The unmodified model and every step of a search that measures on about so many tokens.
+
+        Raises:
+            UserError: no row is left to fit on.
+        """
+        compensated = settings.compensated
+        fitted = self.batches(FITTED_PER_MEASURED * tokens, tokens) if compensated else []
+        measured = self.batches(tokens, 0)
+        if compensated and not fitted:
+            raise UserError(
+                f"a search that measures on {tokens} training tokens leaves none to fit W_c on; "
+                "lower architecture.search_tokens or give more rows."
+            )
+        streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
+        record = self.folder / f"record-{_digest(settings, tokens)}.json"
+        return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
+
+
+def _digest(settings: Settings, tokens: int) -> str:
+    """Names a search, so that several keep their records in one folder."""
+    text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,177 @@
+"""The hidden states of a partly converted model, so that a change of one layer costs only the layers above it.
+
+Below a changed layer nothing changes: a candidate starts from the kept stream that enters its layer, is fitted
+there, and runs to the loss. What layers further down publish for readers above is computed again from their own
+kept streams, one layer each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from uniattn_pl.calibration.layers import Point, capture, layer_inputs, read_point, repaired_point, replaced_layers
+from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
+from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
+from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.modeling.attention.compensation_layer import make_compensation
+from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.plan import LayerPlan, LayerRow
+
+Batch = dict[str, torch.Tensor]
+
+
+class UnifiedStreams:
+    """A model under a plan, its fitted weights, and the stream that enters each of its layers.
+
+    Args:
+        original: the stock model; unchanged.
+        fitted: batches (input_ids, attention_mask, labels [B, L]) that compensations are fitted on.
+        measured: batches that the loss is taken on, over labels other than -100. Others than the fitted ones: with
+            few tokens a fit to the same ones looks better than it is.
+        initialiser: how compensations are fitted.
+        ridge: of the least-squares initialisers.
+    """
+
+    def __init__(
+        self,
+        original: PreTrainedModel,
+        fitted: Sequence[Batch],
+        measured: Sequence[Batch],
+        *,
+        initialiser: str,
+        ridge: float,
+    ) -> None:
+        self.original, self.initialiser, self.ridge = original, initialiser, ridge
+        batches = [*fitted, *measured]
+        self.fitted_batches = list(range(len(fitted)))
+        self.measured_batches = list(range(len(fitted), len(batches)))
+        self.inputs = [layer_inputs(original, batch) for batch in batches]
+        self.masks = [batch["attention_mask"].bool().to(original.device) for batch in batches]
+        self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
+        self.norm_name = anatomy_of(original.config).norm_after_attention
+        self.plan = LayerPlan.unmodified(original.config.num_hidden_layers)
+        self.fitted: dict[int, Weights] = {}
+        self.targets: list[list[torch.Tensor]] = []
+        self.streams: list[list[torch.Tensor]] = [[inputs.hidden for inputs in self.inputs]]
+        self.loss = self._run_original()
+
+    @torch.no_grad()
+    def try_plan(self, plan: LayerPlan, changed: int) -> float:
+        """The loss under `plan`, which differs from the present one at layer `changed` and its readers above.
+
+        The changed layer is fitted; operated layers above keep the weights they have.
+        """
+        return self._pass(self.model(plan), plan, changed, refit={changed}, keep=False)
+
+    @torch.no_grad()
+    def accept(self, plan: LayerPlan, changed: int) -> float:
+        """Make `plan` the present one: fit the changed layer and, on the new stream, every operated layer above."""
+        refit = {index for index in plan.compensated if index >= changed}
+        model = self.model(plan)
+        self.plan = plan
+        self.loss = self._pass(model, plan, changed, refit=refit, keep=True)
+        return self.loss
+
+    def model(self, plan: LayerPlan) -> PreTrainedModel:
+        """A converted model under `plan` on the weights fitted so far."""
+        model = converted_copy(self.original, plan)
+        model.config.reuse_mode = "replay"
+        for index, weights in self.fitted.items():
+            write_weights(decoder_layers(model)[index].self_attn, weights)
+        return model
+
+    @torch.no_grad()
+    def _run_original(self) -> float:
+        hidden = self.streams[0]
+        for index, layer in enumerate(decoder_layers(self.original)):
+            point = Point(getattr(layer, self.norm_name))
+            targets, following = [], []
+            for inputs, states in zip(self.inputs, hidden, strict=True):
+                seen: dict[str, torch.Tensor] = {}
+                with capture(point, seen, "target"):
+                    following.append(layer(states, **inputs.arguments[index]))
+                targets.append(seen["target"])
+            self.targets.append(targets)
+            self.streams.append(following)
+            hidden = following
+        return self._loss(self.original, dict(enumerate(hidden)))
+
+    def _pass(self, model: PreTrainedModel, plan: LayerPlan, start: int, *, refit: set[int], keep: bool) -> float:
+        """Run from layer `start` to the loss, fitting the layers `refit`; only what is kept or measured goes on."""
+        running = dict(enumerate(self.streams[start]))
+        states = self._published_below(model, plan, start)
+        for row in plan.rows[start:]:
+            if row.index in refit and row.compensated:
+                fit = self._fit(model, row, running, states)
+                attention = decoder_layers(model)[row.index].self_attn
+                set_fit(attention, fit)
+                if keep:
+                    self.fitted[row.index] = read_weights(attention, row)
+            if not keep:
+                running = {batch: running[batch] for batch in self.measured_batches}
+            running = {batch: self._layer(model, row, batch, h, states[batch]) for batch, h in running.items()}
+            if keep:
+                self.streams[row.index + 1] = list(running.values())
+        return self._loss(model, running)
+
+    def _published_below(self, model: PreTrainedModel, plan: LayerPlan, start: int) -> list[SharedState]:
+        """By batch, what layers below `start` publish for those at or above it."""
+        states = [SharedState() for _ in self.inputs]
+        for source in _sources_below(plan, start):
+            for batch, hidden in enumerate(self.streams[source]):
+                self._layer(model, plan.rows[source], batch, hidden, states[batch])
+        return states
+
+    def _layer(
+        self, model: PreTrainedModel, row: LayerRow, batch: int, hidden: torch.Tensor, state: SharedState
+    ) -> torch.Tensor:
+        layer = decoder_layers(model)[row.index]
+        return layer(hidden, **{**self.inputs[batch].arguments[row.index], STATE_KEY: state})
+
+    def _fit(
+        self, model: PreTrainedModel, row: LayerRow, running: dict[int, torch.Tensor], states: list[SharedState]
+    ) -> Fit | None:
+        layer = decoder_layers(model)[row.index]
+        # Fitted from where the original left off, not from an earlier fit.
+        original = decoder_layers(self.original)[row.index].self_attn
+        if hasattr(layer.self_attn, "o_proj"):
+            layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
+        layer.self_attn.w_c = make_compensation(original, row)
+        solver = make_solver(self.initialiser, self.ridge)
+        for batch in self.fitted_batches:
+            seen: dict[str, torch.Tensor] = {}
+            with ExitStack() as stack:
+                stack.enter_context(capture(read_point(layer.self_attn, row), seen, "x"))
+                if adjusts_output_projection(row):
+                    stack.enter_context(capture(Point(layer.self_attn.o_proj), seen, "heads"))
+                point = repaired_point(layer, row, self.norm_name)
+                stack.enter_context(capture(point, seen, "unified", stop=True))
+                self._layer(model, row, batch, running[batch], states[batch])
+            error = self.targets[row.index][batch].float() - seen["unified"].float()
+            solver.update(Sample(seen["x"], error, seen.get("heads"), self.masks[batch]))
+        return solver.solve()
+
+    def _loss(self, model: PreTrainedModel, last: dict[int, torch.Tensor]) -> float:
+        """Mean cross-entropy of the labelled tokens, by the model's own head on the given last hidden states."""
+        total, count = 0.0, 0
+        for index in self.measured_batches:
+            batch = self.batches[index]
+            scored = ScoredTokens.of(batch["labels"])
+            with replaced_layers(model, lambda _, hidden=last[index], **__: hidden):
+                total += float(summed_response_loss(model, batch, scored))
+            count += scored.targets.numel()
+        return total / max(count, 1)
+
+
+def _sources_below(plan: LayerPlan, start: int) -> list[int]:
+    """Layers below `start` that have to publish for readers at or above it, bottom first, and their own sources."""
+    needed = {row.source for row in plan.rows[start:] if row.source is not None and row.source < start}
+    further = {plan.rows[source].source for source in needed}
+    return sorted(index for index in needed | further if index is not None)

@@ -1,0 +1,67 @@
+"""The MLflow run of a sweep, under which the runs of its points are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.sweeps.sweep_folder import SweepFolder
+from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.mlflow_run import MLflowRun
+
+Tell = Callable[[str], None]
+
+
+def open_parent(base: LoadedConfig, folder: SweepFolder, sweep_id: str, tell: Tell) -> str | None:
+    """Create or reopen the sweep's run; returns its id, None while MLflow does not answer.
+
+    Whoever calls it is alone: two workers that ask for the run at once would create two.
+
+    Raises:
+        UserError: as `MLflowRun.open`.
+    """
+    run = _opened(base, folder, sweep_id, tell)
+    run.log_params({f"sweep.{k}": v for k, v in dataclasses.asdict(base.config.sweep).items()})
+    run.log_text(base.to_yaml(), "config.yaml")
+    _leave(run, "RUNNING", tell)
+    if run.run_id is None:
+        tell("points that start before MLflow answers are not shown under the sweep's run.")
+    return run.run_id
+
+
+def close_parent(
+    base: LoadedConfig,
+    folder: SweepFolder,
+    sweep_id: str,
+    *,
+    status: str,
+    metrics: Mapping[str, float],
+    table: str,
+    tell: Tell,
+) -> None:
+    """Give the sweep's run its table and figures, and end it; whoever calls it is alone."""
+    run = _opened(base, folder, sweep_id, tell)
+    run.log_metrics(metrics, 0)
+    run.log_text(table, folder.table.name)
+    _leave(run, status, tell)
+
+
+def _opened(base: LoadedConfig, folder: SweepFolder, sweep_id: str, tell: Tell) -> MLflowRun:
+    return MLflowRun.open(
+        base.config.tracking,
+        name=base.config.name,
+        fit_id=sweep_id,
+        run_id=None,
+        tags={
+            **tags.describing(base.config, "sweep", base.architecture.name),
+            tags.FOLDER: str(folder.root.resolve()),
+        },
+        folder=folder.own,
+        tell=tell,
+    )
+
+
+def _leave(run: MLflowRun, status: str, tell: Tell) -> None:
+    if not run.end(status):
+        tell(f"{run.leftover()}; the same command delivers them later.")

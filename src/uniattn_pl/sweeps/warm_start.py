@@ -1,0 +1,87 @@
+"""What one point has measured and fitted, another starts from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.files import atomic_folder
+from uniattn_pl.resilience.manifest import PHASES, Manifest, compared
+from uniattn_pl.tracking.fit_result import INITIAL, ORIGINAL
+from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entries
+
+# What decides the original's held-out loss, and with `START` what decides the model that stage 1 starts from.
+BASELINE = ("model.", "data.", "evaluation.", "training.precision", "trainer.deterministic")
+START = (*BASELINE, "architecture.", "calibration.", "seed")
+OF_THE_FIT = ("config.yaml", "provenance.json")  # artifacts that every fit writes itself
+
+
+def start_from_others(folder: Path, name: str, config: dict[str, Any], others: Iterable[Path]) -> str | None:
+    """Begin a point's run folder with what the folder of another point already has, where there is one.
+
+    The calibrated model with all its measurements where nothing that decides them differs, else the original's
+    loss; in the folder's journal too, so that the point's MLflow run has the same.
+
+    Args:
+        folder: of a point that has not begun; otherwise nothing is done.
+        name: of the point.
+        config: of the point, plain.
+        others: folders of the other points.
+
+    Returns:
+        What was taken, in words, or None.
+    """
+    if Manifest.read(folder) is not None:
+        return None
+    found = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
+    for other, manifest in found:
+        if _past("initialise", manifest) and _same(START, config, manifest.config) and (other / INITIAL).is_dir():
+            results = {phase: manifest.results[phase] for phase in ("prepare", "initialise")}
+            with atomic_folder(folder / INITIAL) as temporary:
+                shutil.copytree(other / INITIAL, temporary, dirs_exist_ok=True)
+            _begin(folder, other, Manifest(config, phase="stage1", results=results), name, lambda _: True)
+            return f"starts from the calibrated model of {other.name}"
+    for other, manifest in found:
+        if _past("prepare", manifest) and _same(BASELINE, config, manifest.config):
+            results = {"prepare": {"milestones": {ORIGINAL: manifest.results["prepare"]["milestones"][ORIGINAL]}}}
+            _begin(folder, other, Manifest(config, results=results), name, _of_original)
+            return f"takes the original's loss from {other.name}"
+    return None
+
+
+def _past(phase: str, manifest: Manifest) -> bool:
+    return PHASES.index(manifest.phase) > PHASES.index(phase)
+
+
+def _same(sections: tuple[str, ...], config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    one, two = ({k: v for k, v in compared(c).items() if k.startswith(sections)} for c in (config, other))
+    return one == two
+
+
+def _of_original(operation: dict[str, Any]) -> bool:
+    return operation["op"] == "metric" and operation["key"].startswith(f"{ORIGINAL}/")
+
+
+def _begin(folder: Path, other: Path, manifest: Manifest, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Write the journal, then the manifest that vouches for it; a kill in between begins anew."""
+    journal = Journal(folder, fit_id=manifest.fit_id, name=name)
+    for operation in filter(wanted, _before_training(other / FOLDER / FILE)):
+        if operation["op"] == "metric":
+            journal.metrics({operation["key"]: operation["value"]}, operation["step"])
+        else:
+            journal.artifact(operation["path"], (other / FOLDER / ARTIFACTS / operation["path"]).read_bytes())
+    journal.close()
+    manifest.write(folder)
+
+
+def _before_training(path: Path) -> Iterator[dict[str, Any]]:
+    """The metrics and artifacts of a fit up to its first optimizer step."""
+    if not path.exists():
+        return
+    for operation, _ in entries(path):
+        if operation["op"] == "metric" and operation["step"] > 0:
+            return
+        if operation["op"] == "metric" or (operation["op"] == "artifact" and operation["path"] not in OF_THE_FIT):
+            yield operation

@@ -1,0 +1,102 @@
+"""The table a fit ends with: what was lost, what was saved, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from uniattn_pl.tracking.fit_result import FitResult
+
+PLAIN_WIDTH = 110
+EXAMPLE_PROMPT = "Name two causes of chest pain."
+
+
+def final_report(result: FitResult) -> RenderableType:
+    """Quality by milestone, cache bytes, speed, and the commands that use the result."""
+    parts: list[RenderableType] = [_quality(result)]
+    if result.gap_closed is not None:
+        parts.append(Text(_initialisation(result.gap_closed)))
+    parts += [_cache(result)]
+    if result.stages:
+        parts.append(_speed(result))
+    parts.append(Text("\n" + commands(result)))
+    return Group(*parts)
+
+
+def _initialisation(gap_closed: float) -> str:
+    """What the initialisation did to the loss that unification costs, in words."""
+    if gap_closed < 0:
+        return f"The initialisation harmed: it widened the loss that unification opened by {-gap_closed:.0%}."
+    return f"The initialisation closed {gap_closed:.0%} of the loss that unification opened."
+
+
+def as_text(report: RenderableType) -> str:
+    """The report as plain text, for an artifact."""
+    buffer = StringIO()
+    Console(file=buffer, width=PLAIN_WIDTH, no_color=True).print(report, soft_wrap=True)
+    return buffer.getvalue()
+
+
+def commands(result: FitResult) -> str:
+    """The exact commands to look at the run, to generate with the model and to export it."""
+    run, python, store = shlex.quote(str(result.run_folder)), _python(), shlex.quote(result.tracking_uri)
+    target = f"exported/{result.run_folder.name}"
+    lines = [
+        f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {store}",
+        f"generate  {python} -m uniattn_pl generate --from {run} --instruction --prompt {shlex.quote(EXAMPLE_PROMPT)}",
+        f"export    {python} -m uniattn_pl export --from {run} --to {shlex.quote(target)}",
+    ]
+    return "\n".join(lines)
+
+
+def _python() -> str:
+    """How to call this interpreter from here: `python` where the environment is active, else its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    executable, here = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
+
+
+def _quality(result: FitResult) -> Table:
+    table = Table(title="Held-out quality", title_justify="left")
+    table.add_column("model")
+    table.add_column("response loss", justify="right")
+    with_answers = any(m.answer_accuracy is not None for m in result.milestones)
+    if with_answers:
+        table.add_column("answer accuracy", justify="right")
+    for milestone in result.milestones:
+        row = [milestone.label, f"{milestone.response_loss:.4f}"]
+        if with_answers:
+            row.append("-" if milestone.answer_accuracy is None else f"{milestone.answer_accuracy:.1%}")
+        table.add_row(*row)
+    return table
+
+
+def _cache(result: FitResult) -> Table:
+    cache = result.cache
+    table = Table(title=f"KV cache of one sequence of {cache.length} tokens", title_justify="left")
+    for name in ("unmodified", "predicted by the plan", "measured", "retain rate"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        *(f"{size:,} B" for size in (cache.unmodified, cache.predicted, cache.measured)), f"{cache.retain_rate:.1%}"
+    )
+    return table
+
+
+def _speed(result: FitResult) -> Table:
+    table = Table(title="Training", title_justify="left")
+    for name in ("stage", "steps", "tokens/s", "s/step"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in result.stages:
+        steps = f"{stage.steps} (stopped early)" if stage.stopped_early else str(stage.steps)
+        rate = "-" if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}"
+        seconds = "-" if stage.step_seconds is None else f"{stage.step_seconds:.2f}"
+        table.add_row(stage.name, steps, rate, seconds)
+    return table

@@ -1,0 +1,184 @@
+"""The LightningModule that post-trains a converted model in one of the two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.training.callbacks.sharding import Sharding
+from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
+from uniattn_pl.training.schedule import WarmupDecay
+
+# Sums of token losses are divided by this before backward so that float16 and bfloat16 gradients stay in range
+# whatever the batch; a power of two, so that undoing it is exact.
+TOKENS_PER_GRADIENT_UNIT = 256.0
+
+
+class PostTrainingModule(pl.LightningModule):
+    """Hosts a converted Hugging Face model: response-only loss, AdamW over what trains in this stage, a schedule.
+
+    The loss of an optimizer step is the mean over **all** response tokens of its global batch (every
+    micro batch, every rank), not a mean of micro-batch means: micro batches backpropagate sums, and the
+    gradients are divided by the token count once it is known, before clipping.
+
+    Its checkpoints hold what trains; frozen weights are where `model` took them from.
+
+    Args:
+        model: the model, or a function that returns it (called once, in `configure_model`). A peft model trains what
+            it has unfrozen itself.
+        stage: 1 trains only W_c, 2 everything.
+        options: learning rate, weight decay and schedule of this stage.
+        max_grad_norm: clip the global gradient norm to this; None never clips.
+        chunked_loss: compute logits and loss in pieces.
+        fill: gives a model without weights (on the meta device) its own after it was sharded.
+
+    Attributes:
+        sharding: set by that callback where the strategy shards.
+        step_loss: mean response loss of the last optimizer step (scalar tensor, equal on all ranks).
+        grad_norm: gradient norm of the last optimizer step before clipping, or None when not clipped.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
+        *,
+        stage: int,
+        options: StageConfig,
+        max_grad_norm: float | None = 1.0,
+        chunked_loss: bool = False,
+        fill: Callable[[PreTrainedModel], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.stage, self.options, self.max_grad_norm = stage, options, max_grad_norm
+        self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
+        self._build = None if isinstance(model, nn.Module) else model
+        self._fill, self.chunked_loss = fill, chunked_loss
+        self.sharding: Sharding | None = None
+        self.step_loss: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+        self._sums: list[Tensor] = []
+        self._tokens = 0
+
+    def configure_model(self) -> None:
+        """Build the model if a builder was given, freeze what does not train in this stage, and shard it."""
+        if self.model is None and self._build is not None:
+            self.model, self._build = self._build(), None
+        if not hasattr(self.hosted, "peft_config"):
+            freeze_for_stage(self.hosted, self.stage)
+        self.hosted.train()  # from_pretrained returns models in eval mode
+        if self.sharding is not None:
+            self.sharding.shard(self.hosted, self.device_mesh["data_parallel"])  # type: ignore[index]
+        if self._fill is not None:
+            self._fill(self.hosted)
+            self._fill = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out frozen weights: they never change in this stage."""
+        trained = {name for name, tensor in self.state_dict(keep_vars=True).items() if tensor.requires_grad}
+        states = checkpoint.get("state_dict", {})
+        checkpoint["state_dict"] = {name: tensor for name, tensor in states.items() if name in trained}
+
+    @property
+    def hosted(self) -> PreTrainedModel:
+        """The Hugging Face model. Raises RuntimeError before `configure_model` built it."""
+        if self.model is None:
+            raise RuntimeError("the model is built in configure_model, which the Trainer has not called yet.")
+        return self.model
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Find the scored tokens while the batch is on the CPU, where looking at it does not stall a GPU."""
+        scored = ScoredTokens.of(batch["labels"])
+        tokens = int(batch["num_tokens"] if "num_tokens" in batch else batch["attention_mask"].sum())
+        return {**batch, "positions": scored.positions, "targets": scored.targets, "num_tokens": tokens}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the scaled loss of one micro batch; `batch` as the data module makes it."""
+        scored = ScoredTokens(batch["positions"], batch["targets"])
+        total = summed_response_loss(self.hosted, batch, scored, chunked=self.chunked_loss)
+        self._sums.append(total.detach())
+        self._tokens += scored.targets.numel()
+        return total / TOKENS_PER_GRADIENT_UNIT
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn summed gradients into the gradient of the mean over the global batch's response tokens."""
+        trainer = self.trainer
+        total = torch.stack(self._sums).sum()
+        counts = torch.stack([total, total.new_tensor(float(self._tokens))])
+        if trainer.world_size > 1:
+            counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        self._sums, self._tokens = [], 0
+        tokens = counts[1].clamp_min(1.0)
+        self.step_loss = counts[0] / tokens
+        # Lightning divided by the accumulated micro batches, DDP averages over ranks; both are undone here
+        scale = TOKENS_PER_GRADIENT_UNIT * trainer.accumulate_grad_batches * trainer.world_size / tokens
+        gradients = [_local(p.grad) for p in self.hosted.parameters() if p.grad is not None]
+        for device_and_dtype in _grouped(gradients):
+            torch._foreach_mul_(device_and_dtype, scale.to(device_and_dtype[0].dtype))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm and keep the norm, which Lightning would throw away."""
+        limit = self.max_grad_norm if gradient_clip_val is None else float(gradient_clip_val)
+        if limit:
+            trained = [p for p in self.hosted.parameters() if p.requires_grad]
+            norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the mean response loss as `val/response_loss`, weighted by response tokens."""
+        scored = ScoredTokens(batch["positions"], batch["targets"])
+        tokens = max(1, scored.targets.numel())
+        loss = summed_response_loss(self.hosted, batch, scored) / tokens
+        self.log("val/response_loss", loss, batch_size=tokens, sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the trainable parameters; the schedule counts this stage's optimizer steps."""
+        trained = [p for p in self.hosted.parameters() if p.requires_grad]
+        optimizer = build_optimizer(trained, self.options, scaled=self._uses_scaler())
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = WarmupDecay(total, self.options.warmup_ratio, self.options.schedule)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _uses_scaler(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+
+def build_optimizer(parameters: list[torch.nn.Parameter], options: StageConfig, *, scaled: bool) -> torch.optim.AdamW:
+    """AdamW, fused: 2-4 times faster than the other implementations on CPUs too.
+
+    Args:
+        parameters: what trains.
+        options: learning rate and weight decay.
+        scaled: gradients go through a GradScaler, which a fused optimizer would unscale too late for clipping.
+    """
+    return torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=None if scaled else True
+    )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a gradient that this rank holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _grouped(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Tensors by (device, dtype), as the foreach kernels want them."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())

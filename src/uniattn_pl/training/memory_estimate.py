@@ -1,0 +1,47 @@
+"""What the stages of an experiment take on each device, from its config: no weights are loaded."""
+
+from __future__ import annotations
+
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
+
+WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
+"""Precision -> dtype of the weights; `auto` keeps the model's own. Mixed precision needs float32 master weights."""
+
+
+def stage_memory(
+    config: ExperimentConfig, plan: LayerPlan, shape: ModelShape, *, stage: int, num_devices: int
+) -> TrainingMemory:
+    """The estimate for one stage as configured, on each of `num_devices` that share the weights (fsdp)."""
+    from uniattn_pl.losses.response_loss import LOSS_CHUNK
+    from uniattn_pl.modeling.loading.pretrained import resolve_dtype
+
+    training = config.training
+    weight_bytes = resolve_dtype(WEIGHT_DTYPES.get(training.precision, config.model.dtype)).itemsize
+    return training_memory(
+        plan,
+        shape,
+        stage=stage,
+        micro_batch_size=training.micro_batch_size,
+        length=config.data.max_length,
+        weight_bytes=weight_bytes,
+        activation_bytes=2 if training.precision.endswith("-mixed") else weight_bytes,
+        gradient_checkpointing=training.gradient_checkpointing,
+        loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
+        num_devices=num_devices,
+        lora_rank=training.lora.rank if training.lora.enabled else None,
+    )
+
+
+def peak_memory(config: ExperimentConfig, plan: LayerPlan, shape: ModelShape) -> int | None:
+    """Bytes per device of the larger of the stages that are enabled; None when nothing is trained.
+
+    Devices that are only known where it runs count as one.
+    """
+    training, trainer = config.training, config.trainer
+    sharing = training.strategy == "fsdp" and isinstance(trainer.devices, int) and trainer.devices > 0
+    num_devices = int(trainer.devices) * trainer.num_nodes if sharing else 1
+    enabled = [number for number, stage in ((1, training.stage1), (2, training.stage2)) if stage.enabled]
+    totals = (stage_memory(config, plan, shape, stage=stage, num_devices=num_devices).total for stage in enabled)
+    return max(totals, default=None)

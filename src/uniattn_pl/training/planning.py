@@ -1,0 +1,61 @@
+"""The plan of an experiment before, or without, its fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.yaml_documents import at
+from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan, ModelShape
+
+
+def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
+    """Return the plan of an experiment on its model, and the model's shape.
+
+    Raises:
+        UserError: there is no such model, or the plan does not fit it.
+    """
+    shape = checked_shape(loaded)
+    with _placed(loaded):
+        plan = chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+        plan.check(shape)
+    return plan, shape
+
+
+def checked_shape(loaded: LoadedConfig) -> ModelShape:
+    """The shape of an experiment's model, which its architecture fits.
+
+    Raises:
+        UserError: there is no such model, or the architecture's options cannot work on it.
+    """
+    from uniattn_pl.modeling.loading.pretrained import load_shape
+
+    model = loaded.config.model
+    shape = load_shape(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    with _placed(loaded):
+        loaded.architecture.check(shape)
+    return shape
+
+
+@contextmanager
+def _placed(loaded: LoadedConfig) -> Iterator[None]:
+    """Put where the architecture was named in front of its problems."""
+    try:
+        yield
+    except UserError as error:
+        place = at(loaded.provenance["architecture.name"])
+        raise UserError(*(f"{place}architecture: {problem}" for problem in error.problems)) from error
+
+
+def chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
+    """The plan that this experiment's fit has chosen by measurement, if it has come that far."""
+    from uniattn_pl.resilience.manifest import Manifest
+
+    if not loaded.architecture.measured:
+        return None
+    manifest = Manifest.read(Path(loaded.config.trainer.default_root_dir))
+    recorded = manifest and manifest.results.get("prepare", {}).get("plan")
+    return LayerPlan.from_dict(recorded) if recorded else None
