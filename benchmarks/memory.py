@@ -113,7 +113,7 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         weight_bytes=model.dtype.itemsize,
         activation_bytes=model.dtype.itemsize,
         gradient_checkpointing=case["checkpointing"],
-        scored_share=0.5,
+        scored_fraction=0.5,
     )
     return {"measured": peak.highest - before, "estimate": estimate.total}
 

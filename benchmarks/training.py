@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 import uniattn_pl
 from uniattn_pl.config.schema import StageConfig, TrackingConfig
+from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.tracking.mlflow_run import MLflowRun
@@ -40,7 +41,6 @@ from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.callbacks.training_progress import TrainingProgress
 from uniattn_pl.training.lightning_module import PostTrainingModule, build_optimizer
 from uniattn_pl.training.schedule import WarmupDecay
-from uniattn_pl.training.stage import quiet_libraries
 
 WARM_UP = 2
 BASELINE, STAGE1, STAGE2, LIGHTNING = "baseline, full fine-tune", "UniAttn, stage 1", "UniAttn, stage 2", "Lightning"

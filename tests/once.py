@@ -17,12 +17,12 @@ def load_once(patch: pytest.MonkeyPatch) -> None:
     """Remember every config that a sweep loads for its points, and the shape of every model."""
     from uniattn_pl.modeling.loading import pretrained
     from uniattn_pl.sweeps import points
-    from uniattn_pl.training import session
+    from uniattn_pl.training import experiment
 
     import_everything()
     patch.setattr(points, "load_config", _remembered(points.load_config))
     shape = cache(pretrained.load_shape)
-    for module in (pretrained, session):
+    for module in (pretrained, experiment):
         patch.setattr(module, "load_shape", shape)
 
 

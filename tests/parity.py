@@ -34,7 +34,7 @@ def stock_llama(attn_implementation: str = "sdpa") -> PreTrainedModel:
 
 def uniattn_plan(*, compensated: bool) -> LayerPlan:
     """One Superblock: layers 5 to 7 reuse the map of layer 4."""
-    return LayerPlan.unmodified(8).reuse_map(REUSE_LAYERS, 4, compensated=compensated)
+    return LayerPlan.unmodified(8).reuse(REUSE_LAYERS, 4, compensated=compensated)
 
 
 def uniattn_llama(w_c: dict[int, torch.Tensor] | None, attn_implementation: str = "sdpa") -> PreTrainedModel:

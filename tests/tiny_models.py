@@ -65,7 +65,7 @@ ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
     # Layers 2 and 3 read from layer 1: on Gemma local from global and global from global.
     "uniattn": UniAttn(superblock_size=3, num_superblocks=1, first_layer=1).compile,
     # On Gemma local from local: the values, too, are kept for a window only.
-    "uniattn_windowed": lambda _: UNMODIFIED.reuse_map([2, 4], 0, compensated=True),
+    "uniattn_windowed": lambda _: UNMODIFIED.reuse([2, 4], 0, compensated=True),
     "cla": CLA(superblock_size=2, num_superblocks=2, first_layer=1, compensation=True).compile,
     "llmdrop": LLMDrop(layers=[0, 4]).compile,
     "shared_attention": SharedAttention(first_layer=1).compile,
@@ -74,9 +74,9 @@ ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
     ).compile,
     # Layer 1 gives both its map and its keys and values; layer 2 shares those of a local layer.
     "mixed": lambda _: (
-        UNMODIFIED.share_keys_values([2], 0, compensated=False)
-        .reuse_map([3], 1, compensated=True)
-        .share_keys_values([4], 1, compensated=True)
+        UNMODIFIED.share_kv([2], 0, compensated=False)
+        .reuse([3], 1, compensated=True)
+        .share_kv([4], 1, compensated=True)
         .drop([5], compensated=True)
     ),
 }
@@ -88,8 +88,8 @@ def cases(*, modes: bool) -> pytest.MarkDecorator:
     rows = []
     for family in FAMILIES:
         for architecture in ARCHITECTURES:
-            shares_map = bool(plan_of(family, architecture).map_sources)
-            of_case = MODES if shares_map else ("auto",)
+            reads_map = bool(plan_of(family, architecture).reusing)
+            of_case = MODES if reads_map else ("auto",)
             rows += [(family, architecture, mode)[: len(names)] for mode in (of_case if modes else ("auto",))]
     return pytest.mark.parametrize(names, rows)
 

@@ -108,7 +108,7 @@ def test_a_third_party_registers_an_architecture_in_a_few_lines() -> None:
         def compile(self, shape: ModelShape) -> LayerPlan:
             plan = LayerPlan.unmodified(shape.num_layers)
             for layer in range(1, shape.num_layers, 2):
-                plan = plan.reuse_map([layer], layer - 1, compensated=True)
+                plan = plan.reuse([layer], layer - 1, compensated=True)
             return plan
 
     try:

@@ -27,7 +27,8 @@ report = calibrate(
     initialiser=initialiser,
     ridge="auto",
     head_alignment="output_error",
-    share=(int(rank), int(world_size)),
+    rank=int(rank),
+    world_size=int(world_size),
 )
 torch.save({"weights": model.state_dict(), "report": asdict(report), "plan": model.layer_plan.to_dict()}, output)
 distributed.destroy_process_group()

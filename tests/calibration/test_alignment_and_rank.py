@@ -20,9 +20,7 @@ from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
 from uniattn_pl.plan import LayerPlan, PlanError, costs
 
 HEADS = 4
-ALIGNED = (
-    LayerPlan.unmodified(8).reuse_map([5, 6, 7], 4, compensated=True).align_heads({5: (3, 0, 0, 2), 7: (1, 0, 3, 2)})
-)
+ALIGNED = LayerPlan.unmodified(8).reuse([5, 6, 7], 4, compensated=True).align_heads({5: (3, 0, 0, 2), 7: (1, 0, 3, 2)})
 
 
 def permuted(model: PreTrainedModel, layer: int, order: list[int]) -> PreTrainedModel:
@@ -61,7 +59,7 @@ def multi_head() -> PreTrainedModel:
 def test_permuted_heads_are_found_again(criterion: str) -> None:
     order = [2, 0, 3, 1]
     original = permuted(multi_head(), 2, order)
-    plan = LayerPlan.unmodified(3).reuse_map([2], 1, compensated=True)
+    plan = LayerPlan.unmodified(3).reuse([2], 1, compensated=True)
     errors = {}
     for alignment in ("none", criterion):
         model = converted_copy(original, plan)

@@ -25,9 +25,9 @@ UNMODIFIED = LayerPlan.unmodified(8)
 PLANS = {
     "reuse": uniattn_plan(compensated=True),
     "drop": UNMODIFIED.drop([2, 6], compensated=True),
-    "share": UNMODIFIED.share_keys_values([3, 6], 1, compensated=True),
-    "mixed": UNMODIFIED.reuse_map([2, 4], 1, compensated=True)
-    .share_keys_values([5], 3, compensated=False)
+    "share_kv": UNMODIFIED.share_kv([3, 6], 1, compensated=True),
+    "mixed": UNMODIFIED.reuse([2, 4], 1, compensated=True)
+    .share_kv([5], 3, compensated=False)
     .drop([6], compensated=True),
 }
 RIDGE = 1e-2

@@ -54,7 +54,7 @@ def test_a_stopped_pass_solves_only_what_is_left(
             run(plan, tmp_path)
     solvers: list[str] = []
     make = streaming.make_solver
-    monkeypatch.setattr(streaming, "make_solver", lambda *args: (solvers.append(args[0]), make(*args))[1])
+    monkeypatch.setattr(streaming, "make_solver", lambda *args, **kw: (solvers.append(args[0]), make(*args, **kw))[1])
     progress: list[tuple[int, int]] = []
     model, report = run(plan, tmp_path, progress=lambda done, total, _: progress.append((done, total)))
     assert len(solvers) == len(plan.compensated) - 1

@@ -147,9 +147,9 @@ def test_layers_are_those_of_the_paper_which_counts_from_1(model: str) -> None:
     assert [layer + 1 for layer in full.layers] == DROPPED[model]
     assert half.layers == full.layers[: 8 if model == "gemma-2-9b" else 6]
     like = model if model in SUPERBLOCKS else "llama-2-7b"
-    assert [layer + 1 for layer in sorted(plan("UniAttn").map_sources)] == SUPERBLOCKS[like]
-    assert [layer + 1 for layer in sorted(plan("CLA-Full").key_value_sources)] == SUPERBLOCKS[like]
-    assert [layer + 1 for layer in sorted(plan("CLA-Half").key_value_sources)] == CLA_HALF[like]
+    assert [layer + 1 for layer in sorted(plan("UniAttn").sources("map"))] == SUPERBLOCKS[like]
+    assert [layer + 1 for layer in sorted(plan("CLA-Full").sources("key_value"))] == SUPERBLOCKS[like]
+    assert [layer + 1 for layer in sorted(plan("CLA-Half").sources("key_value"))] == CLA_HALF[like]
 
 
 def test_the_ablation_differs_in_what_w_c_is_when_the_full_fine_tune_begins() -> None:

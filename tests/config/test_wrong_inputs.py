@@ -200,7 +200,7 @@ WRONG = {
         "architecture:\n  name: search\n  budget: -1", "a.yaml:3: architecture.budget: must be at least 0, got -1"
     ),
     "search budget above one": fitted("architecture: {name: search, budget: 1.5}", "between 0 and 1; got 1.5"),
-    "unknown kinds": fitted("architecture: {name: search, kinds: [skip]}", "some of reuse, share, drop", "['skip']"),
+    "unknown kinds": fitted("architecture: {name: search, kinds: [skip]}", "some of reuse, share_kv, drop", "['skip']"),
     "unknown cost": config("architecture: {name: search, cost: kv_byte}", "Did you mean 'kv_bytes'?"),
     "given without a file": config("architecture: {name: given}", "a.yaml:1: architecture: given needs plan"),
     "given a file that is not there": config("architecture: {name: given, plan: gone.json}", "no file 'gone.json'"),

@@ -14,9 +14,10 @@ from tests.parity import stock_llama
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.exporting import export
+from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import byte_tokenizer
 from uniattn_pl.modeling.loading.pretrained import load_folder
+from uniattn_pl.plan.drawing import draw
 
 WITHOUT_PACKAGE = "import sys; sys.modules['uniattn_pl'] = None\n"
 PRINT_LOGITS = """
@@ -46,7 +47,7 @@ def test_a_card_has_the_plan_and_the_costs(tmp_path: Path) -> None:
     source, target = saved(converted("uniattn"), tmp_path / "run"), tmp_path / "exported"
     export(source, target)
     card = (target / "README.md").read_text()
-    assert PLANS["uniattn"].draw() in card
+    assert draw(PLANS["uniattn"]) in card
     assert "81.25%" in card
     # 64 tokens, 8 layers of K and V less 3 K, 2 heads of 16 in float32
     assert f"{64 * (2 * 8 - 3) * 2 * 16 * 4:,} bytes" in card

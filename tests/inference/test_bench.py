@@ -337,7 +337,7 @@ def test_the_baseline_needs_no_architecture_beside_it(folder: Path, capsys: pyte
 
 @pytest.mark.usefixtures("unloadable")
 def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = LayerPlan.unmodified(8).drop([3], compensated=False).reuse_map([6], 4, compensated=True)
+    chosen = LayerPlan.unmodified(8).drop([3], compensated=False).reuse([6], 4, compensated=True)
     (folder / "search.yaml").write_text("name: found\n" + FILES["search.yaml"])
     Manifest(config={}).commit(folder / "runs" / "found", {"plan": chosen.to_dict()})
     asked: list[dict[str, LayerPlan]] = []

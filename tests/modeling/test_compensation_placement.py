@@ -20,8 +20,8 @@ from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
 from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, costs
 
 # Layer 1 of Gemma-2 is global, layers 2 and 4 are local.
-REUSE = UNMODIFIED.reuse_map([2, 3, 4], 1, compensated=True)
-BARE = UNMODIFIED.reuse_map([2, 3, 4], 1, compensated=False)
+REUSE = UNMODIFIED.reuse([2, 3, 4], 1, compensated=True)
+BARE = UNMODIFIED.reuse([2, 3, 4], 1, compensated=False)
 DROP = UNMODIFIED.drop([2, 4], compensated=True)
 BARE_DROP = UNMODIFIED.drop([2, 4], compensated=False)
 PLANS = {

@@ -20,17 +20,15 @@ from uniattn_pl.plan import LayerPlan, costs
 
 UNMODIFIED = LayerPlan.unmodified(8)
 PLANS = {
-    "uniattn": UNMODIFIED.reuse_map([5, 6, 7], 4, compensated=True),
-    "chain": UNMODIFIED.reuse_map([2], 1, compensated=True).reuse_map([3], 2, compensated=False),
-    "cla": UNMODIFIED.share_keys_values([5, 7], 4, compensated=False),
-    "cla_compensated": UNMODIFIED.share_keys_values([5, 6, 7], 4, compensated=True),
-    "map_over_shared_keys": UNMODIFIED.share_keys_values([5], 4, compensated=False).reuse_map(
-        [6, 7], 5, compensated=True
-    ),
+    "uniattn": UNMODIFIED.reuse([5, 6, 7], 4, compensated=True),
+    "chain": UNMODIFIED.reuse([2], 1, compensated=True).reuse([3], 2, compensated=False),
+    "cla": UNMODIFIED.share_kv([5, 7], 4, compensated=False),
+    "cla_compensated": UNMODIFIED.share_kv([5, 6, 7], 4, compensated=True),
+    "map_over_shared_keys": UNMODIFIED.share_kv([5], 4, compensated=False).reuse([6, 7], 5, compensated=True),
     "llmdrop": UNMODIFIED.drop([0, 6], compensated=False),
     "llmdrop_compensated": UNMODIFIED.drop([3, 6], compensated=True),
-    "mixed": UNMODIFIED.reuse_map([2, 3], 1, compensated=True)
-    .share_keys_values([4], 1, compensated=False)
+    "mixed": UNMODIFIED.reuse([2, 3], 1, compensated=True)
+    .share_kv([4], 1, compensated=False)
     .drop([6], compensated=True),
 }
 

@@ -15,12 +15,12 @@ from uniattn_pl.modeling.conversion.convert import apply_plan
 
 IDS = tokens(2, 9)
 SOURCE, READER = 1, 2
-PARTS = {"reuse": "qk", "share": "kv"}
+PARTS = {"reuse": "qk", "share_kv": "kv"}
 PLANS = {
-    "reuse": UNMODIFIED.reuse_map([READER], SOURCE, compensated=False),
-    "share": UNMODIFIED.share_keys_values([READER], SOURCE, compensated=False),
+    "reuse": UNMODIFIED.reuse([READER], SOURCE, compensated=False),
+    "share_kv": UNMODIFIED.share_kv([READER], SOURCE, compensated=False),
 }
-CASES = [("reuse", MODES[0]), ("reuse", MODES[1]), ("share", "auto")]
+CASES = [("reuse", MODES[0]), ("reuse", MODES[1]), ("share_kv", "auto")]
 
 
 def rows(part: str) -> slice:

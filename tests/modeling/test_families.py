@@ -20,8 +20,8 @@ from uniattn_pl.plan import costs
 
 # Layer 1 is a global layer of both Gemmas, so that a local and a global one may read from it.
 PLANS = {
-    "uniattn": UNMODIFIED.reuse_map([2, 3], 1, compensated=True),
-    "cla": UNMODIFIED.share_keys_values([2, 3], 1, compensated=True),
+    "uniattn": UNMODIFIED.reuse([2, 3], 1, compensated=True),
+    "cla": UNMODIFIED.share_kv([2, 3], 1, compensated=True),
     "llmdrop": UNMODIFIED.drop([2, 4], compensated=True),
 }
 

@@ -64,11 +64,11 @@ def test_dropping_twice_is_dropping_once(family: str) -> None:
 
 # Each has a layer that becomes a source, or a source of a second kind, only now.
 SECOND_PLANS: dict[str, Callable[[LayerPlan], LayerPlan]] = {
-    "new source of keys": lambda plan: plan.share_keys_values([5], 4, compensated=True),
-    "source of a map gives keys as well": lambda plan: plan.share_keys_values([4, 5], 1, compensated=True),
-    "new source of a map": lambda plan: plan.reuse_map([5], 4, compensated=True),
-    "one more reader": lambda plan: plan.reuse_map([5], 1, compensated=True),
-    "share and drop": lambda plan: plan.share_keys_values([5], 1, compensated=False).drop([3, 4], compensated=False),
+    "new source of keys": lambda plan: plan.share_kv([5], 4, compensated=True),
+    "source of a map gives keys as well": lambda plan: plan.share_kv([4, 5], 1, compensated=True),
+    "new source of a map": lambda plan: plan.reuse([5], 4, compensated=True),
+    "one more reader": lambda plan: plan.reuse([5], 1, compensated=True),
+    "share and drop": lambda plan: plan.share_kv([5], 1, compensated=False).drop([3, 4], compensated=False),
 }
 
 
@@ -87,7 +87,7 @@ def test_a_second_plan_is_its_result_at_once(family: str, name: str, tmp_path: P
 def test_a_compensation_keeps_its_weights_through_a_second_plan() -> None:
     model = converted("llama", "uniattn")
     trained = {i: model.model.layers[i].self_attn.w_c.weight.clone() for i in (2, 3)}
-    drop_attention(apply_plan(model, REUSE.share_keys_values([5], 4, compensated=True)), [3], compensated=True)
+    drop_attention(apply_plan(model, REUSE.share_kv([5], 4, compensated=True)), [3], compensated=True)
     for index, weight in trained.items():
         assert torch.equal(model.model.layers[index].self_attn.w_c.weight, weight)
     assert not model.model.layers[5].self_attn.w_c.weight.any()
@@ -108,13 +108,13 @@ def test_a_source_that_others_read_is_not_dropped(architecture: str, layers: lis
     ("plan", "problems"),
     [
         (UNMODIFIED, ["layer 2 is 'reuse' already and cannot become 'full'", "layer 3 is 'reuse' already"]),
-        (REUSE.share_keys_values([3], 1, compensated=True), ["layer 3 is 'reuse' already and cannot become 'share'"]),
-        (REUSE.reuse_map([3], 0, compensated=True), ["layer 3 is 'reuse' already and cannot become 'reuse'"]),
-        (REUSE.reuse_map([3], 1, compensated=False), ["layer 3 is 'reuse' already and cannot become 'reuse'"]),
+        (REUSE.share_kv([3], 1, compensated=True), ["layer 3 is 'reuse' already and cannot become 'share_kv'"]),
+        (REUSE.reuse([3], 0, compensated=True), ["layer 3 is 'reuse' already and cannot become 'reuse'"]),
+        (REUSE.reuse([3], 1, compensated=False), ["layer 3 is 'reuse' already and cannot become 'reuse'"]),
         (REUSE.place_compensation(input="value", output="heads"), ["layer 2 is 'reuse'", "layer 3 is 'reuse'"]),
         (LayerPlan.unmodified(7).drop([2, 3], compensated=False), ["the plan has 7 layers, the model 6"]),
     ],
-    ids=["full", "share", "another source", "without its compensation", "another placement", "another depth"],
+    ids=["full", "share_kv", "another source", "without its compensation", "another placement", "another depth"],
 )
 def test_what_a_layer_gave_up_does_not_come_back(plan: LayerPlan, problems: list[str]) -> None:
     model = converted("llama", "uniattn")
@@ -159,7 +159,7 @@ def test_a_late_compensation_outlives_its_attention() -> None:
     plan = REUSE.place_compensation(input="attention_input", output="layer_output")
     model = with_random_compensations(apply_plan(stock("llama"), plan))
     drop_attention(model, [3], compensated=True)
-    assert model.layer_plan.rows[3].compensation_output == "layer_output"
+    assert model.layer_plan.rows[3].compensation.output == "layer_output"
     assert_same_model(model, apply_plan(stock("llama"), plan.drop([3], compensated=True)))
     compensated = model(IDS).logits
     model.model.layers[3].self_attn.w_c.weight.zero_()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl import apply_architecture, lora_config
 from uniattn_pl.errors import UserError
-from uniattn_pl.exporting import export
+from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import byte_tokenizer
 from uniattn_pl.modeling.loading.pretrained import load_folder
 

@@ -51,7 +51,7 @@ def plan_of(family: str, *, compensated: bool) -> LayerPlan:
     """One Superblock from the recorded begin to the top."""
     config = json.loads((FOLDER / family / "config.json").read_text())
     source, layers = config["grouping_begin_idx"], config["num_hidden_layers"]
-    return LayerPlan.unmodified(layers).reuse_map(range(source + 1, layers), source, compensated=compensated)
+    return LayerPlan.unmodified(layers).reuse(range(source + 1, layers), source, compensated=compensated)
 
 
 def unified(family: str, fixture: str, backend: str, mode: str) -> PreTrainedModel:

@@ -47,7 +47,7 @@ def message_of_loading(folder: Path) -> str:
     ("plan", "fragments"),
     [
         (
-            PLAN.reuse_map([4], 1, compensated=True),
+            PLAN.reuse([4], 1, compensated=True),
             [f"missing: {W_C.format(4)}", f"not in the plan: {KEY.format(4)}, {QUERY.format(4)}"],
         ),
         (
@@ -58,7 +58,7 @@ def message_of_loading(folder: Path) -> str:
             PLAN.place_compensation(input="value", output="attention_output"),
             [f"of another shape: {W_C.format(2)}, {W_C.format(3)}"],
         ),
-        (LayerPlan.unmodified(5).reuse_map([2, 3], 1, compensated=True), ["the plan has 5 layers, the model 6"]),
+        (LayerPlan.unmodified(5).reuse([2, 3], 1, compensated=True), ["the plan has 5 layers, the model 6"]),
     ],
     ids=["another layer", "nothing operated", "another placement", "another depth"],
 )
@@ -90,10 +90,13 @@ def test_a_deleted_compensation(folder: Path) -> None:
         ({"layer_plan": None}, "'uniattn_llama' needs a layer_plan"),
         ({"layer_plan": "uniattn"}, "not a layer plan"),
         ({"layer_plan": {"rows": []}}, "not a layer plan"),
-        ({"layer_plan": {"num_layers": 6, "rows": [FIRST_ROW | {"map_from": "one"}]}}, "not a layer plan"),
-        ({"layer_plan": {"num_layers": 6, "rows": [FIRST_ROW | {"map_form": 1}]}}, "map_form"),
-        ({"layer_plan": {"num_layers": 6, "rows": [FIRST_ROW | {"index": 6}]}}, "there is no layer 6"),
-        ({"layer_plan": {"num_layers": 6, "rows": [FIRST_ROW | {"compensation_input": "head"}]}}, "mean 'heads'"),
+        ({"layer_plan": PLAN.to_dict() | {"rows": [FIRST_ROW | {"source": "one"}]}}, "not a layer plan"),
+        ({"layer_plan": PLAN.to_dict() | {"rows": [FIRST_ROW | {"sauce": 1}]}}, "sauce"),
+        ({"layer_plan": PLAN.to_dict() | {"rows": [FIRST_ROW | {"index": 6}]}}, "there is no layer 6"),
+        (
+            {"layer_plan": PLAN.to_dict() | {"rows": [FIRST_ROW | {"compensation": {"input": "head"}}]}},
+            "mean 'heads'",
+        ),
         ({"reuse_mode": "replai"}, "Did you mean 'replay'? Allowed: auto, materialise, replay"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
     ],

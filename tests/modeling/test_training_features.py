@@ -83,7 +83,7 @@ def two_layers(family: str, mode: str) -> PreTrainedModel:
         config.layer_types = config.layer_types[1:3]
     config.num_hidden_layers = 2
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    plan = LayerPlan.unmodified(2).reuse_map([1], 0, compensated=True)
+    plan = LayerPlan.unmodified(2).reuse([1], 0, compensated=True)
     model = with_random_compensations(apply_plan(model, plan)).train()
     model.config.reuse_mode = mode
     return model

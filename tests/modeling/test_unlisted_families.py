@@ -21,13 +21,9 @@ from uniattn_pl.plan import LayerPlan, costs
 UNLISTED = "smollm3"
 IDS = tokens(2, 10)
 # Layers 2 and 5 have no rotation: a map may come from one and be used by one, for it is ready-made.
-REUSE = UNMODIFIED.reuse_map([2], 1, compensated=True).reuse_map([4, 5], 3, compensated=True)
-REUSE_OF_UNROTATED = UNMODIFIED.reuse_map([3, 5], 2, compensated=True)
-SHARE = (
-    UNMODIFIED.share_keys_values([1, 3], 0, compensated=True)
-    .reuse_map([5], 2, compensated=False)
-    .drop([4], compensated=True)
-)
+REUSE = UNMODIFIED.reuse([2], 1, compensated=True).reuse([4, 5], 3, compensated=True)
+REUSE_OF_UNROTATED = UNMODIFIED.reuse([3, 5], 2, compensated=True)
+SHARE = UNMODIFIED.share_kv([1, 3], 0, compensated=True).reuse([5], 2, compensated=False).drop([4], compensated=True)
 LOAD = "import torch, uniattn_pl; model = uniattn_pl.load_model({folder!r}, dtype='float32'); "
 PRINT = "torch.set_grad_enabled(False); torch.save(model(torch.load({ids!r})).logits, {logits!r})"
 
@@ -39,7 +35,7 @@ def converted(plan: LayerPlan, mode: str = "auto") -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("plan", [REUSE, REUSE_OF_UNROTATED, SHARE], ids=["reuse", "of unrotated", "share"])
+@pytest.mark.parametrize("plan", [REUSE, REUSE_OF_UNROTATED, SHARE], ids=["reuse", "of unrotated", "share_kv"])
 @torch.no_grad()
 def test_steps_give_the_logits_of_one_forward(plan: LayerPlan, mode: str) -> None:
     model = converted(plan, mode)
@@ -62,7 +58,7 @@ def test_reuse_of_an_equal_map_loses_nothing() -> None:
     for projection in (layers[3].self_attn.o_proj, layers[3].mlp.down_proj):
         projection.weight.zero_()
     expected = model(IDS).logits
-    apply_plan(model, UNMODIFIED.reuse_map([4], 3, compensated=False))
+    apply_plan(model, UNMODIFIED.reuse([4], 3, compensated=False))
     torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
@@ -84,16 +80,16 @@ def test_a_saved_folder_loads_here_and_in_a_fresh_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("plan", "named"),
     [
-        (UNMODIFIED.share_keys_values([2], 1, compensated=True), "layers 2 "),
-        (UNMODIFIED.share_keys_values([3, 4], 2, compensated=False), "layers 2 "),
-        (UNMODIFIED.share_keys_values([1, 2, 5], 0, compensated=False), "layers 2, 5 "),
-        (UNMODIFIED.share_keys_values([5], 2, compensated=False), "layers 2, 5 "),
+        (UNMODIFIED.share_kv([2], 1, compensated=True), "layers 2 "),
+        (UNMODIFIED.share_kv([3, 4], 2, compensated=False), "layers 2 "),
+        (UNMODIFIED.share_kv([1, 2, 5], 0, compensated=False), "layers 2, 5 "),
+        (UNMODIFIED.share_kv([5], 2, compensated=False), "layers 2, 5 "),
     ],
     ids=["onto one", "from one", "onto two", "from one onto one"],
 )
 def test_shared_keys_without_rotation_are_refused(plan: LayerPlan, named: str) -> None:
     model = stock(UNLISTED)
-    with pytest.raises(UserError, match=rf"'smollm3' is not tested, and {named}compute .* \(share\)"):
+    with pytest.raises(UserError, match=rf"'smollm3' is not tested, and {named}compute .* \(share_kv\)"):
         apply_plan(model, plan)
     assert model.config.model_type == UNLISTED
     further = apply_plan(model, UNMODIFIED.drop([4], compensated=False))

@@ -88,7 +88,7 @@ class Answers:
 def test_architectures_take_the_best_ones() -> None:
     shape = shape_of(stock("llama").config)
     plan = UniAttn(selection="similarity", num_reused=3).choose(shape, Answers())  # type: ignore[arg-type]
-    assert [row.map_from for row in plan.rows] == [0, 1, 1, 1, 4, 4]
+    assert [row.source for row in plan.rows] == [None, None, 1, 1, None, 4]
     dropped = LLMDrop(num_dropped=2).choose(shape, Answers())  # type: ignore[arg-type]
     assert dropped.operated == (4, 5)
     everywhere = LLMDrop(num_dropped=2, among="all").choose(shape, Answers())  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, PlanError
-from uniattn_pl.plan.changes import KINDS, Change, possible_changes
+from uniattn_pl.plan.changes import Change, possible_changes, searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.search.frontier import is_dominated, write_frontier
 from uniattn_pl.search.greedy import GreedySearch, Point, Settings
@@ -27,7 +27,7 @@ from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
 Batch = dict[str, torch.Tensor]
-ALL = Settings(tuple(KINDS), Cost("kv_bytes", 96), budget=0.6)
+ALL = Settings(tuple(searched_roles()), Cost("kv_bytes", 96), budget=0.6)
 
 
 def batches() -> list[Batch]:
@@ -54,7 +54,7 @@ def whole_loss(model: PreTrainedModel) -> float:
     return total / count
 
 
-@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(KINDS))), max_size=10), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(searched_roles()))), max_size=10), st.booleans())
 def test_any_sequence_of_changes_gives_plans_that_save_and_never_undo(
     steps: list[tuple[int, str]], compensated: bool
 ) -> None:
@@ -72,19 +72,19 @@ def test_any_sequence_of_changes_gives_plans_that_save_and_never_undo(
 
 
 def test_readers_follow_when_their_source_changes() -> None:
-    plan = LayerPlan.unmodified(6).reuse_map([3, 4], 2, compensated=True)
+    plan = LayerPlan.unmodified(6).reuse([3, 4], 2, compensated=True)
     chained = Change(2, "reuse").apply(plan, compensated=True)
     assert chained is not None
-    assert [row.map_from for row in chained.rows] == [0, 1, 1, 1, 1, 5]
+    assert [row.source for row in chained.rows] == [None, None, 1, 1, 1, None]
     assert Change(2, "drop").apply(plan, compensated=True) is None
-    sharing = Change(2, "share").apply(plan, compensated=True)
+    sharing = Change(2, "share_kv").apply(plan, compensated=True)
     assert sharing is not None
-    assert sharing.rows[3].map_from == 2
-    keys = LayerPlan.unmodified(6).share_keys_values([3], 2, compensated=True)
+    assert (sharing.rows[3].role, sharing.rows[3].source) == ("reuse", 2)
+    keys = LayerPlan.unmodified(6).share_kv([3], 2, compensated=True)
     assert Change(2, "reuse").apply(keys, compensated=True) is None
-    moved = Change(2, "share").apply(keys, compensated=True)
+    moved = Change(2, "share_kv").apply(keys, compensated=True)
     assert moved is not None
-    assert moved.rows[3].key_from == 1
+    assert (moved.rows[3].role, moved.rows[3].source) == ("share_kv", 1)
 
 
 def test_windows_limit_what_a_layer_can_become() -> None:
@@ -96,7 +96,7 @@ def test_windows_limit_what_a_layer_can_become() -> None:
 def test_losses_are_those_of_whole_forwards() -> None:
     search = streams()
     assert search.loss == pytest.approx(whole_loss(stock_llama()), abs=1e-5)
-    for layer, kind in ((5, "reuse"), (2, "drop"), (6, "reuse"), (4, "share"), (1, "reuse")):
+    for layer, kind in ((5, "reuse"), (2, "drop"), (6, "reuse"), (4, "share_kv"), (1, "reuse")):
         plan = Change(layer, kind).apply(search.plan, compensated=True)
         assert plan is not None
         search.accept(plan, layer)
@@ -109,7 +109,7 @@ def test_a_candidate_is_what_it_is_once_accepted_and_leaves_nothing_behind() -> 
     first = Change(3, "reuse").apply(search.plan, compensated=True)
     assert first is not None
     search.accept(first, 3)
-    plans = possible_changes(search.plan, shape_of(stock_llama().config), tuple(KINDS), compensated=True)
+    plans = possible_changes(search.plan, shape_of(stock_llama().config), tuple(searched_roles()), compensated=True)
     above = {change: plan for change, plan in plans.items() if change.layer > 3}
     tried = {change: search.try_plan(plan, change.layer) for change, plan in above.items()}
     assert tried == {change: search.try_plan(plan, change.layer) for change, plan in above.items()}
@@ -218,7 +218,7 @@ def test_what_a_search_cannot_do_is_named() -> None:
     shape = toy_shape(4)
     for options, message in (
         ({"budget": 1.5}, "between 0 and 1; got 1.5"),
-        ({"kinds": ["reuse", "skip"]}, "kinds must be some of reuse, share, drop"),
+        ({"kinds": ["reuse", "skip"]}, "kinds must be some of reuse, share_kv, drop"),
         (
             {"budget": 0.6, "kinds": ["reuse"]},
             r"cannot fall below 62\.5% with kinds reuse; the nearest budget .* 0\.63",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from uniattn_pl.cli import main
-from uniattn_pl.exporting import export
+from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.modeling.loading.pretrained import (
     load_folder,

@@ -132,6 +132,6 @@ def test_a_traceback_shows_no_credentials(printed: Callable[[], str], monkeypatc
     def load_shape(*_: object, **__: object) -> None:
         raise ConnectionError(f"{URL} refused {ENVIRONMENT['MLFLOW_TRACKING_TOKEN']}")
 
-    monkeypatch.setattr("uniattn_pl.training.session.load_shape", load_shape)
+    monkeypatch.setattr("uniattn_pl.training.experiment.load_shape", load_shape)
     assert main(FIT) == 1
     assert "ConnectionError: https://***@tracker.invalid/mlflow?api_key=*** refused ***" in printed()

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.cli import main
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,7 @@ def test_the_mlflow_run_has_the_frontier_and_the_plan(searches: tuple[Path, Path
     assert {f"frontier/{name}" for name in ("table.txt", "frontier.json", "frontier.png", "plans")} == kept
     assert len(client.list_artifacts(run, "frontier/plans")) == len(points(searches[0]))
     drawn = Path(client.download_artifacts(run, "plan.txt", str(tmp_path))).read_text()
-    assert drawn == LayerPlan.from_dict(prepared(searches[0])["plan"]).draw() + "\n"
+    assert drawn == draw(LayerPlan.from_dict(prepared(searches[0])["plan"])) + "\n"
 
 
 def test_plan_refuses_before_the_fit_and_draws_the_choice_after_it(
@@ -115,7 +116,7 @@ def test_plan_refuses_before_the_fit_and_draws_the_choice_after_it(
     assert "measured.yaml:4: architecture: search chooses the layers by measurement" in capsys.readouterr().err
     monkeypatch.chdir(searches[0])
     assert main(["plan", "--config", "measured.yaml"]) == 0
-    assert LayerPlan.from_dict(prepared(searches[0])["plan"]).draw() in capsys.readouterr().out
+    assert draw(LayerPlan.from_dict(prepared(searches[0])["plan"])) in capsys.readouterr().out
 
 
 def test_a_killed_search_ends_with_the_same_plan_and_weights(searches: tuple[Path, Path]) -> None:
@@ -192,13 +193,14 @@ def aligned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_aligned_heads_and_thin_compensations_are_saved_and_load_again(aligned: tuple[Path, torch.Tensor]) -> None:
     folder, expected = aligned
-    rows = json.loads((folder / RUN / "final/config.json").read_text())["layer_plan"]["rows"]
+    plan = json.loads((folder / RUN / "final/config.json").read_text())["layer_plan"]
+    rows = plan["rows"]
     assert [row["index"] for row in rows] == [5, 6, 7]
     assert all(len(row["heads_from"]) == 4 for row in rows), "the model has 4 heads"
     assert any(row["heads_from"] != [0, 1, 2, 3] for row in rows)
-    assert [row["compensation_rank"] for row in rows] == [4, 4, 4]
+    assert [row["compensation"]["rank"] for row in rows] == [4, 4, 4]
     loaded = AutoModelForCausalLM.from_pretrained(folder / RUN / "final")
-    assert loaded.layer_plan == LayerPlan.from_dict({"num_layers": 8, "rows": rows})
+    assert loaded.layer_plan == LayerPlan.from_dict(plan)
     with torch.no_grad():
         assert torch.equal(loaded(IDS).logits, expected)
 

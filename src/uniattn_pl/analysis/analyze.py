@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 
 from uniattn_pl.analysis import analysis_figures
@@ -15,22 +16,48 @@ from uniattn_pl.analysis.depth import depth_factor
 from uniattn_pl.analysis.selection import selection_traces, trace_lines
 from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.one_off_run import one_off_run
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
-from uniattn_pl.training.session import MEASURED_TOKENS, FitSession
+from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.fit_plan import MEASURED_TOKENS, fit_plan, model_measurements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "analysis"
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """An experiment, its models and its plan: the one a fit has recorded, or the one it would have."""
+
+    experiment: Experiment
+    models: FitModels
+    plan: LayerPlan
+    console: Console
+
+    @classmethod
+    def of(cls, loaded: LoadedConfig, console: Console) -> Analysed:
+        """Open an experiment on this process alone."""
+        cluster = Cluster.alone(loaded.config)
+        experiment = Experiment(loaded, cluster)
+        models, manifest = FitModels(experiment, cluster.device), Manifest.read(experiment.folder)
+        recorded = manifest.results.get("prepare", {}).get("plan") if manifest is not None else None
+        plan = fit_plan(experiment, models, recorded, cluster=cluster, console=console)
+        return cls(experiment, models, plan, console)
+
+    def train_batches(self, tokens: int) -> list[dict[str, torch.Tensor]]:
+        """Training rows that together hold about so many tokens, one per batch."""
+        return self.experiment.train_tokens(tokens, 0)
 
 
 @dataclass(frozen=True)
@@ -51,18 +78,18 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
         UserError: the input does not work out, or the compensation is asked for and there is none.
     """
     console = Console()
-    session = FitSession(loaded, Manifest.read(_root(loaded)) or Manifest(plain_config(loaded)), console)
+    analysed = Analysed.of(loaded, console)
     if topics is None:
-        topics = [topic for topic in TOPICS if topic != "compensation" or session.plan.compensated]
-    folder = session.folder / FOLDER
-    config = session.config
+        topics = [topic for topic in TOPICS if topic != "compensation" or analysed.plan.compensated]
+    folder = analysed.experiment.folder / FOLDER
+    config = analysed.experiment.config
     said = tags.describing(config, "analysis", loaded.architecture.name)
     name = f"{config.name}-analysis"
-    with one_off_run(config.tracking, session.folder, name=name, tags=said) as run:
+    with one_off_run(config.tracking, analysed.experiment.folder, name=name, tags=said) as run:
         run.log_params(loaded.flatten())
         for topic in topics:
             console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
-            finding = TOPICS[topic][1](session, tokens)
+            finding = TOPICS[topic][1](analysed, tokens)
             console.print("\n".join(finding.lines), highlight=False, markup=False, soft_wrap=True)
             _write(folder, topic, finding)
             for name, figure in finding.figures.items():
@@ -71,10 +98,6 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
             run.log_text(json.dumps(finding.data, indent=1), f"{FOLDER}/{topic}.json")
     console.print(f"\nwritten to {folder}", highlight=False)
     return folder
-
-
-def _root(loaded: LoadedConfig) -> Path:
-    return Path(loaded.config.trainer.default_root_dir)
 
 
 def _write(folder: Path, topic: str, finding: Finding) -> None:
@@ -87,8 +110,8 @@ def _write(folder: Path, topic: str, finding: Finding) -> None:
             figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
 
 
-def _similarity(session: FitSession, tokens: int) -> Finding:
-    found = map_similarity(session.original, session.train_tokens(tokens, 0))
+def _similarity(analysed: Analysed, tokens: int) -> Finding:
+    found = map_similarity(analysed.models.original, analysed.train_batches(tokens))
     layers = range(1, len(found.matrix))
     lines = [f"{'layer':>6} " + " ".join(f"{name:>13}" for name in VARIANTS)]
     for row, layer in enumerate(layers):
@@ -107,8 +130,8 @@ def _similarity(session: FitSession, tokens: int) -> Finding:
     return Finding(asdict(found), lines, drawings)
 
 
-def _importance(session: FitSession, tokens: int) -> Finding:
-    found = attention_importance(session.original, session.train_tokens(tokens, 0))
+def _importance(analysed: Analysed, tokens: int) -> Finding:
+    found = attention_importance(analysed.models.original, analysed.train_batches(tokens))
     ranked = sorted(range(len(found)), key=found.__getitem__)
     lines = [f"{layer:>6} {found[layer]:.5f}" for layer in ranked]
     figure = analysis_figures.by_layer(
@@ -121,16 +144,17 @@ def _importance(session: FitSession, tokens: int) -> Finding:
     )
 
 
-def _depth(session: FitSession, tokens: int) -> Finding:
-    batches = session.train_tokens(tokens, 0)
-    found = {"original": depth_factor(session.original, batches)}
-    if session.plan.operated:
-        found[session.loaded.architecture.name] = depth_factor(session.converted(), batches)
-        shared = _sharing_instead(session.plan)
-        if shared.operated and shared != session.plan:
-            found["cla on the same layers"] = depth_factor(converted_copy(session.original, shared), batches)
+def _depth(analysed: Analysed, tokens: int) -> Finding:
+    batches = analysed.train_batches(tokens)
+    found = {"original": depth_factor(analysed.models.original, batches)}
+    if analysed.plan.operated:
+        name = analysed.experiment.loaded.architecture.name
+        found[name] = depth_factor(analysed.models.converted(analysed.plan), batches)
+        shared = _sharing_instead(analysed.plan)
+        if shared.operated and shared != analysed.plan:
+            found["cla on the same layers"] = depth_factor(converted_copy(analysed.models.original, shared), batches)
     lines = [f"{'layer':>6} " + " ".join(f"{name:>22}" for name in found)]
-    for layer in range(session.shape.num_layers):
+    for layer in range(analysed.experiment.shape.num_layers):
         lines.append(f"{layer:>6} " + " ".join(f"{series[layer]:>22.4f}" for series in found.values()))
     return Finding(found, lines, {"depth": analysis_figures.by_layer(found, "||delta|| / ||x||", logarithmic=True)})
 
@@ -140,34 +164,34 @@ def _sharing_instead(plan: LayerPlan) -> LayerPlan:
     shared = LayerPlan.unmodified(len(plan.rows))
     for row in plan.rows:
         if row.role == "reuse" and row.source is not None and plan.rows[row.source].role == "full":
-            shared = shared.share_keys_values([row.index], row.source, compensated=False)
+            shared = shared.share_kv([row.index], row.source, compensated=False)
     return shared
 
 
-def _selection(session: FitSession, tokens: int) -> Finding:
-    count = min(max(len(session.plan.operated), 1), session.shape.num_layers - 1)
-    with ProgressReporter("choosing layers one by one", session.console) as progress:
-        measurements = session.measurements(progress)
+def _selection(analysed: Analysed, tokens: int) -> Finding:
+    count = min(max(len(analysed.plan.operated), 1), analysed.experiment.shape.num_layers - 1)
+    with ProgressReporter("choosing layers one by one", analysed.console) as progress:
+        measurements = model_measurements(analysed.experiment, analysed.models.original, progress)
         found = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
     data = {name: asdict(trace) for name, trace in found.items()}
     return Finding(data, trace_lines(found), {"selection": analysis_figures.selection_losses(found)})
 
 
-def _compensation(session: FitSession, tokens: int) -> Finding:
-    options = session.config.calibration
+def _compensation(analysed: Analysed, tokens: int) -> Finding:
+    options = analysed.experiment.config.calibration
     callback = CompensationInit(
-        session.original,
-        session.train_tokens(tokens, 0),
-        session.data.validation_batches(options.held_out_samples, options.batch_size),
+        analysed.models.original,
+        analysed.train_batches(tokens),
+        analysed.experiment.data.validation_batches(options.held_out_samples, options.batch_size),
         initialiser=options.initialiser,
         ridge=options.ridge,
         head_alignment=options.head_alignment,
     )
-    report = callback.initialise(session.converted())
+    report = callback.initialise(analysed.models.converted(analysed.plan))
     return Finding(report.to_dict(), report.lines(), {"compensation": analysis_figures.compensation_errors(report)})
 
 
-TOPICS: dict[str, tuple[str, Callable[[FitSession, int], Finding]]] = {
+TOPICS: dict[str, tuple[str, Callable[[Analysed, int], Finding]]] = {
     "similarity": ("cosine of attention maps across layers (paper Figure 2)", _similarity),
     "importance": ("how much each attention changes the stream (LLMDrop)", _importance),
     "depth": ("how much each layer changes its input (Propositions 3.6 and 3.8)", _depth),

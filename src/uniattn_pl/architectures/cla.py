@@ -30,5 +30,5 @@ class CLA(Architecture):
         plan = LayerPlan.unmodified(shape.num_layers)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
-            plan = plan.share_keys_values(readers, source, compensated=self.compensation)
+            plan = plan.share_kv(readers, source, compensated=self.compensation)
         return plan

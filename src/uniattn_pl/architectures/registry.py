@@ -52,9 +52,9 @@ def register(architecture: A) -> A:
     Raises:
         ValueError: another class is registered under that name.
     """
-    known = ARCHITECTURES.setdefault(architecture.name, architecture)
-    if known is not architecture:
-        raise ValueError(f"architecture '{architecture.name}' is already registered by {known.__module__}.")
+    registered = ARCHITECTURES.setdefault(architecture.name, architecture)
+    if registered is not architecture:
+        raise ValueError(f"architecture '{architecture.name}' is already registered by {registered.__module__}.")
     return architecture
 
 

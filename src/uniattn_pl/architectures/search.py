@@ -1,4 +1,4 @@
-"""A searched plan: per layer keep, reuse, share or drop, greedily by measured loss per unit of cost saved."""
+"""A searched plan: per layer keep, reuse, share_kv or drop, greedily by measured loss per unit of cost saved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
-from uniattn_pl.plan.changes import KINDS, Change, possible_changes
+from uniattn_pl.plan.changes import Change, possible_changes, searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
+
+KINDS = searched_roles()
 
 
 @register
@@ -22,9 +24,9 @@ class Search(Architecture):
     """
 
     name = "search"
-    summary = "chooses per layer to keep, reuse, share or drop, by measured loss, until a cost budget is met"
+    summary = "chooses per layer to keep, reuse, share_kv or drop, by measured loss, until a cost budget is met"
 
-    budget: float = option(0.8, "stop at this share of the unmodified model's cost", minimum=0.0)
+    budget: float = option(0.8, "stop at this fraction of the unmodified model's cost", minimum=0.0)
     cost: str = option("kv_bytes", "what is saved", allowed=tuple(COSTS))
     cost_length: int = option(512, "tokens at which the cost is counted", minimum=1)
     kinds: list[str] = option(list(KINDS), f"what a layer may become: {', '.join(KINDS)}")
@@ -44,7 +46,7 @@ class Search(Architecture):
         if unknown or not self.kinds:
             raise PlanError(f"kinds must be some of {', '.join(KINDS)}; got {self.kinds}.")
         if not 0 < self.budget < 1:
-            raise PlanError(f"budget is a share of the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
+            raise PlanError(f"budget is relative to the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
         cost = Cost(self.cost, self.cost_length)
         least = min(cost.ratio(self._everywhere(kind, shape), shape) for kind in self.kinds)
         if least > self.budget:

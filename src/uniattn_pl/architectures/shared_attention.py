@@ -12,13 +12,13 @@ from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
 @register
 @dataclass
 class SharedAttention(Architecture):
-    """Share the map of `first_layer` with every layer up to `last_layer` (arXiv 2407.12866).
+    """Every layer up to `last_layer` uses the map of `first_layer` (arXiv 2407.12866).
 
     Cost: as UniAttn's, with a single Superblock of any length.
     """
 
     name = "shared_attention"
-    summary = "one span of layers shares one attention map, without compensation"
+    summary = "one span of layers uses one attention map, without compensation"
 
     first_layer: int = option(0, "0-based layer that computes the map", minimum=0)
     last_layer: int | None = option(None, "0-based last layer that uses it; default: the top layer", minimum=0)
@@ -30,4 +30,4 @@ class SharedAttention(Architecture):
             raise PlanError(f"last_layer is {last}; it must lie above first_layer, {self.first_layer}.")
         readers = range(self.first_layer + 1, last + 1)
         plan = LayerPlan.unmodified(shape.num_layers)
-        return plan.reuse_map(readers, self.first_layer, compensated=self.compensation)
+        return plan.reuse(readers, self.first_layer, compensated=self.compensation)

@@ -29,7 +29,7 @@ class UniAttn(Architecture):
     """
 
     name = "uniattn"
-    summary = "Superblocks share one attention map; W_c repairs the error (the paper's method)"
+    summary = "Superblocks with one attention map each; W_c repairs the error (the paper's method)"
 
     superblock_size: int = option(4, "layers per Superblock, the source included", minimum=2)
     num_superblocks: int = option(4, "number of Superblocks", minimum=1)
@@ -63,7 +63,7 @@ class UniAttn(Architecture):
         plan = LayerPlan.unmodified(shape.num_layers)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
-            plan = plan.reuse_map(readers, source, compensated=self.compensation)
+            plan = plan.reuse(readers, source, compensated=self.compensation)
         return self._finish(plan)
 
     @property
@@ -102,7 +102,7 @@ class UniAttn(Architecture):
             raise PlanError(f"layers must be a list of indices from 1 to {shape.num_layers - 1}, got {list(layers)}.")
         plan = LayerPlan.unmodified(shape.num_layers)
         for layer in sorted(set(layers)):
-            plan = plan.reuse_map([layer], layer - 1, compensated=self.compensation)
+            plan = plan.reuse([layer], layer - 1, compensated=self.compensation)
         return plan
 
     def _finish(self, plan: LayerPlan) -> LayerPlan:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from uniattn_pl.calibration.maps import map_rows
-from uniattn_pl.modeling.attention.publishing import Published
+from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
 CHUNK_BYTES = 2**26
@@ -28,8 +27,8 @@ class Observation:
         mask: True on tokens that count [B, L].
     """
 
-    own: Published
-    source: Published
+    own: ReplayedMap
+    source: ReplayedMap
     value: torch.Tensor
     heads: torch.Tensor
     o_weight: torch.Tensor
@@ -37,7 +36,12 @@ class Observation:
 
 
 class HeadAlignment:
-    """Sums, over batches, how badly each source head serves each head; `best` takes the least.
+    """Sums, over batches, how badly each source head g serves each head h; `best` takes the least (as LiSA, 2024).
+
+    similarity:    badness[h, g] = - sum over query rows of cos(A_h, S_g), A the layer's own map, S the source's
+    output_error:  badness[h, g] = sum over tokens of |(S_g V_h - A_h V_h) W_o,h|^2, W_o,h the columns of head h
+
+    Cost: H^2 products of one row each; at most `CHUNK_BYTES` of maps exist at a time.
 
     Args:
         criterion: `similarity` (cosine of the maps' rows) or `output_error` (squared error of the head's part of the
@@ -56,7 +60,7 @@ class HeadAlignment:
                 part = score(seen, sequence, start, stop).double().cpu()
                 self.badness = part if self.badness is None else self.badness + part
 
-    def share(self) -> None:
+    def sum_over_ranks(self) -> None:
         """Add up what all ranks have seen."""
         if self.badness is not None:
             self.badness = sum_over_ranks(self.badness)
@@ -69,8 +73,8 @@ class HeadAlignment:
 
     def _dissimilarity(self, seen: Observation, sequence: int, start: int, stop: int) -> torch.Tensor:
         own, source = (
-            torch.nn.functional.normalize(map_rows(entry, sequence, start, stop), dim=-1)
-            for entry in (seen.own, seen.source)
+            torch.nn.functional.normalize(map_rows(replayed, sequence, start, stop), dim=-1)
+            for replayed in (seen.own, seen.source)
         )
         return -torch.einsum("hcs,gcs->hg", own, source)
 
@@ -88,9 +92,9 @@ class HeadAlignment:
         return torch.stack(rows)
 
 
-def _chunks(entry: Any, length: int) -> Iterator[tuple[int, int]]:
+def _chunks(replayed: ReplayedMap, length: int) -> Iterator[tuple[int, int]]:
     """Ranges of query rows whose maps together stay below `CHUNK_BYTES`."""
-    heads, total = entry.query.shape[1], entry.key.shape[-2]
+    heads, total = replayed.query.shape[1], replayed.key.shape[-2]
     step = max(1, CHUNK_BYTES // (8 * heads * total))
     for start in range(0, length, step):
         yield start, min(start + step, length)

@@ -50,5 +50,5 @@ class CalibrationReport:
 
 
 def _line(label: str, before: float, after: float) -> str:
-    left = after / before if before else 0.0
-    return f"{label:>7} {before:>9.4f} {after:>9.4f} {left:>6.1%}"
+    remaining = after / before if before else 0.0
+    return f"{label:>7} {before:>9.4f} {after:>9.4f} {remaining:>6.1%}"

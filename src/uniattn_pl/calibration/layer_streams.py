@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import LayerInputs, Progress, layer_inputs
 from uniattn_pl.calibration.stream_store import TensorStore
-from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
-from uniattn_pl.modeling.attention.publishing import Published, SharedState
+from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
+from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.plan import LayerPlan, LayerRow
+from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 Batch = dict[str, torch.Tensor]
 KEPT_INPUT_BYTES = 2**24
@@ -80,34 +81,32 @@ class LayerStreams:
 
     def _run_converted(self, row: LayerRow, hidden: torch.Tensor, batch: int, inputs: LayerInputs) -> torch.Tensor:
         """Run one converted layer with what its source published for this batch; keep what it publishes."""
-        state = SharedState()
+        state = Publications()
         if row.source is not None:
             state[row.source] = self._published(row.source, batch, inputs)
         layer = decoder_layers(self.converted)[row.index]
-        hidden = layer(hidden, **{**inputs.arguments[row.index], STATE_KEY: state})
+        hidden = layer(hidden, **{**inputs.arguments[row.index], PUBLICATIONS: state})
         if row.index in state:
             self._keep_published(row.index, batch, state[row.index])
         return hidden
 
     def _keep_published(self, source: int, batch: int, entry: Published) -> None:
-        for name in PUBLISHED_TENSORS:
-            tensor = getattr(entry, name)
-            if tensor is not None:
-                self.store.put(f"{name}-of-{source}", batch, tensor)
-        self.source_kwargs[source] = {k: v for k, v in entry.kwargs.items() if not isinstance(v, torch.Tensor)}
+        for name, tensor in entry.tensors().items():
+            self.store.put(f"{name}-of-{source}", batch, tensor)
+        self.source_kwargs[source] = {k: v for k, v in entry.arguments.items() if not isinstance(v, torch.Tensor)}
 
     def _published(self, source: int, batch: int, inputs: LayerInputs) -> Published:
         arguments = inputs.arguments[source]
-        entry = Published(
-            position_embeddings=arguments["position_embeddings"],
+        publishes = self.plan.read_from(source)
+        names = ["key"] + ["query"] * (MAP in publishes) + ["value"] * (KEY_VALUE in publishes)
+        kept = {name: self.store.get(f"{name}-of-{source}", batch).to(inputs.hidden.device) for name in names}
+        return Published.from_tensors(
+            kept,
+            publishes,
             mask=arguments.get("attention_mask"),
-            kwargs=self.source_kwargs[source],
+            arguments=self.source_kwargs[source],
+            position_embeddings=arguments["position_embeddings"],
         )
-        publishes = decoder_layers(self.converted)[source].self_attn.publishes
-        names = ["key"] + ["query"] * ("map" in publishes) + ["value"] * ("key_value" in publishes)
-        for name in names:
-            setattr(entry, name, self.store.get(f"{name}-of-{source}", batch).to(inputs.hidden.device))
-        return entry
 
     def _inputs(self, batch: int, row: LayerRow) -> LayerInputs:
         self.done += 1

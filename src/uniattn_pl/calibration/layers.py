@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.families.inspection import decoder_layers
-from uniattn_pl.plan import LayerRow
+from uniattn_pl.plan import Compensation, LayerRow
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LayerInputs:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes held, summed once; layers mostly share one mask and one pair of rotary tables."""
+        """Bytes held, summed once; most layers have one mask and one pair of rotary tables in common."""
         values = [self.hidden, *(value for arguments in self.arguments for value in arguments.values())]
         flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
         return sum({t.data_ptr(): t.nbytes for t in flat if isinstance(t, torch.Tensor)}.values())
@@ -94,18 +94,20 @@ def capture(point: Point, seen: dict[str, torch.Tensor], name: str, *, stop: boo
 
 def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Point:
     """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
-    if row.compensation_output == "heads":
+    placed = row.compensation or Compensation()
+    if placed.output == "heads":
         return Point(layer.self_attn.o_proj)
-    if row.compensation_output == "layer_output":
+    if placed.output == "layer_output":
         return Point(layer, leaving=True)
     return Point(getattr(layer, norm_after_attention))
 
 
 def read_point(attention: Any, row: LayerRow) -> Point:
     """What W_c reads in a converted attention."""
-    if row.compensation_input == "heads":
+    placed = row.compensation or Compensation()
+    if placed.input == "heads":
         return Point(attention.o_proj)
-    if row.compensation_input == "value":
+    if placed.input == "value":
         return Point(attention.projection("v_proj"), leaving=True)
     return Point(attention)
 

@@ -55,13 +55,13 @@ class CalibrationRecord:
         writes: bool = True,
     ) -> None:
         self.folder, self.writes = folder, writes
-        wanted = {**options, "plan": plan.to_dict(), "batches": _digest(batches)}
+        about = {**options, "plan": plan.to_dict(), "batches": _digest(batches)}
         file = folder / PASS_FILE
         if not file.exists():
             if writes:
                 with atomic_file(file) as handle:
-                    handle.write(json.dumps(wanted, indent=1).encode())
-        elif json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
+                    handle.write(json.dumps(about, indent=1).encode())
+        elif _current_form(json.loads(file.read_text(encoding="utf-8"))) != json.loads(json.dumps(about)):
             raise UserError(f"{folder} belongs to a calibration of something else; delete it to start a new one.")
 
     def save(self, solved: SolvedLayer) -> None:
@@ -85,6 +85,12 @@ class CalibrationRecord:
 
     def _file(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:03d}.safetensors"
+
+
+def _current_form(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pass as this version writes them: its plan may have been saved in a former form."""
+    plan = LayerPlan.from_dict(options["plan"]).to_dict()
+    return {**options, "plan": json.loads(json.dumps(plan))}
 
 
 def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:

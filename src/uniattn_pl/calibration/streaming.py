@@ -25,12 +25,13 @@ from uniattn_pl.calibration.solvers import Sample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import STATE_KEY, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
-from uniattn_pl.modeling.attention.operated import align_heads
-from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.modeling.attention.operate import align_heads
+from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
+from uniattn_pl.plan.roles import MAP
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
 CHOOSING = 8  # one batch of so many decides what an initialiser chooses, such as the ridge
@@ -45,7 +46,8 @@ def calibrate(
     initialiser: str = "joint_least_squares",
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
-    share: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    world_size: int = 1,
     record: Path | None = None,
     memory_limit_bytes: int = 0,
     progress: Progress | None = None,
@@ -62,8 +64,8 @@ def calibrate(
             least error on every eighth of `batches`, fitted on the others.
         head_alignment: a name of `HEAD_ALIGNMENTS`; reuse layers then use the source heads that serve theirs best,
             and the model's plan says so.
-        share: (rank, ranks) of the default process group that share the batches, of which there must be one of each
-            kind for every rank; all of them end with the weights and the report of all batches.
+        rank, world_size: of the default process group, whose ranks divide the batches, of which there must be one of
+            each kind for every rank; all of them end with the weights and the report of all batches.
         record: folder that keeps every solved layer; a pass that was killed goes on from it.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
@@ -78,35 +80,34 @@ def calibrate(
             "this model has no compensated layer, so there is nothing to calibrate; "
             "choose an architecture with compensation=true."
         )
-    rank, ranks = share
-    if ranks > 1 and min(len(batches), len(held_out)) < ranks:
+    if world_size > 1 and min(len(batches), len(held_out)) < world_size:
         raise UserError(
-            f"{len(batches)} batches to fit and {len(held_out)} held out cannot be shared by {ranks} ranks; "
+            f"{len(batches)} batches to fit and {len(held_out)} held out cannot be divided among {world_size} ranks; "
             "give more rows (calibration.num_samples, held_out_samples) or a smaller calibration.batch_size."
         )
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"
     try:
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
-            parts = batches[rank::ranks], held_out[rank::ranks]
+            parts = batches[rank::world_size], held_out[rank::world_size]
             streaming = _StreamingPass(original, converted, *parts, store, progress)
-            streaming.sharded = ranks > 1
+            streaming.distributed = world_size > 1
             if record is not None:
-                wanted = {"initialiser": initialiser, "ridge": ridge, "head_alignment": head_alignment}
-                streaming.record = CalibrationRecord(record, wanted, plan, batches, writes=rank == 0)
+                options = {"initialiser": initialiser, "ridge": ridge, "head_alignment": head_alignment}
+                streaming.record = CalibrationRecord(record, options, plan, batches, writes=rank == 0)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode
 
 
 class _StreamingPass(LayerStreams):
-    """Fits every compensated layer as all batches reach it; `sharded` when ranks have a share of them each."""
+    """Fits every compensated layer as all batches reach it; `distributed` when ranks have a part of them each."""
 
-    sharded = False
+    distributed = False
     record: CalibrationRecord | None = None
 
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
-        aligned = [row for row in self.rows if row.role == "reuse" and head_alignment != "none"]
+        aligned = [row for row in self.rows if row.does.reads == MAP and head_alignment != "none"]
         self.total += len(aligned) * self.num_fitted
         for index in self.plan.compensated:
             reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
@@ -129,7 +130,7 @@ class _StreamingPass(LayerStreams):
         self.converted.config.layer_plan = self.plan.to_dict()
         tokens = [int(mask.sum()) for mask in self.masks]
         counts = torch.tensor([sum(tokens[: self.num_fitted]), sum(tokens[self.num_fitted :])])
-        if self.sharded:
+        if self.distributed:
             counts = sum_over_ranks(counts)
         return CalibrationReport(initialiser, int(counts[0]), int(counts[1]), tuple(rows))
 
@@ -160,8 +161,8 @@ class _StreamingPass(LayerStreams):
         for batch in range(self.num_fitted):
             inputs = self._inputs(batch, row)
             alignment.update(self._head_observation(row, batch, inputs))
-        if self.sharded:
-            alignment.share()
+        if self.distributed:
+            alignment.sum_over_ranks()
         self._use_heads(row, alignment.best())
 
     def _head_observation(self, row: LayerRow, batch: int, inputs: LayerInputs) -> Observation:
@@ -175,15 +176,15 @@ class _StreamingPass(LayerStreams):
         with capture(Point(original.self_attn.o_proj), seen, "heads"):
             self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
         handle.remove()
-        state, twin = SharedState(), publishing_copy(original.self_attn)
+        state, twin = Publications(), publishing_copy(original.self_attn)
         twin.publishes = frozenset({"map"})
-        twin(**seen["kwargs"], **{STATE_KEY: state})
+        twin(**seen["kwargs"], **{PUBLICATIONS: state})
         attention = decoder_layers(self.converted)[row.index].self_attn
         with capture(Point(attention.projection("v_proj"), leaving=True), seen, "value"):
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         return Observation(
-            own=state[row.index],
-            source=self._published(row.source or 0, batch, inputs),
+            own=state[row.index].replayed,
+            source=self._published(row.source or 0, batch, inputs).replayed,
             value=seen["value"].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2),
             heads=seen["heads"],
             o_weight=attention.o_proj.weight,
@@ -192,7 +193,7 @@ class _StreamingPass(LayerStreams):
 
     def _fit_layer(self, row: LayerRow, initialiser: str, ridge: float | str) -> LayerError:
         """Solve one compensated layer over all batches, then move them past it."""
-        solver = make_solver(initialiser, ridge)
+        solver = make_solver(initialiser, ridge, bias=row.compensation is not None and row.compensation.bias)
         before, after, scale = _Mean(), _Mean(), _Mean()
         points = [
             repaired_point(decoder_layers(model)[row.index], row, self.norm_name)
@@ -211,8 +212,8 @@ class _StreamingPass(LayerStreams):
                 self.store.put("target", batch, seen["target"])
                 before.add(sample.error, mask)
                 scale.add(seen["target"], mask)
-        if self.sharded:
-            solver.share()
+        if self.distributed:
+            solver.sum_over_ranks()
         set_fit(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
@@ -223,8 +224,8 @@ class _StreamingPass(LayerStreams):
             if batch >= self.num_fitted:
                 target = self.store.get("target", batch).to(hidden.device)
                 after.add(target.float() - seen["unified"].float(), self.masks[batch])
-        for mean in (before, after, scale) if self.sharded else ():
-            mean.share()
+        for mean in (before, after, scale) if self.distributed else ():
+            mean.sum_over_ranks()
         return LayerError(row.index, before.value, after.value, scale.value)
 
     def _unified_sample(
@@ -254,7 +255,7 @@ class _Mean:
         self.total += norms.double().sum().item()
         self.count += norms.numel()
 
-    def share(self) -> None:
+    def sum_over_ranks(self) -> None:
         """Add up the sums of all ranks."""
         both = sum_over_ranks(torch.tensor([self.total, self.count], dtype=torch.float64))
         self.total, self.count = float(both[0]), int(both[1])

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     from uniattn_pl.analysis.analyze import analyze
-    from uniattn_pl.training.stage import quiet_libraries
+    from uniattn_pl.display.quiet_libraries import quiet_libraries
 
     quiet_libraries()
     analyze(loaded, topics if arguments.only else None, tokens=arguments.tokens)

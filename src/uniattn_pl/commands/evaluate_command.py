@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(f"dry run: would evaluate {subject} on {', '.join([*options.tasks, *options.probes])}.")
         return 0
+    from uniattn_pl.display.quiet_libraries import quiet_libraries
     from uniattn_pl.evaluation.evaluate import evaluate
-    from uniattn_pl.training.stage import quiet_libraries
 
     quiet_libraries()
     evaluate(loaded, subject, retain_rate=arguments.h2o)

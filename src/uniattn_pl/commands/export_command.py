@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from transformers.utils.logging import disable_progress_bar
 
-    from uniattn_pl.exporting import export
+    from uniattn_pl.exporting.export import export
 
     disable_progress_bar()  # of single-file transfers, which take a moment
     export(source, target, overwrite=arguments.overwrite, standalone=arguments.standalone, drop=arguments.drop)

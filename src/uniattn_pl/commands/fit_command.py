@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
     from uniattn_pl.data.split import load_split
+    from uniattn_pl.plan.drawing import draw
     from uniattn_pl.training.planning import checked_shape, compile_plan
 
     config = loaded.config
@@ -59,7 +60,7 @@ def _dry_run(loaded: LoadedConfig) -> None:
         num_layers = checked_shape(loaded).num_layers
     else:
         plan, shape = compile_plan(loaded)
-        drawing, compensated, num_layers = plan.draw(), str(len(plan.compensated)), shape.num_layers
+        drawing, compensated, num_layers = draw(plan), str(len(plan.compensated)), shape.num_layers
     split = load_split(config.data)
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
     print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({num_layers} layers)")

@@ -10,6 +10,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.plan.drawing import draw
 from uniattn_pl.training.planning import compile_plan
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--length, --batch-size and --gpus must be at least 1.")
     plan, shape = compile_plan(loaded)
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
-    print(plan.draw() + "\n")
+    print(draw(plan) + "\n")
     _print_inference(plan, shape, lengths, arguments.batch_size, _dtype(loaded))
     _print_training(plan, shape, loaded, arguments.gpus)
     return 0

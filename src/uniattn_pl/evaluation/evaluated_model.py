@@ -16,7 +16,7 @@ from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
 from uniattn_pl.families.inspection import shape_of
-from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs
 
@@ -105,7 +105,7 @@ class LoadedModel:
         """The model without the attention, and the W_c, of so many layers; shares its weights."""
         layers = self._layers(count)
         self._tell(f"without the attention of layers {', '.join(map(str, layers))}")
-        return drop_attention(sharing_copy(self._loaded[0]), layers)
+        return drop_attention(aliased_copy(self._loaded[0]), layers)
 
     def _made_harness(self, variant: Variant) -> Any:
         from uniattn_pl.evaluation.harness import harness_model

@@ -1,5 +1,1 @@
 """A run's model as something of its own: an ordinary folder, with or without the need for this package."""
-
-from uniattn_pl.exporting.export import export
-
-__all__ = ["export"]

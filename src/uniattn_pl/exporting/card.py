@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.training.callbacks.provenance import Provenance
@@ -34,7 +35,7 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [uniattn_pl]\n---",
         f"# A {family} model with a layer plan",
-        f"```\n{plan.draw()}\n```",
+        f"```\n{draw(plan)}\n```",
         "## Costs\n\n" + _costs(model, plan, shape_of(config)),
         *_training(source),
         "## Loading\n\n" + _loading(converted, standalone),

@@ -34,7 +34,8 @@ def make_standalone(model: PreTrainedModel, folder: Path) -> None:
         raise UserError(f"this {config.model_type} model has no layer plan: it loads anywhere, without --standalone.")
     for module, source in _needed_modules(ROOT).items():
         (folder / f"{_flat(module)}.py").write_text(_relative(source), encoding="utf-8")
-    stock_model, stock_config = type(model).__mro__[1], type(config).__mro__[1]
+    stock_model: type[PreTrainedModel] = type(model).stock  # type: ignore[attr-defined]
+    stock_config = type(config).__mro__[1]
     names = {"config": type(config).__name__, "model": type(model).__name__}
     (folder / f"{ENTRY}.py").write_text(
         f'''"""The classes of this model, on top of transformers' own {stock_model.__name__}; made by uniattn_pl."""

@@ -29,8 +29,8 @@ FAMILIES = {
 }
 """Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
 
-STATE_KEY = "shared_attention_state"
-"""The keyword argument of a forward in which source layers leave what others read."""
+PUBLICATIONS = "uniattn_publications"
+"""The keyword argument of a forward in which source layers leave what others read (modeling/attention/published.py)."""
 
 FUSED = "qkv_proj"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -135,10 +135,10 @@ def _supported() -> str:
 def _anatomy(model: PreTrainedModel) -> Anatomy:
     problems = _interface_problems(model)
     if not problems:
-        found = _watched_anatomy(model)
-        if isinstance(found, Anatomy):
-            return found
-        problems = [found]
+        anatomy = _watched_anatomy(model)
+        if isinstance(anatomy, Anatomy):
+            return anatomy
+        problems = [anatomy]
     family = stock_model_type(model.config)
     raise UserError(f"model type '{family}' is not supported: {'; '.join(problems)}.{_supported()}")
 
@@ -151,7 +151,7 @@ def _watched_anatomy(model: PreTrainedModel) -> Anatomy | str:
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
         return f"a forward of its decoder cannot be watched ({type(error).__name__}: {error})"
     attention = next(call for call in calls if call.name == "self_attn")
-    if STATE_KEY not in attention.keywords:
+    if PUBLICATIONS not in attention.keywords:
         return "its decoder does not pass keyword arguments on to the attention"
     norms = [call for call in calls if "norm" in call.name]
     before = [call.name for call in norms if call.output is attention.input]
@@ -188,7 +188,7 @@ def _attention_problems(attention: nn.Module, model: PreTrainedModel) -> list[st
         "its modeling file has no {}": [name for name in HELPERS if not hasattr(module, name)],
         "it does not go through transformers' attention interface{}": [""] * (not model._supports_attention_backend),
     }
-    return [problem.format(", ".join(found)) for problem, found in checks.items() if found]
+    return [problem.format(", ".join(names)) for problem, names in checks.items() if names]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     try:
         # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none.
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, STATE_KEY: None}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, PUBLICATIONS: None}
         model.get_decoder()(**inputs)
     except _SeenEnough:
         pass
@@ -248,7 +248,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
     attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
     matrices = [p.numel() for name, p in layer.named_parameters() if p.dim() == 2 and not name.startswith("self_attn.")]
-    known = _count(attention.parameters()) + attention_norms + sum(matrices)
+    attributed = _count(attention.parameters()) + attention_norms + sum(matrices)
     return LayerShape(
         query=sizes["q_proj"],
         key=sizes["k_proj"],
@@ -258,7 +258,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         key_norm=sizes.get("k_norm", 0),
         attention_norms=attention_norms,
         feed_forward=sum(matrices),
-        other=_count(layer.parameters()) - known,
+        other=_count(layer.parameters()) - attributed,
         window=window,
     )
 
@@ -280,9 +280,9 @@ def fused_rows(attention: Any) -> dict[str, FusedRows]:
     """Where q_proj, k_proj and v_proj lie in `qkv_proj` [(H + 2 Hkv) * D, d]."""
     fused, head_dim = attention.qkv_proj, attention.head_dim
     heads = attention.config.num_attention_heads * head_dim
-    shared = attention.config.num_key_value_heads * head_dim
+    kv_heads = attention.config.num_key_value_heads * head_dim
     per_row = _count(fused.parameters()) // fused.out_features
-    bounds = (0, heads, heads + shared, heads + 2 * shared)
+    bounds = (0, heads, heads + kv_heads, heads + 2 * kv_heads)
     return {
         name: FusedRows(start, stop, per_row * (stop - start))
         for name, start, stop in zip(PROJECTIONS[:3], bounds[:-1], bounds[1:], strict=True)

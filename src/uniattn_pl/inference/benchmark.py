@@ -19,7 +19,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.inference.timing import Sample, Subject, measure, peak_memory
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError
-from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import converted_copy, unmodified_copy
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.tracking.tags import BASELINE, STOCK
@@ -98,11 +98,11 @@ def subjects_of(
     """
     shape = shape_of(original.config)
     unmodified = LayerPlan.unmodified(shape.num_layers)
-    stock = sharing_copy(original)
+    stock = aliased_copy(original)
     stock.set_attn_implementation(backend)
     subjects = [Subject(STOCK, stock, unmodified, chunked=False)]
     if backend != REFERENCE_BACKEND and _has_sdpa(original):
-        fused = sharing_copy(original)
+        fused = aliased_copy(original)
         fused.set_attn_implementation(REFERENCE_BACKEND)
         subjects = [
             Subject(STOCK, fused, unmodified, chunked=False),

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.kernels.grouped import automatic_chunk
+from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
 

@@ -9,74 +9,8 @@ Bound per layer, B sequences, L queries over S keys: 4 B L H S D FLOPs (a reader
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-
-GROWTH = 1.5
-MAP_BYTES = {"cpu": 2**26}
-MAP_BYTES_ELSEWHERE = 2**30
-CHUNKS = {"cpu": 256}  # measured: 512 gains nothing and masks more of the diagonal
-CHUNK_ELSEWHERE = 2048
-SMALLEST_CHUNK = 16
-KNOWN_ARGUMENTS = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "return_dict"}
-
-
-class MapBuffers:
-    """Memory for attention maps, taken again by later layers and later forwards.
-
-    A map lives until the last layer that reads it; a plan whose maps do not overlap needs one buffer.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[torch.Tensor] = []
-        self._last_readers: list[int] = []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MapBuffers:
-        return MapBuffers()  # what is in them has been read
-
-    def begin_forward(self) -> None:
-        """Every map of the forward before is over."""
-        self._last_readers = [-1] * len(self._buffers)
-
-    def take(self, layer: int, last_reader: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised memory of a shape, of the dtype and on the device of `like`, until `last_reader` is done."""
-        slot = next((slot for slot, last in enumerate(self._last_readers) if last < layer), None)
-        if slot is None:
-            slot = len(self._buffers)
-            self._buffers.append(like.new_empty(0))
-            self._last_readers.append(-1)
-        self._last_readers[slot] = last_reader
-        size = torch.Size(shape).numel()
-        buffer = self._buffers[slot]
-        fits = buffer.numel() >= size and buffer.dtype == like.dtype and buffer.device == like.device
-        if not fits or not may_write(buffer):
-            room = max(int(buffer.numel() * GROWTH), size + size // 8)  # the next token's map is a little longer
-            self._buffers[slot] = like.new_empty(0)  # given back before more is asked for
-            self._buffers[slot] = buffer = like.new_empty(room)
-        return buffer[:size].view(shape)
-
-
-def may_write(buffer: torch.Tensor) -> bool:
-    """Memory from inference mode cannot be written to outside of it."""
-    return torch.is_inference_mode_enabled() or not buffer.is_inference()
-
-
-def map_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
-    """Bytes of the attention map of query [B, H, L, D] over key [B, Hkv, S, D]."""
-    batch, heads, length, _ = query.shape
-    return batch * heads * length * key.shape[-2] * query.element_size()
-
-
-def map_limit(config: Any, device: torch.device) -> int:
-    """Bytes one map may take: the config's `map_memory_mib`, or what suits the device."""
-    limit = getattr(config, "map_memory_mib", None)
-    return MAP_BYTES.get(device.type, MAP_BYTES_ELSEWHERE) if limit is None else int(limit * 2**20)
-
-
-def is_plain(arguments: dict[str, Any]) -> bool:
-    """Whether softmax(scale * Q K^T + mask) V is all that a layer asks of its kernel: no sinks, caps or biases."""
-    return all(value is None or name in KNOWN_ARGUMENTS for name, value in arguments.items())
 
 
 def grouped_attention(
@@ -105,20 +39,20 @@ def grouped_attention(
     """
     batch, heads, length, size = query.shape
     groups, total = key.shape[1], key.shape[2]
-    rows = query.reshape(batch * groups, -1, size)
-    scores = take((batch * groups, rows.shape[1], total), query)
+    rows = query.reshape(batch * groups, -1, size)  # [B * Hkv, G * L, D]: the G = H / Hkv queries of one key head
+    scores = take((batch * groups, rows.shape[1], total), query)  # [B * Hkv, G * L, S]
     scale = size**-0.5 if scaling is None else scaling
-    keys = key.flatten(0, 1)
+    keys = key.flatten(0, 1)  # [B * Hkv, S, D]
     if length == 1:
         # In this order a CPU reads the keys as they lie in their room; in the other it first copies them.
-        columns = take((batch * groups, total, rows.shape[1]), query)
+        columns = take((batch * groups, total, rows.shape[1]), query)  # [B * Hkv, S, G]
         torch.mul(torch.bmm(keys, rows.transpose(1, 2), out=columns).transpose(1, 2), scale, out=scores)
     else:
         torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
     _mask(scores.view(batch, groups, -1, length, total), causal_mask(mask, query, key), masked_span)
     # The CPU kernel reads each row whole before it writes it; others promise no such thing.
     attention_map = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
-    output = grouped_product(attention_map.view(batch, heads, length, total), value)
+    output = grouped_product(attention_map.view(batch, heads, length, total), value)  # [B, L, H, D]
     return output, attention_map.view(batch, heads, length, total)
 
 
@@ -155,8 +89,8 @@ def masked_span(mask: torch.Tensor) -> tuple[int, int]:
 def grouped_product(attention_map: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """`attention_map` [B, H, L, S] times `value` [B, Hkv, S, D] without repeating values; returns [B, L, H, D]."""
     batch, heads, length, total = attention_map.shape
-    grouped = attention_map.reshape(batch, value.shape[1], -1, total) @ value
-    return grouped.view(batch, heads, length, -1).transpose(1, 2)
+    grouped = attention_map.reshape(batch, value.shape[1], -1, total) @ value  # [B, Hkv, G * L, D]
+    return grouped.view(batch, heads, length, -1).transpose(1, 2)  # [B, L, H, D]
 
 
 def aligned_product(attention_map: torch.Tensor, heads_from: tuple[int, ...], value: torch.Tensor) -> torch.Tensor:
@@ -166,13 +100,10 @@ def aligned_product(attention_map: torch.Tensor, heads_from: tuple[int, ...], va
     return torch.stack(outputs, dim=2)
 
 
-def automatic_chunk(config: Any, device: torch.device, dtype: torch.dtype, *, batch_size: int, length: int) -> int:
-    """Queries of a prompt of `length` tokens to process together, so that one attention map keeps to `map_limit`.
-
-    A power of two, at most what keeps the matrix products of the device busy.
-    """
-    heads = config.get_text_config().num_attention_heads
-    per_query = batch_size * heads * length * dtype.itemsize
-    most = CHUNKS.get(device.type, CHUNK_ELSEWHERE)
-    fits = max(map_limit(config, device) // max(per_query, 1), SMALLEST_CHUNK)
-    return min(most, 1 << (int(fits).bit_length() - 1))
+def additive_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    """Turn an sdpa mask (boolean, or None for causal) into the additive mask [B, 1, L, S] an eager kernel adds."""
+    mask = causal_mask(mask, query, key)
+    if mask is not None and mask.dtype == torch.bool:
+        zeros = torch.zeros((), dtype=query.dtype, device=query.device)
+        mask = torch.where(mask, zeros, torch.finfo(query.dtype).min)
+    return mask

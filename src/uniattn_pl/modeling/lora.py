@@ -51,13 +51,13 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
     return LoraConfig(**{**defaults, **options})
 
 
-def check_target_modules(model: nn.Module, wanted: Iterable[str]) -> None:
+def check_target_modules(model: nn.Module, target_modules: Iterable[str]) -> None:
     """Raise UserError when a name of `training.lora.target_modules` is no projection of this model."""
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [name for name in wanted if name not in linear]
+    unknown = [name for name in target_modules if name not in linear]
     if unknown:
-        near, there = did_you_mean(unknown[0], linear), ", ".join(sorted(linear))
-        raise UserError(f"training.lora.target_modules: the model has no '{unknown[0]}'.{near} It has {there}.")
+        near, names = did_you_mean(unknown[0], linear), ", ".join(sorted(linear))
+        raise UserError(f"training.lora.target_modules: the model has no '{unknown[0]}'.{near} It has {names}.")
 
 
 @torch.no_grad()

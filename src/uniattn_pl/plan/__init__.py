@@ -1,23 +1,22 @@
 """The layer plan: roles and rows, what they cost, how they are drawn; knows nothing of torch."""
 
-from uniattn_pl.plan.layer_plan import (
-    COMPENSATION_INPUTS,
-    COMPENSATION_OUTPUTS,
-    REUSE_MODES,
-    LayerPlan,
-    LayerRow,
-    LayerShape,
-    ModelShape,
-    PlanError,
-)
+from uniattn_pl.plan.compensation import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, Compensation
+from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.plan_error import PlanError
+from uniattn_pl.plan.roles import REUSE_MODES, ROLES, Role
+from uniattn_pl.plan.shape import LayerShape, ModelShape
 
 __all__ = [
     "COMPENSATION_INPUTS",
     "COMPENSATION_OUTPUTS",
     "REUSE_MODES",
+    "ROLES",
+    "Compensation",
     "LayerPlan",
     "LayerRow",
     "LayerShape",
     "ModelShape",
     "PlanError",
+    "Role",
 ]

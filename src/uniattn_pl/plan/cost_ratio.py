@@ -1,11 +1,12 @@
-"""What a search saves, as a share of the unmodified model's."""
+"""What a plan costs, relative to the unmodified model: the quantities that a search can save."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from uniattn_pl.plan import costs
-from uniattn_pl.plan.layer_plan import LayerPlan, ModelShape
+from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.shape import ModelShape
 
 COSTS = {
     "key_caches": "layers that cache their keys, values counted as much",
@@ -28,7 +29,7 @@ class Cost:
 
     def _absolute(self, plan: LayerPlan, shape: ModelShape) -> int:
         if self.kind == "key_caches":
-            return sum(row.caches_keys + row.caches_values for row in plan.rows)
+            return sum(len(row.does.caches) for row in plan.rows)
         if self.kind == "prefill_flops":
             return costs.prefill_flops(plan, shape, batch_size=1, length=self.length)
         if self.kind == "decode_bytes":

@@ -1,12 +1,18 @@
-"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs (training memory: `memory.py`).
+"""What a plan costs: exact cache bytes, parameters and matrix-product FLOPs (training memory: `training_memory.py`).
 
 All are pure functions of (plan, shape, batch, length). FLOPs count a multiply-add as two and matrix
 products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens.
+
+Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, d hidden size,
+w window, V vocabulary.
 """
 
 from __future__ import annotations
 
-from uniattn_pl.plan.layer_plan import LayerPlan, LayerRow, LayerShape, ModelShape
+from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
+from uniattn_pl.plan.shape import LayerShape, ModelShape
 
 CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
 
@@ -16,12 +22,13 @@ def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, lengt
 
     A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do.
     """
+    # sum over layers of (keys? + values?) * min(S, w - 1) * B * Hkv * D * bytes
     per_token = shape.num_kv_heads * shape.head_dim * bytes_per_element * batch_size
     total = 0
     for row in plan.rows:
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
-        total += (row.caches_keys + row.caches_values) * kept * per_token
+        total += len(row.does.caches) * kept * per_token
     return total
 
 
@@ -42,27 +49,20 @@ def parameters(plan: LayerPlan, shape: ModelShape) -> int:
 
 def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """Parameters of one decoder layer under its row of a plan."""
-    total = layer.feed_forward + layer.other
-    if row.role in ("full", "share"):
-        total += layer.query + layer.query_norm
-    if row.caches_keys:
-        total += layer.key + layer.key_norm
-    if row.caches_values:
-        total += layer.value
-    if not row.dropped:
-        total += layer.output
-    if not row.dropped or row.compensated:
-        total += layer.attention_norms
-    return total + compensation_weights(row, shape)
+    of_projection = {
+        QUERY: layer.query + layer.query_norm,
+        KEY: layer.key + layer.key_norm,
+        VALUE: layer.value,
+        OUTPUT: layer.output,
+    }
+    attention = sum(of_projection[projection] for projection in row.does.projections)
+    norms = layer.attention_norms if row.reads_stream else 0
+    return layer.feed_forward + layer.other + attention + norms + compensation_weights(row, shape)
 
 
 def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
-    """Elements of a layer's W_c, by where it reads and adds."""
-    sizes = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
-    read = sizes.get(row.compensation_input, shape.hidden_size)
-    added = sizes.get(row.compensation_output, shape.hidden_size)
-    rank = row.compensation_rank
-    return row.compensated * (read * added if rank is None else rank * (read + added))
+    """Elements of a layer's W_c, by where it reads and adds; 0 without one."""
+    return 0 if row.compensation is None else row.compensation.weights(shape)
 
 
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
@@ -70,6 +70,7 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
 
     Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
     """
+    # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * products * H * D + 2 * d * V)
     linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
     attention = sum(_pair_flops(row, shape) * _pairs(length, plan.window(row.index, shape)) for row in plan.rows)
     return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
@@ -77,6 +78,7 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
 
 def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
     """FLOPs of generating one token when `length` tokens (the new one included) are attended to."""
+    # B * (sum of 2 * weights + sum of min(S, w) * 2 * products * H * D + 2 * d * V)
     total = 2 * shape.hidden_size * shape.vocab_size
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
@@ -90,31 +92,32 @@ def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
 
     Of an input embedding that is not also the output one, only a row per sequence is read, which is left out.
     """
-    table = shape.vocab_size * shape.hidden_size
+    table = shape.vocab_size * shape.hidden_size  # [V, d]
     untied = shape.embedding >= 2 * table
     weights = parameters(plan, shape) - untied * table
     cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
     return weights * bytes_per_element + cache
 
 
+def projection_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Projection -> (inputs, outputs): W_q [d, H * D], W_k and W_v [d, Hkv * D], W_o [H * D, d]."""
+    hidden, heads, kv_heads = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return {QUERY: (hidden, heads), KEY: (hidden, kv_heads), VALUE: (hidden, kv_heads), OUTPUT: (heads, hidden)}
+
+
 def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
-    """FLOPs per token of the projections a layer keeps."""
-    query = shape.hidden_size * shape.num_heads * shape.head_dim
-    key_or_value = shape.hidden_size * shape.num_kv_heads * shape.head_dim
-    weights = layer.feed_forward + compensation_weights(row, shape)
-    weights += (row.caches_keys + row.caches_values) * key_or_value
-    weights += (row.role in ("full", "share")) * query
-    weights += (not row.dropped) * query
-    return 2 * weights
+    """FLOPs per token of the projections a layer keeps: two per weight."""
+    sizes = projection_sizes(shape)
+    projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.does.projections)
+    return 2 * (layer.feed_forward + projections + compensation_weights(row, shape))
 
 
 def _pair_flops(row: LayerRow, shape: ModelShape) -> int:
     """FLOPs per query-key pair: QK^T where the map is computed, map x V wherever there is attention."""
-    products = {"full": 2, "share": 2, "reuse": 1, "drop": 0}[row.role]
-    return 2 * products * shape.num_heads * shape.head_dim
+    return 2 * row.does.products * shape.num_heads * shape.head_dim
 
 
 def _pairs(length: int, window: int | None) -> int:
-    """Query-key pairs of a causal (windowed) attention over `length` tokens."""
+    """Query-key pairs of a causal (windowed) attention over `length` tokens: w (w + 1) / 2 + (L - w) w."""
     w = length if window is None else min(window, length)
     return w * (w + 1) // 2 + (length - w) * w

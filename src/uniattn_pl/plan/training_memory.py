@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniattn_pl.plan.costs import compensation_weights, layer_parameters, parameters
-from uniattn_pl.plan.layer_plan import LayerPlan, LayerRow, LayerShape, ModelShape
+from uniattn_pl.plan.costs import compensation_weights, layer_parameters, parameters, projection_sizes
+from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.roles import KEY, KEY_VALUE, MAP, OUTPUT, QUERY, VALUE
+from uniattn_pl.plan.shape import LayerShape, ModelShape
 
 NORM_BYTES = 4  # a norm computes in float32 whatever the model's dtype
 # Per logit, while the loss is computed: in float32 its logarithm, and the gradients of both.
@@ -50,7 +53,7 @@ def training_memory(
     activation_bytes: int,
     gradient_checkpointing: bool = False,
     num_devices: int = 1,
-    scored_share: float = 1.0,
+    scored_fraction: float = 1.0,
     lora_rank: int | None = None,
     loss_chunk: int | None = None,
 ) -> TrainingMemory:
@@ -62,15 +65,15 @@ def training_memory(
         length: tokens per sequence.
         weight_bytes: bytes of a weight (4 for fp32 and mixed precision, 2 for true bf16).
         activation_bytes: bytes of an activation; less than `weight_bytes` in mixed precision.
-        num_devices: that share weights, gradients and optimizer state (FSDP).
-        scored_share: of the tokens, those of responses, whose logits are computed.
+        num_devices: over which weights, gradients and optimizer state are spread (FSDP).
+        scored_fraction: of the tokens, those of responses, whose logits are computed.
         loss_chunk: tokens whose logits are held at once; default: all.
         lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
     """
     total = parameters(plan, shape)
     trained = _trained(plan, shape, stage, lora_rank)
     tokens = micro_batch_size * length
-    scored = int(scored_share * tokens)
+    scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
     saved = tokens * _saved_bytes(plan, shape, stage, activation_bytes, checkpointing=gradient_checkpointing)
     mixed = activation_bytes < weight_bytes
@@ -97,24 +100,19 @@ def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | No
 
 def _adapted_sizes(row: LayerRow, shape: ModelShape) -> int:
     """Inputs plus outputs of the attention projections a layer keeps."""
-    heads, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    queries = (row.role in ("full", "share")) * (shape.hidden_size + heads)
-    return (
-        queries
-        + (row.caches_keys + row.caches_values) * (shape.hidden_size + keys)
-        + (not row.dropped) * (heads + shape.hidden_size)
-    )
+    sizes = projection_sizes(shape)
+    return sum(sum(sizes[projection]) for projection in row.does.projections)
 
 
 def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, element: int, *, checkpointing: bool) -> int:
-    """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they share."""
+    """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they publish."""
     first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
     rows = list(zip(plan.rows[first:], shape.layers[first:], strict=True))
     head = shape.hidden_size * (NORM_BYTES + 2 * element * (stage == 2))
     if not checkpointing:
         return head + sum(_layer_bytes(row, layer, shape, element, trains=stage == 2) for row, layer in rows)
-    shared = sum(_shared_elements(row.index, plan, shape) for row, _ in rows)
-    return head + (shape.hidden_size * len(rows) + shared) * element
+    published = sum(_published_elements(row.index, plan, shape) for row, _ in rows)
+    return head + (shape.hidden_size * len(rows) + published) * element
 
 
 def _largest_layer(plan: LayerPlan, shape: ModelShape, element: int) -> int:
@@ -130,23 +128,23 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, element: i
     hidden, inner = shape.hidden_size, layer.feed_forward // (3 * shape.hidden_size)
     norms = (layer.attention_norms + layer.other) // hidden
     kept_outputs = 2 * norms if trains else int(row.compensated)
-    attention = 0
-    if not row.dropped:
-        heads = 2 * shape.num_heads if row.role in ("full", "share") else shape.num_heads
-        attention = (heads + (row.caches_keys + row.caches_values) * shape.num_kv_heads) * shape.head_dim
+    # queries, keys and values as they are projected, and what enters W_o
+    heads_of = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads, OUTPUT: shape.num_heads}
+    attention = sum(heads_of[projection] for projection in row.does.projections) * shape.head_dim
     feed_forward = (4 if trains else 3) * inner
     return norms * hidden * NORM_BYTES + (kept_outputs * hidden + attention + feed_forward) * element
 
 
-def _shared_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
+def _published_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
     """Per token: what a source gives its readers, which no recomputation gives back."""
-    of_map = (shape.num_heads + shape.num_kv_heads) * (index in plan.map_sources)
-    of_keys = 2 * shape.num_kv_heads * (index in plan.key_value_sources)
+    read_from = plan.read_from(index)
+    of_map = (shape.num_heads + shape.num_kv_heads) * (MAP in read_from)  # its queries and keys, for replay
+    of_keys = 2 * shape.num_kv_heads * (KEY_VALUE in read_from)
     return max(of_map, of_keys) * shape.head_dim
 
 
 def _gathered(plan: LayerPlan, shape: ModelShape, element: int) -> int:
-    """The embeddings, the layers in use, and the gradient of one of them before it is shared out."""
+    """The embeddings, the layers in use, and the gradient of one of them before it is spread out."""
     rows = zip(plan.rows, shape.layers, strict=True)
     largest = max(layer_parameters(row, layer, shape) for row, layer in rows)
     return (shape.embedding + (GATHERED_LAYERS + 1) * largest) * element

@@ -131,7 +131,7 @@ class CheckpointStore:
         return next((problem for problem in ranks.gather(self.io.problem) if problem), None)
 
     def _seal(self, folder: Path) -> str | None:
-        """Sum and sync the files, each rank its share; returns what went wrong."""
+        """Sum and sync the files, each rank its part; returns what went wrong."""
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         problem = None
         sums: dict[str, Any] = {}

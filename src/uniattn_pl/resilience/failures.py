@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from uniattn_pl.errors import RunFailure, UserError
+from uniattn_pl.resilience.cluster import Cluster
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # what gloo and NCCL say when the process at the other end is gone
@@ -15,6 +17,25 @@ _RESUME = "The same command resumes this fit."
 
 class TrainingDivergedError(RunFailure):
     """The loss or a gradient is NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+@contextmanager
+def failures_explained(cluster: Cluster, folder: str) -> Iterator[None]:
+    """Run a block on every rank; say what to do about a failure from outside of the program, and end all ranks.
+
+    Raises:
+        RunFailure: instead of an error that the user can do something about; others pass.
+    """
+    try:
+        yield
+        cluster.close()  # after an error other ranks may never answer
+    except BaseException as error:
+        if isinstance(error, UserError | RunFailure):  # every rank has met it
+            cluster.let_parent_end()
+        reason = explained(error, cluster.world_size, folder)
+        if reason is None:
+            raise
+        raise RunFailure(reason) from error
 
 
 def explained(error: BaseException, world_size: int, folder: str) -> str | None:
@@ -40,7 +61,7 @@ def explained(error: BaseException, world_size: int, folder: str) -> str | None:
         if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
             return (
                 f"the memory of the device is not enough ({str(cause).splitlines()[0]}). Lower "
-                "training.micro_batch_size (the result stays the same) or share the weights of several devices "
+                "training.micro_batch_size (the result stays the same) or shard the weights over several devices "
                 "(training.strategy=fsdp), and the same command resumes this fit; "
                 "training.gradient_checkpointing=true and training.chunked_loss=true help too, with --allow-changes."
             )

@@ -17,6 +17,7 @@ from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
+from uniattn_pl.plan.saved_form import current_role
 from uniattn_pl.tracking.fit_result import FitResult
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
@@ -80,6 +81,7 @@ class Manifest:
             return None
         try:
             manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
+            _use_current_roles(manifest.config)
             PHASES.index(manifest.phase)
         except (ValueError, TypeError) as error:
             raise UserError(
@@ -147,6 +149,13 @@ class Manifest:
             raise UserError(*problems, ways_out)
 
 
+def _use_current_roles(config: dict[str, Any]) -> None:
+    """A search that a former version began names its roles as that version did."""
+    architecture = config.get("architecture", {})
+    if "kinds" in architecture:
+        architecture["kinds"] = [current_role(kind) for kind in architecture["kinds"]]
+
+
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
     nor what sweeps run it."""
@@ -156,8 +165,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def key_of(config: Mapping[str, Any]) -> str:
     """Identifies what a fit with this plain config computes, whatever its name and folder."""
-    said = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    computed = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager

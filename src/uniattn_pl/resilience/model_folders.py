@@ -57,7 +57,7 @@ def file_sums(folder: Path) -> dict[str, str]:
 
 def damaged_files(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
     """Names of the files that are not as they were when `file_sums` was recorded; others may have been added."""
-    return sorted(name for name, wanted in recorded.items() if _digest(folder / name) != wanted)
+    return sorted(name for name, digest in recorded.items() if _digest(folder / name) != digest)
 
 
 def _digest(file: Path) -> str:

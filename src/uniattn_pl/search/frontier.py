@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.display.figure import new_figure
 from uniattn_pl.files import atomic_folder
+from uniattn_pl.plan.changes import searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.search.greedy import Point
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRONTIER = "frontier"
+STYLES = (("#4c72b0", "o"), ("#dd8452", "^"), ("#c44e52", "x"), ("#55a868", "D"), ("#8172b3", "v"))
 
 
 def is_dominated(point: Point, others: Sequence[Point]) -> bool:
@@ -61,8 +64,8 @@ def figure(points: Sequence[Point], cost: Cost) -> Figure:
     drawing = new_figure()
     axes = drawing.add_subplot()
     axes.plot([100 * p.cost for p in points], [p.loss for p in points], color="#bbbbbb", linewidth=1, zorder=1)
-    marks = {None: ("k", "s", "unmodified"), "reuse": ("#4c72b0", "o", "reuse"), "share": ("#dd8452", "^", "share")}
-    marks["drop"] = ("#c44e52", "x", "drop")
+    marks: dict[str | None, tuple[str, str, str]] = {None: ("k", "s", "unmodified")}
+    marks |= {kind: (*style, kind) for kind, style in zip(searched_roles(), cycle(STYLES), strict=False)}
     for kind, (color, marker, label) in marks.items():
         chosen = [p for p in points if p.kind == kind]
         if chosen:

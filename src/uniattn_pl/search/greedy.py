@@ -18,6 +18,7 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.changes import Change, possible_changes
 from uniattn_pl.plan.cost_ratio import Cost
+from uniattn_pl.plan.saved_form import current_role
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
 Progress = Callable[[int, int, str], None]
@@ -43,7 +44,7 @@ class Settings:
     """What a search is asked for.
 
     Args:
-        kinds: what a layer may become, of `changes.KINDS`.
+        kinds: roles that a layer may get, of `changes.searched_roles`.
         cost: what is to be saved.
         budget: stop when the cost, relative to the unmodified model's, is at most this.
         compensated: give every changed layer a W_c and fit it before measuring.
@@ -58,7 +59,10 @@ class Settings:
 
 
 class GreedySearch:
-    """The rounds of a search and what it has measured.
+    """Again and again the change with the least loss per unit of cost saved, until the budget is met.
+
+    score = (loss - present loss) / (cost saved); of a change that lowers the loss, its product with the cost saved.
+    Cost: per round about `candidates` fits of one layer and forwards of the layers above it.
 
     Args:
         streams: the original model on the search's tokens.
@@ -83,8 +87,8 @@ class GreedySearch:
         self.streams, self.shape, self.settings = streams, shape, settings
         self.record, self.progress = record, progress
         self.points = [self._point(streams.plan, streams.loss)]
-        self.known: dict[Change, float] = {}
-        self.round: dict[Change, float] = {}
+        self.increases: dict[Change, float] = {}
+        self.losses: dict[Change, float] = {}
         self.evaluations = 0
         self._resume()
 
@@ -98,12 +102,12 @@ class GreedySearch:
             if not chosen:
                 break
             for number, change in enumerate(chosen):
-                if change not in self.round:
-                    self.round[change] = self.streams.try_plan(changes[change], change.layer)
+                if change not in self.losses:
+                    self.losses[change] = self.streams.try_plan(changes[change], change.layer)
                     self._save()
                     self.evaluations += 1
                 self._report(change, len(chosen) - number - 1, len(chosen))
-            best = min(chosen, key=lambda change: self._score(changes[change], self.round[change]))
+            best = min(chosen, key=lambda change: self._score(changes[change], self.losses[change]))
             self._take(best, changes[best])
         return self.points
 
@@ -112,14 +116,14 @@ class GreedySearch:
         """Whether the last plan costs no more than asked for, to within rounding."""
         return self.points[-1].cost <= self.settings.budget + ROUNDING
 
-    def _report(self, change: Change, left: int, per_round: int) -> None:
+    def _report(self, change: Change, remaining: int, per_round: int) -> None:
         """Tell how far the whole search is; the rounds to come are judged by what a round has saved so far."""
         if self.progress is None:
             return
         cost, rounds = self.points[-1].cost, len(self.points) - 1
         to_save = cost - self.settings.budget
         to_come = math.ceil(to_save / ((1 - cost) / rounds)) if rounds and cost < 1 else self._rounds_at_first(change)
-        total = self.evaluations + left + max(to_come - 1, 0) * per_round
+        total = self.evaluations + remaining + max(to_come - 1, 0) * per_round
         text = f"{rounds} changed, cost {cost:.1%}, layer {change.layer} {change.kind}"
         self.progress(self.evaluations, total, text)
 
@@ -131,9 +135,9 @@ class GreedySearch:
 
     def _take(self, change: Change, plan: LayerPlan) -> None:
         present = self.points[-1].loss
-        self.known |= {other: loss - present for other, loss in self.round.items()}
-        self.known.pop(change, None)
-        self.round = {}
+        self.increases |= {other: loss - present for other, loss in self.losses.items()}
+        self.increases.pop(change, None)
+        self.losses = {}
         self.points.append(self._point(plan, self.streams.accept(plan, change.layer), change))
         self._save()
 
@@ -145,10 +149,10 @@ class GreedySearch:
         present = self.points[-1].loss
 
         def expected(change: Change) -> float:
-            increase = self.known.get(change)
+            increase = self.increases.get(change)
             return float("-inf") if increase is None else self._score(changes[change], present + increase)
 
-        unknown = sum(change not in self.known for change in useful)
+        unknown = sum(change not in self.increases for change in useful)
         return sorted(useful, key=expected)[: max(self.settings.candidates, unknown)]
 
     def _saved(self, plan: LayerPlan) -> float:
@@ -169,8 +173,8 @@ class GreedySearch:
         state = {
             "settings": asdict(self.settings),
             "points": [asdict(point) for point in self.points],
-            "known": _listed(self.known),
-            "round": _listed(self.round),
+            "known": _listed(self.increases),
+            "round": _listed(self.losses),
         }
         with atomic_file(self.record) as file:
             file.write(json.dumps(state, indent=1).encode())
@@ -179,14 +183,14 @@ class GreedySearch:
         """Take the recorded steps again (one fit each) and keep the recorded evaluations."""
         if self.record is None or not self.record.exists():
             return
-        state = json.loads(self.record.read_text(encoding="utf-8"))
+        state = _current_form(json.loads(self.record.read_text(encoding="utf-8")))
         if state["settings"] != json.loads(json.dumps(asdict(self.settings))):
             raise UserError(f"{self.record} belongs to a search with other settings; delete it to start a new one.")
         for point in state["points"][1:]:
             plan = LayerPlan.from_dict(point["plan"])
             change = Change(point["layer"], point["kind"])
             self.points.append(self._point(plan, self.streams.accept(plan, change.layer), change))
-        self.known, self.round = _from_list(state["known"]), _from_list(state["round"])
+        self.increases, self.losses = _from_list(state["known"]), _from_list(state["round"])
 
 
 def _listed(values: dict[Change, float]) -> list[list[Any]]:
@@ -195,3 +199,13 @@ def _listed(values: dict[Change, float]) -> list[list[Any]]:
 
 def _from_list(rows: Sequence[Sequence[Any]]) -> dict[Change, float]:
     return {Change(layer, kind): value for layer, kind, value in rows}
+
+
+def _current_form(state: dict[str, Any]) -> dict[str, Any]:
+    """A record as this version writes it: former ones have other names of roles."""
+    settings = {**state["settings"], "kinds": [current_role(kind) for kind in state["settings"]["kinds"]]}
+    points = [{**point, "kind": point["kind"] and current_role(point["kind"])} for point in state["points"]]
+    lists = {
+        name: [[layer, current_role(kind), value] for layer, kind, value in state[name]] for name in ("known", "round")
+    }
+    return {**state, "settings": settings, "points": points, **lists}

@@ -8,9 +8,11 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.maps import map_rows
-from uniattn_pl.families.inspection import STATE_KEY, decoder_layers
-from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState
-from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.modeling.attention.published import Publications
+from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
+from uniattn_pl.plan.roles import MAP
 
 Batch = dict[str, torch.Tensor]
 CHUNK_BYTES = 2**28
@@ -22,22 +24,23 @@ def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
 
     Sequence by sequence; at most about `CHUNK_BYTES` of maps exist at a time, whatever the length.
     """
-    watched = sharing_copy(model)
+    watched = aliased_copy(model)
     watched.config.reuse_mode = "replay"
     watched.config._attn_implementation = PREFIX + str(watched.config._attn_implementation).removeprefix(PREFIX)
-    for layer in decoder_layers(watched):
-        layer.self_attn.publishes = frozenset({"map"})
+    for index, layer in enumerate(decoder_layers(watched)):
+        layer.self_attn.publishes = frozenset({MAP})
+        layer.self_attn.key_root = layer.self_attn.last_map_reader = index
     for ids, mask in zip(batch["input_ids"].split(1), batch["attention_mask"].split(1), strict=True):
         length = int(mask.sum())
-        state = SharedState()
+        publications = Publications()
         inputs = {"input_ids": ids[:, :length].to(model.device), "attention_mask": mask[:, :length].to(model.device)}
-        watched.get_decoder()(**inputs, use_cache=False, **{STATE_KEY: state})
-        published = [state[index] for index in range(len(decoder_layers(watched)))]
-        heads = published[0].query.shape[1]  # type: ignore[union-attr]
-        chunk = max(1, CHUNK_BYTES // (4 * len(published) * heads * length))
+        watched.get_decoder()(**inputs, use_cache=False, **{PUBLICATIONS: publications})
+        replayed = [publications[index].replayed for index in range(len(decoder_layers(watched)))]
+        heads = replayed[0].query.shape[1]
+        chunk = max(1, CHUNK_BYTES // (4 * len(replayed) * heads * length))
         for start in range(0, length, chunk):
             stop = min(start + chunk, length)
-            yield torch.stack([map_rows(entry, 0, start, stop) for entry in published])
+            yield torch.stack([map_rows(entry, 0, start, stop) for entry in replayed])
 
 
 def adjacent_similarity(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
+from uniattn_pl.plan.saved_form import former_role
 from uniattn_pl.search.frontier import write_frontier
 from uniattn_pl.search.greedy import ROUNDING, GreedySearch, Point, Progress, Settings
 from uniattn_pl.search.importance import attention_importance
@@ -102,8 +103,15 @@ class ModelMeasurements:
                 "lower architecture.search_tokens or give more rows."
             )
         streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
-        record = self.folder / f"record-{_digest(settings, tokens)}.json"
+        record = _record(self.folder, settings, tokens)
         return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
+
+
+def _record(folder: Path, settings: Settings, tokens: int) -> Path:
+    """The file of this search's evaluations; one that a former version began is continued."""
+    kinds = tuple(former_role(kind) for kind in settings.kinds)
+    former = folder / f"record-{_digest(replace(settings, kinds=kinds), tokens)}.json"
+    return former if former.exists() else folder / f"record-{_digest(settings, tokens)}.json"
 
 
 def _digest(settings: Settings, tokens: int) -> str:

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.layers import Point, capture, layer_inputs, read_point, repaired_point, replaced_layers
 from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
 from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
-from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
-from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
 
@@ -121,30 +121,31 @@ class UnifiedStreams:
                 self.streams[row.index + 1] = list(running.values())
         return self._loss(model, running)
 
-    def _published_below(self, model: PreTrainedModel, plan: LayerPlan, start: int) -> list[SharedState]:
+    def _published_below(self, model: PreTrainedModel, plan: LayerPlan, start: int) -> list[Publications]:
         """By batch, what layers below `start` publish for those at or above it."""
-        states = [SharedState() for _ in self.inputs]
+        states = [Publications() for _ in self.inputs]
         for source in _sources_below(plan, start):
             for batch, hidden in enumerate(self.streams[source]):
                 self._layer(model, plan.rows[source], batch, hidden, states[batch])
         return states
 
     def _layer(
-        self, model: PreTrainedModel, row: LayerRow, batch: int, hidden: torch.Tensor, state: SharedState
+        self, model: PreTrainedModel, row: LayerRow, batch: int, hidden: torch.Tensor, state: Publications
     ) -> torch.Tensor:
         layer = decoder_layers(model)[row.index]
-        return layer(hidden, **{**self.inputs[batch].arguments[row.index], STATE_KEY: state})
+        return layer(hidden, **{**self.inputs[batch].arguments[row.index], PUBLICATIONS: state})
 
     def _fit(
-        self, model: PreTrainedModel, row: LayerRow, running: dict[int, torch.Tensor], states: list[SharedState]
+        self, model: PreTrainedModel, row: LayerRow, running: dict[int, torch.Tensor], states: list[Publications]
     ) -> Fit | None:
         layer = decoder_layers(model)[row.index]
         # Fitted from where the original left off, not from an earlier fit.
         original = decoder_layers(self.original)[row.index].self_attn
         if hasattr(layer.self_attn, "o_proj"):
             layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
-        layer.self_attn.w_c = make_compensation(original, row)
-        solver = make_solver(self.initialiser, self.ridge)
+        assert row.compensation is not None
+        layer.self_attn.w_c = make_compensation(original, row.compensation)
+        solver = make_solver(self.initialiser, self.ridge, bias=row.compensation.bias)
         for batch in self.fitted_batches:
             seen: dict[str, torch.Tensor] = {}
             with ExitStack() as stack:

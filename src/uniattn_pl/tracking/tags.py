@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import PurePath
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.saved_form import identity
 
 KIND = "uniattn_pl.kind"  # fit, sweep, bench, analysis or evaluation
 ARCHITECTURE = "uniattn_pl.architecture"
@@ -41,7 +41,7 @@ def short_name(source: str) -> str:
 
 def plan_digest(plan: LayerPlan) -> str:
     """The same for equal plans, whatever architecture they came from."""
-    return hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(identity(plan.rows).encode()).hexdigest()[:12]
 
 
 def h2o_variant(rate: float) -> str:

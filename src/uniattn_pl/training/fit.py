@@ -1,51 +1,61 @@
-"""The whole fit, from the original model to the final table, resumable at any point.
+"""The whole fit, from the original model to the final table, read from top to bottom.
 
-Phases: prepare, initialise, stage1, stage2, finish. All ranks run them together; rank 0 writes. Each phase
-writes its products, then commits the manifest in one atomic step; killed before the commit it runs again (a
-stage from its last checkpoint), killed after it never does. Metrics reach MLflow before the commit and are
-never sent twice, so the run of a resumed fit has neither gaps nor duplicates.
+Five phases: prepare, initialise, stage 1, stage 2, finish. All ranks run them together; rank 0 writes. Each phase
+returns its results, which are committed in one atomic step: killed before the commit it runs again (a stage from its
+last checkpoint), killed after it never does. What makes that hold (manifest, checkpoints, signals, ranks) is
+`resilience/`.
+
+Where to look next: one stage is `stage.py`; the training step and the optimizer are `lightning_module.py`, the loss
+`losses/response_loss.py`, the learning rate `schedule.py`, what trains in which stage `callbacks/stage_freezing.py`,
+how W_c starts `calibration/`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from functools import partial
+import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.loaded_config import plain_config
-from uniattn_pl.errors import RunFailure, UserError
+from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.display.quiet_libraries import quiet_libraries
+from uniattn_pl.files import atomic_file
+from uniattn_pl.modeling.loading.pretrained import computes_in_bfloat16
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.drawing import draw
 from uniattn_pl.redaction import redact
 from uniattn_pl.resilience.cluster import Cluster
-from uniattn_pl.resilience.failures import explained
-from uniattn_pl.resilience.manifest import Manifest, exclusive, key_of
-from uniattn_pl.resilience.preemption import Preempted, Preemption
-from uniattn_pl.run_folder import check_run_folder
-from uniattn_pl.tracking import tags
-from uniattn_pl.tracking.final_table import final_report
-from uniattn_pl.tracking.fit_result import FitResult
-from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
-from uniattn_pl.training import phases
-from uniattn_pl.training.session import FitSession
-from uniattn_pl.training.stage import quiet_libraries, run_stage
+from uniattn_pl.resilience.failures import failures_explained
+from uniattn_pl.resilience.model_folders import file_sums, save_model
+from uniattn_pl.resilience.preemption import Preemption
+from uniattn_pl.resilience.run_record import RunRecord
+from uniattn_pl.search.frontier import FRONTIER
+from uniattn_pl.tracking import fit_plots, tags
+from uniattn_pl.tracking.final_table import as_text, final_report
+from uniattn_pl.tracking.fit_result import CONVERTED, INITIAL, ORIGINAL, FitResult
+from uniattn_pl.training.cache_cost import measure_cache
+from uniattn_pl.training.callbacks.compensation_init import CompensationInit
+from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
+from uniattn_pl.training.fit_run import FitRun
+from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
+from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.stage import run_stage
 
-STEPS: dict[str, Callable[[FitSession], None]] = {
-    "prepare": phases.prepare,
-    "initialise": phases.initialise,
-    "stage1": partial(run_stage, stage=1),
-    "stage2": partial(run_stage, stage=2),
-    "finish": phases.finish,
-}
+CALIBRATION_FOLDER = "calibration"
+PLAN_FILE, TABLE_FILE = "plan.txt", "final_table.txt"
 
 
 def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
-    """Run an experiment, or what a killed one has left; a finished one only shows its table again.
+    """Run an experiment, or the rest of a killed one; a finished one only shows its table again.
 
     Args:
         loaded: the checked experiment; its trainer.default_root_dir is the run folder.
@@ -56,133 +66,173 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
         TrainingDivergedError: the loss or a gradient became NaN or infinite, or exploded.
         RunFailure: anything else outside of this program that a fit cannot go on without, such as room on the disk.
     """
-    quiet_libraries()
-    # transformers warns of a fork after tokenisation otherwise, in the middle of the progress bar
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if loaded.config.trainer.deterministic:
-        _compute_deterministically()
+    _prepare_process(deterministic=loaded.config.trainer.deterministic)
     cluster, preemption = Cluster(loaded.config), Preemption()
-    with preemption.watch(), ExitStack() as stack:
-        try:
-            result = _fit(loaded, cluster, preemption, stack, allow_changes=allow_changes)
-            cluster.close()  # after an error other ranks may never answer
-            return result
-        except BaseException as error:
-            if isinstance(error, UserError | RunFailure):  # every rank has met it
-                cluster.let_parent_end()
-            reason = explained(error, cluster.world_size, loaded.config.trainer.default_root_dir)
-            if reason is None:
-                raise
-            raise RunFailure(reason) from error
-
-
-def _fit(
-    loaded: LoadedConfig, cluster: Cluster, preemption: Preemption, stack: ExitStack, *, allow_changes: bool
-) -> FitResult:
-    folder = Path(loaded.config.trainer.default_root_dir)
     starts_others = cluster.starts_others
-    if not starts_others:
-        cluster.launch()
-    console, session = Console(quiet=not cluster.is_main), None
-    manifest = Manifest(plain_config(loaded))
-    if cluster.is_main:
-        check_run_folder(folder)
-        stack.enter_context(exclusive(folder))
-        manifest = _manifest(loaded, folder, allow_changes=allow_changes)
-        if starts_others and manifest.phase != "done":
-            # what is wrong with the input shows before other processes are started
-            session = FitSession(loaded, manifest, console, cluster, preemption)
+    with preemption.watch(), failures_explained(cluster, loaded.config.trainer.default_root_dir):
+        if not starts_others:
             cluster.launch()
-    if not (starts_others and manifest.phase == "done"):
-        manifest = cluster.broadcast(manifest)
-    if manifest.phase == "done":
-        console.print(f"the fit in {folder} is finished; nothing was run.", highlight=False)
-        if cluster.is_main:
-            _deliver(loaded, manifest, console)
-    else:
-        _run(session or FitSession(loaded, manifest, console, cluster, preemption))
-    result = manifest.result(folder, redact(loaded.config.tracking.uri))
-    # commands must be copied as they are, so lines are not broken
-    console.print(final_report(result), soft_wrap=True)
+        console, experiment = Console(quiet=not cluster.is_main), None
+        with RunRecord.opened(loaded, cluster, allow_changes=allow_changes) as record:
+            if starts_others and not record.finished:
+                # what is wrong with the input shows before other processes are started
+                experiment = Experiment(loaded, cluster)
+                cluster.launch()
+            record.agree()
+            if record.finished:
+                console.print(f"the fit in {record.folder} is finished; nothing was run.", highlight=False)
+                if cluster.is_main:
+                    deliver_rest(loaded, record, console)
+            else:
+                _run_phases(experiment or Experiment(loaded, cluster), record, preemption, console)
+            result = record.manifest.result(record.folder, redact(loaded.config.tracking.uri))
+            # commands must be copied as they are, so lines are not broken
+            console.print(final_report(result), soft_wrap=True)
     return result
 
 
-def _manifest(loaded: LoadedConfig, folder: Path, *, allow_changes: bool) -> Manifest:
-    """The folder's manifest, or a new one.
-
-    Raises:
-        UserError: the folder was started with another config, and changes are not allowed.
-    """
-    config = plain_config(loaded)
-    manifest = Manifest.read(folder) or Manifest(config)
-    if not allow_changes:
-        manifest.check_same_config(config, folder)
-    manifest.config = config
-    manifest.write(folder)
-    return manifest
-
-
-def _run(session: FitSession) -> None:
-    """Run the phases that are left inside the fit's MLflow run."""
-    if session.cluster.is_main:
-        _open_run(session)
-    try:
-        if session.cluster.is_main:
-            phases.log_start(session)
-        while session.manifest.phase != "done":
-            session.preemption.check()  # libraries may have caught what the signal's handler raised
-            STEPS[session.manifest.phase](session)
-    except (KeyboardInterrupt, Preempted):
-        _end(session, "KILLED")
-        raise
-    except BaseException:
-        _end(session, "FAILED")
-        raise
+def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemption, console: Console) -> None:
+    """Run the phases that are not finished yet, inside the fit's MLflow run."""
+    cluster = record.cluster
+    with fit_tracking(experiment.loaded, record, preemption, console) as tracking:
+        run = FitRun(cluster, preemption, record, tracking, console)
+        models, milestones = FitModels(experiment, cluster.device), Milestones(experiment, run)
+        recorded = record.result("prepare").get("plan")
+        plan = fit_plan(experiment, models, recorded, cluster=cluster, console=console)
+        while not record.finished:
+            preemption.check()  # libraries may have caught what the signal's handler raised
+            if record.phase == "prepare":
+                record.commit(prepare(experiment, plan, models, milestones, run))
+            elif record.phase == "initialise":
+                record.commit(initialise(experiment, plan, models, milestones, run))
+            elif record.phase == "stage1":
+                run_stage(1, experiment, plan, models, milestones, run)
+            elif record.phase == "stage2":
+                run_stage(2, experiment, plan, models, milestones, run)
+            else:
+                record.commit(finish(experiment, run))
 
 
-def _open_run(session: FitSession) -> None:
-    manifest, config = session.manifest, session.config
-    said = tags.describing(config, "fit", session.loaded.architecture.name)
-    said[tags.FOLDER] = str(session.folder.resolve())
-    said[tags.EXPERIMENT] = key_of(manifest.config)
-    known = manifest.results.get("prepare", {}).get("plan")
-    if known:  # of a fit that goes on, or begins with what another point of a sweep has calibrated
-        said[tags.PLAN] = tags.plan_digest(LayerPlan.from_dict(known))
-    if config.tracking.parent_run is not None:
-        said[tags.PARENT] = config.tracking.parent_run
-    run = MLflowRun.open(
-        config.tracking,
-        name=config.name,
-        fit_id=manifest.fit_id,
-        run_id=manifest.mlflow_run_id,
-        tags=said,
-        folder=session.folder,
-        tell=_printer(session.console),
-    )
-    manifest.mlflow_run_id, session.run = run.run_id, run
-    manifest.write(session.folder)
+def prepare(
+    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
+) -> dict[str, Any]:
+    """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
+    report = experiment.data.report
+    lines = "\n".join([*report.lines(), *_precision_notes(experiment, models), draw(plan)])
+    run.console.print(lines, highlight=False, markup=False, soft_wrap=True)
+    measured = dict(run.record.result("prepare").get("milestones", {}))  # of another point of a sweep
+    if ORIGINAL not in measured:
+        measured = milestones.measure(ORIGINAL, models.original)
+    converted = models.converted(plan)
+    if plan.operated:
+        measured |= milestones.measure(CONVERTED, converted)
+    cache = measure_cache(converted, plan, experiment.shape)
+    values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
+    values["parameters"] = sum(p.numel() for p in converted.parameters())
+    metrics = {f"cost/{name}": float(value) for name, value in values.items()}
+    run.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
+    run.tracking.log_text(json.dumps(report.to_dict(), indent=2), "data.json")
+    run.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
+    run.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))
+    _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, run)
+    run.tracking.flush()
+    return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict()}
 
 
-def _end(session: FitSession, status: str) -> None:
-    """End the MLflow run; neither a second signal nor a full disk may hide why the fit ends."""
-    with session.preemption.deferred(), suppress(OSError):
-        phases.end_run(session, status)
+def initialise(
+    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
+) -> dict[str, Any]:
+    """Fit the compensations on a sample of the training data and save the starting point of stage 1."""
+    results: dict[str, Any] = {}
+    converted = models.converted(plan)
+    if plan.compensated:
+        report = _calibrate(experiment, models.original, converted, run)
+        results = {"calibration": report, "milestones": milestones.measure(INITIAL, converted, step=0)}
+    if run.cluster.is_main:
+        save_model(experiment.folder / INITIAL, converted, experiment.tokenizer)
+        shutil.rmtree(experiment.folder / CALIBRATION_FOLDER, ignore_errors=True)
+        results["files"] = file_sums(experiment.folder / INITIAL)
+    run.tracking.flush()
+    models.forget_original()
+    return results
 
 
-def _deliver(loaded: LoadedConfig, manifest: Manifest, console: Console) -> None:
-    """Send MLflow what a finished fit could not."""
-    folder, tell = Path(loaded.config.trainer.default_root_dir), _printer(console)
-    left = deliver_pending(loaded.config.tracking, folder, run_id=manifest.mlflow_run_id, tell=tell)
-    if left:
-        tell(f"{left} entries are not in MLflow yet, as it does not answer; they are kept in {folder / 'tracking'}.")
+def finish(experiment: Experiment, run: FitRun) -> dict[str, Any]:
+    """Write the table and the plots, and end the MLflow run."""
+    if not run.cluster.is_main:
+        return {}
+    tracking = run.tracking
+    result = run.record.manifest.result(experiment.folder, redact(experiment.config.tracking.uri))
+    report = as_text(final_report(result))
+    with atomic_file(experiment.folder / TABLE_FILE) as file:
+        file.write(report.encode())
+    if result.gap_closed is not None:
+        tracking.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
+    if tracking.run is not None:
+        curves = {name: tracking.history(f"{name}/loss") for name in ("stage1", "stage2")}
+        tracking.log_figure(fit_plots.loss_curve(curves, tracking.history("val/response_loss")), "plots/loss.png")
+        losses = {m.label: m.response_loss for m in result.milestones}
+        tracking.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
+    tracking.log_text(report, TABLE_FILE)
+    tracking.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
+    tracking.end("FINISHED")
+    return {}
 
 
-def _printer(console: Console) -> Callable[[str], None]:
-    """Print one line as it is."""
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
+def _calibrate(
+    experiment: Experiment, original: PreTrainedModel, converted: PreTrainedModel, run: FitRun
+) -> dict[str, Any]:
+    """Set the compensations of `converted` in place; returns the report of what is repaired."""
+    options, data, ranks = experiment.config.calibration, experiment.data, run.cluster.world_size
+    # a batch for every rank at least
+    batch_size = max(1, min(options.batch_size, options.num_samples // ranks))
+    held_out = max(options.held_out_samples, ranks)
+    held_out_batch_size = max(1, min(batch_size, held_out // ranks))
+    with ProgressReporter("calibration", run.console) as progress:
+        callback = CompensationInit(
+            original,
+            data.train_batches(options.num_samples, batch_size, first=options.skip_samples),
+            data.validation_batches(held_out, held_out_batch_size),
+            initialiser=options.initialiser,
+            ridge=options.ridge,
+            head_alignment=options.head_alignment,
+            record=experiment.folder / CALIBRATION_FOLDER,
+            memory_limit_bytes=int(options.memory_limit_gib * 2**30),
+            progress=progress.update,
+        )
+        report = callback.initialise(converted)
+    run.console.print("\n".join(report.lines()), highlight=False)
+    errors = {"calibration/error_before": report.error_before, "calibration/error_after": report.error_after}
+    run.tracking.log_metrics(errors, 0)
+    run.tracking.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
+    run.tracking.log_text("\n".join(report.lines()) + "\n", "calibration.txt")
+    return report.to_dict()
 
 
-def _compute_deterministically() -> None:
-    """Before the first kernel runs: calibration and evaluation count too, not only what a Trainer does."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+def _precision_notes(experiment: Experiment, models: FitModels) -> list[str]:
+    """That this machine is the wrong one for the precision the config has."""
+    in_bfloat16 = experiment.precision == "bf16-mixed" or models.dtype == torch.bfloat16
+    if not in_bfloat16 or computes_in_bfloat16():
+        return []
+    return [
+        "precision: this machine has no bfloat16 in hardware, and emulates it many times slower than float32; "
+        "training.precision=32-true does without it."
+    ]
+
+
+def _log_frontier(frontier: Path, run: FitRun) -> None:
+    """The plans that a search went through, when the plan came from one."""
+    for file in sorted(frontier.rglob("*")):
+        if file.is_file():
+            run.tracking.log_file(file, str(Path(FRONTIER, file.relative_to(frontier).parent)))
+
+
+def _prepare_process(*, deterministic: bool) -> None:
+    """Quiet libraries, and kernels that repeat themselves where they are to: before the first one runs."""
+    quiet_libraries()
+    # transformers warns of a fork after tokenisation otherwise, in the middle of the progress bar
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if deterministic:
+        # calibration and evaluation count too, not only what a Trainer does
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

@@ -172,7 +172,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], options: StageConfig, 
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a gradient that this rank holds, sharing its memory."""
+    """The part of a gradient that this rank holds, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -13,7 +13,7 @@ WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "f
 def stage_memory(
     config: ExperimentConfig, plan: LayerPlan, shape: ModelShape, *, stage: int, num_devices: int
 ) -> TrainingMemory:
-    """The estimate for one stage as configured, on each of `num_devices` that share the weights (fsdp)."""
+    """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp)."""
     from uniattn_pl.losses.response_loss import LOSS_CHUNK
     from uniattn_pl.modeling.loading.pretrained import resolve_dtype
 
@@ -40,8 +40,8 @@ def peak_memory(config: ExperimentConfig, plan: LayerPlan, shape: ModelShape) ->
     Devices that are only known where it runs count as one.
     """
     training, trainer = config.training, config.trainer
-    sharing = training.strategy == "fsdp" and isinstance(trainer.devices, int) and trainer.devices > 0
-    num_devices = int(trainer.devices) * trainer.num_nodes if sharing else 1
+    sharded = training.strategy == "fsdp" and isinstance(trainer.devices, int) and trainer.devices > 0
+    num_devices = int(trainer.devices) * trainer.num_nodes if sharded else 1
     enabled = [number for number, stage in ((1, training.stage1), (2, training.stage2)) if stage.enabled]
     totals = (stage_memory(config, plan, shape, stage=stage, num_devices=num_devices).total for stage in enabled)
     return max(totals, default=None)

@@ -12,7 +12,7 @@ class WarmupDecay:
 
     Args:
         total_steps: optimizer steps of the stage.
-        warmup_ratio: share of them spent warming up (rounded up to whole steps).
+        warmup_ratio: fraction of them spent warming up (rounded up to whole steps).
         kind: "cosine", "linear" or "constant".
     """
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from transformers.utils.logging import disable_progress_bar
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.resilience.model_folders import copy_model, damaged_files, file_sums
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1, StageSummary
@@ -29,21 +30,58 @@ from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.callbacks.training_progress import TrainingProgress
+from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.fit_run import FitRun
 from uniattn_pl.training.lightning_module import PostTrainingModule
-from uniattn_pl.training.session import FitSession
+from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
+from uniattn_pl.training.strategies import build_strategy
 
 SHARDED = "sharded"
-FOLDERS = {1: STAGE1, 2: "final"}
+FINAL = "final"
 
 
-def stage_options(session: FitSession, stage: int) -> StageConfig | None:
-    """The options of a stage, or None when it does not run: disabled, or stage 1 with nothing to compensate."""
-    options = session.config.training.stage1 if stage == 1 else session.config.training.stage2
-    return options if options.enabled and (stage == 2 or session.plan.compensated) else None
+@dataclass(frozen=True)
+class Stage:
+    """One of the two stages of an experiment.
+
+    Attributes:
+        number: 1 trains only W_c, 2 everything (or low-rank updates).
+        options: None where the stage does not run: disabled, or stage 1 with nothing to compensate.
+        source: the model folder it starts from, which is named like the milestone that was measured of it.
+        target: the model folder it leaves.
+    """
+
+    number: int
+    options: StageConfig | None
+    source: Path
+    target: Path
+
+    @classmethod
+    def of(cls, number: int, experiment: Experiment, plan: LayerPlan) -> Stage:
+        """Stage 1 goes from `initial/` to `stage1/`, stage 2 from there, or from `initial/`, to `final/`."""
+        training, root = experiment.config.training, experiment.folder
+        first = training.stage1 if training.stage1.enabled and plan.compensated else None
+        if number == 1:
+            return cls(1, first, root / INITIAL, root / STAGE1)
+        second = training.stage2 if training.stage2.enabled else None
+        # a leftover stage1 folder of a fit that does not run stage 1 is not ours
+        return cls(2, second, root / (INITIAL if first is None else STAGE1), root / FINAL)
+
+    @property
+    def name(self) -> str:
+        return f"stage{self.number}"
+
+    @property
+    def source_phase(self) -> str:
+        """The phase that wrote the folder it starts from."""
+        return "initialise" if self.source.name == INITIAL else self.source.name
 
 
-def run_stage(session: FitSession, stage: int) -> None:
+def run_stage(
+    number: int, experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
+) -> None:
     """Train a stage from the folder of the one before (or its checkpoint), save, measure and commit it.
 
     A stage always starts from files, also in a process that has the model in memory: a resumed fit
@@ -54,134 +92,146 @@ def run_stage(session: FitSession, stage: int) -> None:
         CheckpointError: a checkpoint cannot be written.
         Preempted: a signal asked to end.
     """
-    source, options = _source(session, stage), stage_options(session, stage)
-    if _damaged(session, source):
-        session.rewind("initialise" if source == INITIAL else source)
+    stage = Stage.of(number, experiment, plan)
+    if _damaged(stage, run):
+        run.record.rewind(stage.source_phase)
         return
-    folder, results = session.folder / FOLDERS[stage], dict[str, Any]()
-    if options is None:
-        if stage == 2 and session.cluster.is_main:
-            copy_model(session.folder / source, folder)
-        session.commit(results)
+    if stage.options is None:
+        if stage.target.name == FINAL and run.cluster.is_main:
+            copy_model(stage.source, stage.target)
+        run.record.commit({})
         return
-    store = CheckpointStore(session.folder / "checkpoints" / f"stage{stage}", session.console)
-    module, summary = _train(session, stage, options, session.folder / source, store)
-    offset = session.manifest.step_offset + summary.steps
-    save_result(session, module.hosted, folder)
-    results |= {"stage": asdict(summary), "milestones": session.milestone(f"stage{stage}", module.hosted, step=offset)}
-    if session.cluster.is_main:
-        results["files"] = file_sums(folder)
-    if session.run is not None:
-        session.run.flush()
-    session.commit(results, step_offset=offset)
-    if session.cluster.is_main:
+    store = CheckpointStore(experiment.folder / "checkpoints" / stage.name, run.console)
+    module, summary = _train(stage, stage.options, experiment, plan, models, milestones, run, store)
+    offset = run.record.manifest.step_offset + summary.steps
+    save_result(experiment, module.hosted, stage.target, is_main=run.cluster.is_main)
+    results: dict[str, Any] = {"stage": asdict(summary)}
+    results["milestones"] = milestones.measure(stage.name, module.hosted, step=offset)
+    if run.cluster.is_main:
+        results["files"] = file_sums(stage.target)
+    run.tracking.flush()
+    run.record.commit(results, step_offset=offset)
+    if run.cluster.is_main:
         store.clear()  # the model folder takes its place
 
 
-def _source(session: FitSession, stage: int) -> str:
-    """The folder a stage starts from, which is named like the phase or milestone that wrote it."""
-    # a leftover stage1 folder of a fit that does not run stage 1 is not ours
-    return STAGE1 if stage == 2 and stage_options(session, 1) is not None else INITIAL
-
-
-def _damaged(session: FitSession, source: str) -> bool:
-    """Whether a model folder differs from what its phase has written; rank 0 looks, and tells."""
+def _damaged(stage: Stage, run: FitRun) -> bool:
+    """Whether the folder a stage starts from differs from what its phase has written; rank 0 looks, and tells."""
     names: list[str] = []
-    if session.cluster.is_main:
-        phase = "initialise" if source == INITIAL else source
-        recorded = session.manifest.results[phase].get("files", {})
-        names = damaged_files(session.folder / source, recorded)
+    if run.cluster.is_main:
+        names = damaged_files(stage.source, run.record.result(stage.source_phase).get("files", {}))
         if names:
-            session.console.print(f"{session.folder / source} is damaged ({', '.join(names)}); writing it again.")
-    return bool(session.cluster.broadcast(names))
+            run.console.print(f"{stage.source} is damaged ({', '.join(names)}); writing it again.")
+    return bool(run.cluster.broadcast(names))
 
 
 def _train(
-    session: FitSession, stage: int, options: StageConfig, source: Path, store: CheckpointStore
+    stage: Stage,
+    options: StageConfig,
+    experiment: Experiment,
+    plan: LayerPlan,
+    models: FitModels,
+    milestones: Milestones,
+    run: FitRun,
+    store: CheckpointStore,
 ) -> tuple[PostTrainingModule, StageSummary]:
-    """Fit one stage, resuming from its newest good checkpoint if there is one."""
-    pl.seed_everything(session.config.seed + stage, verbose=False)
-    loader = session.data.train_dataloader()
-    steps = _total_steps(session, options, len(loader))
-    shards = session.strategy == "fsdp"
+    """One Trainer's fit of a stage, resuming from its newest good checkpoint if there is one."""
+    training = experiment.config.training
+    pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
+    loader = experiment.data.train_dataloader()
     module = PostTrainingModule(
-        lambda: build_model(session, stage, source),
-        stage=stage,
+        lambda: build_model(stage.number, experiment, plan, models, stage.source),
+        stage=stage.number,
         options=options,
-        max_grad_norm=session.config.training.max_grad_norm,
-        chunked_loss=session.config.training.chunked_loss,
-        fill=(lambda model: fill_shards(session, model, source)) if shards else None,
+        max_grad_norm=training.max_grad_norm,
+        chunked_loss=training.chunked_loss,
+        fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
     )
-    throughput, early_stop = Throughput(f"stage{stage}/"), _early_stop(session, stage)
-    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(session, stage)]
-    callbacks += [HeldOutLoss(session.score), RngState(), ResumedProgress(loader)]
-    if shards:
-        callbacks.append(Sharding(stage, session.precision, cpu_offload=session.config.training.cpu_offload))
-    every = session.config.training.checkpoint_every_steps
-    sharded = session.config.training.checkpoint_format == SHARDED
-    callbacks.append(StepCheckpoint(store, every, session.preemption, sharded=sharded))
-    logger = False if session.run is None else StageLogger(session.run, session.manifest.step_offset)
-    trainer = session.trainer(
-        logger=logger,
-        callbacks=callbacks,
-        plugins=[store.io],
-        max_steps=steps,
-        accumulate_grad_batches=session.accumulate,
-    )
-    _fit(session, trainer, module, loader, store.newest_good())
-    stopped = bool(early_stop and early_stop[0].stopped_at is not None)
-    summary = StageSummary(
-        f"stage{stage}", trainer.global_step, stopped, throughput.tokens_per_second, throughput.step_seconds
-    )
-    return module, summary
-
-
-def _fit(
-    session: FitSession, trainer: pl.Trainer, module: PostTrainingModule, loader: object, resume: Path | None
-) -> None:
-    if resume is not None and resume.name == SHARDS and session.strategy != "fsdp":
+    throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)
+    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(stage, experiment, run)]
+    callbacks += [HeldOutLoss(milestones.score), RngState(), ResumedProgress(loader)]
+    if _shards(experiment):
+        callbacks.append(Sharding(stage.number, experiment.precision, cpu_offload=training.cpu_offload))
+    sharded = training.checkpoint_format == SHARDED
+    callbacks.append(StepCheckpoint(store, training.checkpoint_every_steps, run.preemption, sharded=sharded))
+    steps = _total_steps(experiment, options, len(loader))
+    trainer = _trainer(experiment, run, callbacks=callbacks, plugins=[store.io], max_steps=steps)
+    checkpoint = store.newest_good()
+    if checkpoint is not None and checkpoint.name == SHARDS and not _shards(experiment):
         raise UserError(
-            f"the checkpoint {resume} was written in shards, which training.strategy=fsdp reads, also on one device."
+            f"the checkpoint {checkpoint} was written in shards, which training.strategy=fsdp reads, also on one "
+            "device."
         )
-    with warnings.catch_warnings(), session.preemption.deferred():
+    with _lightning_tamed(trainer), run.preemption.deferred():
+        trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
+    run.preemption.check()  # a signal behind the last step
+    stopped = bool(early_stop and early_stop[0].stopped_at is not None)
+    speed = (throughput.tokens_per_second, throughput.step_seconds)
+    return module, StageSummary(stage.name, trainer.global_step, stopped, *speed)
+
+
+def _shards(experiment: Experiment) -> bool:
+    return experiment.strategy == "fsdp"
+
+
+def _trainer(experiment: Experiment, run: FitRun, **options: Any) -> pl.Trainer:
+    """A Lightning Trainer on the cluster's devices, whose own output and validation are off."""
+    where, mlflow_run = experiment.config.trainer, run.tracking.run
+    return pl.Trainer(
+        accelerator=where.accelerator,
+        devices=run.cluster.devices,
+        num_nodes=run.cluster.num_nodes,
+        strategy=build_strategy(experiment.strategy, experiment.config, run.cluster.world_size),
+        deterministic=where.deterministic,
+        log_every_n_steps=where.log_every_n_steps,
+        default_root_dir=where.default_root_dir,
+        precision=experiment.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=experiment.accumulate,
+        logger=False if mlflow_run is None else StageLogger(mlflow_run, run.record.manifest.step_offset),
+        max_epochs=-1,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@contextmanager
+def _lightning_tamed(trainer: pl.Trainer) -> Iterator[None]:
+    """Without advice that does not apply here, and with Ctrl-C as what it is, which Lightning turns into exit(1)."""
+    with warnings.catch_warnings():
         # Lightning would have workers for a loader that is tokenised in memory, a validation loop where the
         # milestones are measured instead, and calls what PyTorch has deprecated
         warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
-            trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
+            yield
         except SystemExit:
-            if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1)
+            if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-    session.preemption.check()  # a signal behind the last step
 
 
-def _total_steps(session: FitSession, options: StageConfig, micro_batches: int) -> int:
+def _total_steps(experiment: Experiment, options: StageConfig, micro_batches: int) -> int:
     """Optimizer steps of a stage; the last, smaller batch of an epoch is a step too."""
-    steps = options.max_epochs * math.ceil(micro_batches / session.accumulate)
+    steps = options.max_epochs * math.ceil(micro_batches / experiment.accumulate)
     return steps if options.max_steps is None else min(steps, options.max_steps)
 
 
-def _early_stop(session: FitSession, stage: int) -> list[EMAEarlyStop]:
-    options = session.config.training.early_stop
-    if stage != 1 or not options.enabled:
+def _early_stop(stage: Stage, experiment: Experiment) -> list[EMAEarlyStop]:
+    options = experiment.config.training.early_stop
+    if stage.number != 1 or not options.enabled:
         return []
     return [EMAEarlyStop(options.decay, options.patience, options.min_delta)]
 
 
-def _reporting(session: FitSession, stage: int) -> list[Callback]:
+def _reporting(stage: Stage, experiment: Experiment, run: FitRun) -> list[Callback]:
     """Callbacks of rank 0 alone."""
-    if not session.cluster.is_main:
+    if not run.cluster.is_main:
         return []
-    whole = "low-rank updates" if session.config.training.lora.enabled else "all parameters"
-    label = f"stage {stage} ({'W_c' if stage == 1 else whole})"
-    return [StepMetrics(f"stage{stage}/"), TrainingProgress(label, session.console)]
-
-
-def quiet_libraries() -> None:
-    """Keep banners, tips and the bars of single-file transfers out of the fit's own output."""
-    disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    whole = "low-rank updates" if experiment.config.training.lora.enabled else "all parameters"
+    label = f"stage {stage.number} ({'W_c' if stage.number == 1 else whole})"
+    return [StepMetrics(f"{stage.name}/"), TrainingProgress(label, run.console)]

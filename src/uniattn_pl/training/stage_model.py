@@ -13,53 +13,58 @@ from uniattn_pl.calibration.weights import adjusts_output_projection
 from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.modeling.loading.sharded_weights import fill
 from uniattn_pl.modeling.lora import initialise_updates, lora_config
+from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.model_folders import phase_folder, save_model
-from uniattn_pl.training.session import FitSession
+from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_models import FitModels
 
 ADAPTER = "adapter"
 
 
-def build_model(session: FitSession, stage: int, source: Path) -> PreTrainedModel:
+def build_model(
+    stage: int, experiment: Experiment, plan: LayerPlan, models: FitModels, source: Path
+) -> PreTrainedModel:
     """What a stage trains: with weights, or without where the strategy will shard them first."""
-    model = session.skeleton(source) if session.strategy == "fsdp" else session.load(source)
-    if session.config.training.gradient_checkpointing:
+    model = models.skeleton(source) if experiment.strategy == "fsdp" else models.load(source)
+    training = experiment.config.training
+    if training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if stage == 2 and session.config.training.lora.enabled:
-        return _with_updates(session, model, source)
+    if stage == 2 and training.lora.enabled:
+        return _with_updates(experiment, plan, model, source)
     return model
 
 
-def fill_shards(session: FitSession, model: nn.Module, source: Path) -> None:
+def fill_shards(experiment: Experiment, models: FitModels, model: nn.Module, source: Path) -> None:
     """Give a sharded skeleton its weights, in main memory where shards are offloaded."""
-    fill(model, source, "cpu" if session.config.training.cpu_offload else session.device)
-    initialise_updates(model, session.config.seed)
+    fill(model, source, "cpu" if experiment.config.training.cpu_offload else models.device)
+    initialise_updates(model, experiment.config.seed)
 
 
-def save_result(session: FitSession, model: Any, folder: Path) -> None:
+def save_result(experiment: Experiment, model: Any, folder: Path, *, is_main: bool) -> None:
     """Write what a stage has trained as an ordinary model folder, low-rank updates merged; every rank calls this."""
     state: dict[str, Any] | None = None
-    if session.strategy == "fsdp":
+    if experiment.strategy == "fsdp":
         adapted = hasattr(model, "peft_config")
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
         state = get_model_state_dict(model, options=options)
-    if not session.cluster.is_main:
+    if not is_main:
         return
     if not hasattr(model, "peft_config"):
-        save_model(folder, model, session.tokenizer, state)
+        save_model(folder, model, experiment.tokenizer, state)
         return
-    adapter = session.folder / ADAPTER
+    adapter = experiment.folder / ADAPTER
     with phase_folder(adapter) as temporary:
         model.save_pretrained(temporary, **({} if state is None else {"state_dict": state}))
-    save_model(folder, load_folder(adapter), session.tokenizer)
+    save_model(folder, load_folder(adapter), experiment.tokenizer)
 
 
-def _with_updates(session: FitSession, model: PreTrainedModel, source: Path) -> Any:
+def _with_updates(experiment: Experiment, plan: LayerPlan, model: PreTrainedModel, source: Path) -> Any:
     """The model with low-rank updates to train, next to W_c and what calibration has fitted together with it."""
     from peft import get_peft_model
 
-    options = session.config.training.lora
-    joint = session.config.calibration.initialiser == "joint_least_squares"
-    refitted = [row.index for row in session.plan.rows if joint and row.compensated and adjusts_output_projection(row)]
+    options = experiment.config.training.lora
+    joint = experiment.config.calibration.initialiser == "joint_least_squares"
+    refitted = [row.index for row in plan.rows if joint and row.compensated and adjusts_output_projection(row)]
     targets = {"target_modules": options.target_modules} if options.target_modules else {}
     config = lora_config(
         model,
@@ -72,6 +77,6 @@ def _with_updates(session: FitSession, model: PreTrainedModel, source: Path) -> 
     model.name_or_path = str(source.resolve())  # where the adapter's config says its base is
     # in the precision of training: a sharded unit holds one dtype
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    if session.strategy != "fsdp":
-        initialise_updates(adapted, session.config.seed)
+    if experiment.strategy != "fsdp":
+        initialise_updates(adapted, experiment.config.seed)
     return adapted

@@ -1,4 +1,4 @@
-"""How the ranks of a training stage share the model, as Lightning strategies."""
+"""How the ranks of a training stage divide the work and the model, as Lightning strategies."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
     if cluster.device.type != "cuda":
         return "ddp"
     needed = stage_memory(config, LayerPlan.unmodified(shape.num_layers), shape, stage=2, num_devices=1)
-    there = torch.cuda.get_device_properties(cluster.device).total_memory
-    return "ddp" if needed.total <= USABLE_MEMORY * there else "fsdp"
+    total = torch.cuda.get_device_properties(cluster.device).total_memory
+    return "ddp" if needed.total <= USABLE_MEMORY * total else "fsdp"
 
 
 def build_strategy(name: str, config: ExperimentConfig, world_size: int) -> Strategy | str:
@@ -58,9 +58,9 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks, with checkpoints that hold what trains and that another number of ranks can read.
 
     Args:
-        world_size: ranks, all of which share the weights.
+        world_size: ranks, over all of which weights are sharded.
         cpu_offload: shards live in main memory, so the model stays there.
-        sharded_checkpoints: each rank writes its own share into a folder.
+        sharded_checkpoints: each rank writes its own part into a folder.
     """
 
     def __init__(self, world_size: int, *, cpu_offload: bool, sharded_checkpoints: bool) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.record import CalibrationRecord
 from uniattn_pl.resilience.checkpoints import CheckpointStore
 from uniattn_pl.resilience.manifest import Manifest
-from uniattn_pl.training import phases
+from uniattn_pl.training.fit_tracking import FitTracking
 from uniattn_pl.training.lightning_module import PostTrainingModule
 
 # the class or module, the name of the function in it, and whether these arguments are meant
@@ -75,7 +75,7 @@ def committing(phase: str) -> Point:
 
 def ending(status: str) -> Point:
     """Before the MLflow run gets this status."""
-    return phases, "end_run", lambda session, now: now == status
+    return FitTracking, "end", lambda tracking, now: now == status
 
 
 def send(name: str, times: int = 1) -> Callable[..., None]:

@@ -15,23 +15,23 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.modeling.attention.publishing import has_maps
+from uniattn_pl.kernels.stock import has_maps
 from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, fit_cache
 from uniattn_pl.plan import LayerPlan
 
-RECENT_SHARE = 0.5
+RECENT_FRACTION = 0.5
 
 
 class H2OCache(DynamicCache):
     """What `generate(past_key_values=...)` and `prefill(past_key_values=...)` take for one batch of prompts.
 
-    The budget is a share of the prompt: before the first decoded token, and before every further one, each layer
+    The budget is a fraction of the prompt: before the first decoded token, and before every further one, each layer
     gives up what is beyond it, by KV head. Half of the budget are the most recent tokens, half those with the most
     attention so far. Layers with a sliding window are bounded already and stay as they are.
 
     Args:
         model: converted, or `unmodified_copy` of a stock one.
-        retain_rate: share of the prompt's tokens to keep, above 0 and at most 1; 1 keeps everything.
+        retain_rate: fraction of the prompt's tokens to keep, above 0 and at most 1; 1 keeps everything.
 
     Raises:
         UserError: retain_rate is not in that range, or the model is a stock one, which would ignore it.
@@ -152,7 +152,7 @@ class Kept:
     def choose(self, budget: int) -> torch.Tensor:
         """Indices [B, Hkv, budget] of what stays, ascending; the rest is forgotten."""
         assert self.scores is not None
-        held, recent = self.scores.shape[-1], math.ceil(RECENT_SHARE * budget)
+        held, recent = self.scores.shape[-1], math.ceil(RECENT_FRACTION * budget)
         heavy = self.scores[..., : held - recent].topk(budget - recent, dim=-1).indices
         last = torch.arange(held - recent, held, device=heavy.device).expand(*heavy.shape[:2], -1)
         chosen = torch.cat([heavy.sort(dim=-1).values, last], dim=-1)

@@ -14,7 +14,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from uniattn_pl.kernels.grouped import MapBuffers, may_write
+from uniattn_pl.kernels.map_memory import MapBuffers, may_write
 from uniattn_pl.plan import LayerPlan
 
 ROOM = 256  # tokens

@@ -1,4 +1,4 @@
-"""Copies that cost no memory."""
+"""A copy of a model on the same weights, which costs no memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def sharing_copy(module: M) -> M:
+def aliased_copy(module: M) -> M:
     """A copy of a module whose parameters and buffers are the original's."""
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
+    same = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, same)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, shape_of, stock_model_type
-from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes
 from uniattn_pl.modeling.conversion.exactness_probe import check_exact
 from uniattn_pl.modeling.conversion.install import check_convertible, install
@@ -32,8 +32,8 @@ def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> Pre
     allowed = list(architecture.__dataclass_fields__)  # type: ignore[attr-defined]
     unknown = [option for option in options if option not in allowed]
     if unknown:
-        known = ", ".join(allowed) or "none"
-        raise UserError(*(f"{name} has no option '{o}'.{did_you_mean(o, allowed)} Options: {known}." for o in unknown))
+        names = ", ".join(allowed) or "none"
+        raise UserError(*(f"{name} has no option '{o}'.{did_you_mean(o, allowed)} Options: {names}." for o in unknown))
     return apply_plan(model, architecture(**options).compile(shape_of(model.config)))
 
 
@@ -89,23 +89,27 @@ def plan_of(model: PreTrainedModel) -> LayerPlan:
 
 
 def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
-    """A converted model beside the original one that shares its weights, so costs no memory but W_c.
+    """A converted model beside the original one, on the same weights, so that it costs no memory but W_c.
 
     (And, where q, k and v are one projection, the rows of it that an operated layer keeps.)
     """
-    return apply_plan(sharing_copy(model), plan)
+    return apply_plan(aliased_copy(model), plan)
 
 
 def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a stock model, sharing its weights, that computes the same but attends and caches as converted ones do.
+    """A copy of a stock model, on the same weights, that computes the same but attends and caches as converted ones do.
 
     What a plan saves is measured against it; the difference to the stock model is the kernels'.
     """
-    return _convert(sharing_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
+    return _convert(aliased_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
 
 
 def _become_converted(model: PreTrainedModel) -> None:
-    """Give a stock model the classes of its converted type."""
+    """Give a stock model the classes of its converted type.
+
+    In place, since callers (and optimizers) hold this very object: its class and its config's are swapped for
+    those that the Auto classes would have built it with.
+    """
     config_class, model_class = auto_classes(type(model))
     # A stock model that carries the unmodified plan keeps it in its own dict, in the way of the property.
     vars(model).pop("layer_plan", None)

@@ -2,24 +2,80 @@
 
 A folder says `model_type: uniattn_llama` and carries its plan: without this package it is refused with
 transformers' own message. Keeping `llama` would load silently with random projections.
+
+The classes are made when a family is registered, since there is one pair per family: `ConvertedModel`, with all that
+converted models do differently, in front of the family's own class.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
-from uniattn_pl.kernels.grouped import automatic_chunk
-from uniattn_pl.modeling.attention.publishing import PREFIX
+from uniattn_pl.kernels.map_memory import automatic_chunk
+from uniattn_pl.kernels.stock import PREFIX
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.conversion.install import install
 from uniattn_pl.plan import REUSE_MODES, LayerPlan
 
 CLASS_PREFIX = "UniAttn"
 SHOWN_KEYS = 5
+Base: Any = PreTrainedModel if TYPE_CHECKING else object
+
+
+class ConvertedModel(Base):
+    """What every converted model does on top of its family's class: builds its plan, checks its weights, publishes."""
+
+    stock: type[PreTrainedModel]
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        install(self, _plan_of(config))
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """The stock one, refusing weights that the plan does not account for."""
+        # Listed with the other kinds instead of transformers' own error for this one.
+        kwargs["ignore_mismatched_sizes"] = True
+        model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        _check_complete(source, info)
+        return (model, info) if output_loading_info else model
+
+    @property
+    def layer_plan(self) -> LayerPlan:
+        """The plan this model was built by."""
+        return self.get_decoder().layer_plan
+
+    def set_attn_implementation(self, implementation: str | dict[str, str], **kwargs: Any) -> None:
+        """The stock one; a stock kernel would not publish, so always the function of the same name that does."""
+        if isinstance(implementation, str):
+            implementation = PREFIX + implementation.removeprefix(PREFIX)
+        super().set_attn_implementation(implementation, **kwargs)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The stock one, non-reentrant. Raises UserError when it is asked to be reentrant."""
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise UserError(
+                "reentrant gradient checkpointing drops the gradient of an attention map that other layers read; "
+                "use use_reentrant=False."
+            )
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs=options, **kwargs)
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """The stock one, long prompts in chunks unless `prefill_chunk_size` says otherwise."""
+        cache, prompt = kwargs.get("past_key_values"), kwargs.get("input_ids") if inputs is None else inputs
+        if isinstance(cache, H2OCache) and prompt is not None:
+            cache.expect_prompt(prompt.shape[1] - int(cache.get_seq_length()))
+        chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
+        if chunk is not None:
+            kwargs["prefill_chunk_size"] = chunk
+        return super().generate(inputs, generation_config, **kwargs)
 
 
 def make_config_class(stock: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
@@ -32,62 +88,8 @@ def make_model_class(
     stock: type[PreTrainedModel], config_class: type[PreTrainedConfig], module: str
 ) -> type[PreTrainedModel]:
     """A model class that builds what its config's plan says and loads nothing else, as a member of `module`."""
-
-    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        stock.__init__(self, config, *args, **kwargs)
-        install(self, _plan_of(config))
-
-    def from_pretrained(
-        cls: type[PreTrainedModel], /, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        load = stock.from_pretrained.__func__  # type: ignore[attr-defined]
-        # Listed with the other kinds instead of transformers' own error for this one.
-        kwargs["ignore_mismatched_sizes"] = True
-        model, info = load(cls, source, *args, output_loading_info=True, **kwargs)
-        _check_complete(source, info)
-        return (model, info) if output_loading_info else model
-
-    def layer_plan(self: PreTrainedModel) -> LayerPlan:
-        return self.get_decoder().layer_plan
-
-    def set_attn_implementation(self: PreTrainedModel, implementation: str | dict[str, str], **kwargs: Any) -> None:
-        # A stock kernel would not publish: always go through the wrapper of the same name.
-        if isinstance(implementation, str):
-            implementation = PREFIX + implementation.removeprefix(PREFIX)
-        stock.set_attn_implementation(self, implementation, **kwargs)
-
-    def activation_checkpointing_enable(
-        self: PreTrainedModel, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
-        if options["use_reentrant"]:
-            raise UserError(
-                "reentrant gradient checkpointing drops the gradient of a shared attention map; "
-                "use use_reentrant=False."
-            )
-        stock.activation_checkpointing_enable(self, activation_checkpointing_kwargs=options, **kwargs)
-
-    def generate(self: PreTrainedModel, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-        """The stock one, long prompts in chunks unless `prefill_chunk_size` says otherwise."""
-        cache, prompt = kwargs.get("past_key_values"), kwargs.get("input_ids") if inputs is None else inputs
-        if isinstance(cache, H2OCache) and prompt is not None:
-            cache.expect_prompt(prompt.shape[1] - int(cache.get_seq_length()))
-        chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
-        if chunk is not None:
-            kwargs["prefill_chunk_size"] = chunk
-        return stock.generate(self, inputs, generation_config, **kwargs)  # type: ignore[attr-defined]
-
-    members = {
-        "__init__": __init__,
-        "__module__": module,
-        "config_class": config_class,
-        "from_pretrained": classmethod(from_pretrained),
-        "generate": generate,
-        "layer_plan": property(layer_plan),
-        "set_attn_implementation": set_attn_implementation,
-        "activation_checkpointing_enable": activation_checkpointing_enable,
-    }
-    return type(CLASS_PREFIX + stock.__name__, (stock,), members)
+    members = {"__module__": module, "config_class": config_class, "stock": stock}
+    return type(CLASS_PREFIX + stock.__name__, (ConvertedModel, stock), members)
 
 
 def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
@@ -126,16 +128,16 @@ def _check_complete(source: Any, info: dict[str, Any]) -> None:
     """Refuse weights that the plan does not account for: transformers would start missing ones at random.
 
     Raises:
-        UserError: weights are missing, left over or of another shape.
+        UserError: weights are missing, more than the plan has, or of another shape.
     """
     kinds = {"missing": "missing_keys", "not in the plan": "unexpected_keys", "of another shape": "mismatched_keys"}
     problems = []
-    for what, key in kinds.items():
+    for kind, key in kinds.items():
         # Mismatched ones come with their shapes.
-        found = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key, ()))
-        if found:
-            more = f" and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
-            problems.append(f"{what}: {', '.join(found[:SHOWN_KEYS])}{more}")
+        names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key, ()))
+        if names:
+            more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+            problems.append(f"{kind}: {', '.join(names[:SHOWN_KEYS])}{more}")
     if problems:
         raise UserError(
             f"the weights in '{source}' do not belong to the layer plan in its config ({'; '.join(problems)}); "

@@ -9,15 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import STATE_KEY, decoder_layers, stock_model_type
-from uniattn_pl.modeling.attention.operated import operate
-from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState, publish_positions
-from uniattn_pl.modeling.conversion.aliased_copy import sharing_copy
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers, stock_model_type
+from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.modeling.attention.operate import operate
+from uniattn_pl.modeling.attention.published import Publications
+from uniattn_pl.modeling.attention.publishing import publish_positions
+from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
+from uniattn_pl.plan.roles import KEY_VALUE
 
 LENGTH = 8
 RELATIVE_TOLERANCE = 0.05
-PUBLISHES = {"reuse": frozenset({"map"}), "share": frozenset({"key_value"})}
 
 
 @torch.no_grad()
@@ -35,8 +37,8 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
         return
     former: LayerPlan | None = getattr(model, "layer_plan", None)
     stock = [row.index for row in plan.rows if former is None or not former.rows[row.index].operated]
-    roles = {row.index: row.role for row in plan.rows if row.role in PUBLISHES}
-    roles |= dict.fromkeys(plan.key_value_sources, "share")
+    roles = {row.index: row.role for row in plan.rows if row.does.reads is not None}
+    roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.does.reads == KEY_VALUE}
     probed = [index for index in stock if index in roles]
     calls = _attention_calls(model, probed)
     wrong = [index for index in probed if _reads_itself_wrongly(model, index, roles[index], *calls[index])]
@@ -56,7 +58,7 @@ def _attention_calls(model: PreTrainedModel, layers: list[int]) -> dict[int, tup
     for index in layers:
 
         def record(_: Any, args: Any, kwargs: dict[str, Any], output: Any, index: int = index) -> None:
-            calls[index] = ({name: value for name, value in kwargs.items() if name != STATE_KEY}, output[0])
+            calls[index] = ({name: value for name, value in kwargs.items() if name != PUBLICATIONS}, output[0])
 
         attention = decoder_layers(model)[index].self_attn
         handles.append(attention.register_forward_hook(record, with_kwargs=True))
@@ -76,26 +78,24 @@ def _reads_itself_wrongly(
     stock = decoder_layers(model)[index].self_attn
     # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
     elsewhere = index - 1 if index else 1
-    row = {
-        "reuse": LayerRow(index, map_from=elsewhere, key_from=None, value_from=index),
-        "share": LayerRow(index, map_from=index, key_from=elsewhere, value_from=elsewhere),
-    }[role]
-    state = SharedState()
+    row = LayerRow(index, role, elsewhere)
+    publications = Publications()
     source, reader = publishing_copy(stock), publishing_copy(stock)
-    source.publishes, reader.publishes = PUBLISHES[role], frozenset()
-    if role == "share":
-        publish_positions(source, (), {**kwargs, STATE_KEY: state})
-    source(**kwargs, **{STATE_KEY: state})
-    state[elsewhere] = state[index]
+    source.publishes, reader.publishes = frozenset({row.does.reads}), frozenset()
+    if row.does.reads == KEY_VALUE:
+        publish_positions(source, (), {**kwargs, PUBLICATIONS: publications})
+    source(**kwargs, **{PUBLICATIONS: publications})
+    publications[elsewhere] = publications[index]
     operate(reader, row)
-    found, _ = reader(**kwargs, **{STATE_KEY: state})
-    return bool((found - expected).norm() > RELATIVE_TOLERANCE * expected.norm())
+    output, _ = reader(**kwargs, **{PUBLICATIONS: publications})
+    return bool((output - expected).norm() > RELATIVE_TOLERANCE * expected.norm())
 
 
 def publishing_copy(attention: Any) -> Any:
     """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
-    twin = sharing_copy(attention)
+    twin = aliased_copy(attention)
     twin.config = copy.copy(attention.config)
     twin.config._attn_implementation = PREFIX + str(twin.config._attn_implementation).removeprefix(PREFIX)
     twin.config.reuse_mode = "replay"
+    twin.key_root = twin.last_map_reader = twin.layer_idx
     return twin

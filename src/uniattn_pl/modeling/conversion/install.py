@@ -8,12 +8,16 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import STATE_KEY, anatomy_of, decoder_layers
-from uniattn_pl.modeling.attention.operated import add_late_correction, operate
-from uniattn_pl.modeling.attention.publishing import PREFIX, SharedState, publish_positions
+from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
+from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.modeling.attention.operate import operate
+from uniattn_pl.modeling.attention.operated import add_late_correction
+from uniattn_pl.modeling.attention.published import Publications
+from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.roles import KEY_VALUE
 
 
 def install(model: PreTrainedModel, plan: LayerPlan) -> None:
@@ -29,15 +33,15 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     decoder = model.get_decoder()
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
     for row, layer in zip(plan.rows, layers, strict=True):
-        publishes = _publishes(plan, row.index)
-        if "key_value" in publishes and (former is None or row.index not in former.key_value_sources):
+        publishes = plan.read_from(row.index)
+        if KEY_VALUE in publishes and (former is None or KEY_VALUE not in former.read_from(row.index)):
             layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
         layer.self_attn.publishes = publishes
-        layer.self_attn.last_reader = plan.last_reader(row.index)
+        layer.self_attn.last_map_reader = plan.last_map_reader(row.index)
         layer.self_attn.key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
             operate(layer.self_attn, row)
-            if row.compensated and row.compensation_output == "layer_output":
+            if row.compensation is not None and row.compensation.output == "layer_output":
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
@@ -61,20 +65,15 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
 
 def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Without attention its norms have no reader; left in place they would be parameters without gradient."""
-    idle = [row.index for row in plan.rows if row.dropped and not row.compensated]
+    idle = [row.index for row in plan.rows if not row.reads_stream]
     names = anatomy_of(model.config).attention_norms if idle else ()
     for index in idle:
         for name in names:
             setattr(decoder_layers(model)[index], name, nn.Identity())
 
 
-def _publishes(plan: LayerPlan, index: int) -> frozenset[str]:
-    sources = {"map": plan.map_sources, "key_value": plan.key_value_sources}
-    return frozenset(kind for kind, layers in sources.items() if index in layers)
-
-
 def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Give this forward a fresh shared state, and a cache fitted to the plan where one is used."""
+    """Give this forward fresh publications, and a cache fitted to the plan where one is used."""
     cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
     use_cache = decoder.config.use_cache if use_cache is None else use_cache
     checkpointing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
@@ -88,4 +87,4 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     if eviction is not None:
         inputs = next(t for t in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if t is not None)
         eviction.begin_forward(inputs.shape[1])
-    return args, {**kwargs, STATE_KEY: SharedState(buffers, eviction)}
+    return args, {**kwargs, PUBLICATIONS: Publications(buffers, eviction)}

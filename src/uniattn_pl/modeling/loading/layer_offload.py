@@ -14,11 +14,11 @@ from uniattn_pl.families.inspection import decoder_layers
 CAPACITY = 4
 
 
-class Residency:
+class LayerOffload:
     """Brings a decoder layer to the device when it is called; those used last stay, the others go back.
 
-    Weights read from safetensors in their own dtype are pages of the files, which all ranks of a machine share; a
-    layer goes back to them unless it was written to. Models that share weights must share one residency too.
+    Weights read from safetensors in their own dtype are pages of the files, in common to all ranks of a machine; a
+    layer goes back to them unless it was written to. Models on the same weights must be brought by the same offload.
 
     Args:
         device: where layers compute.
@@ -30,8 +30,8 @@ class Residency:
         self.layers: list[nn.Module] = []
         self._homes: dict[nn.Parameter, tuple[torch.Tensor, int]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Residency:
-        return self  # a copied model's hooks: its layers share the original's weights
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerOffload:
+        return self  # a copied model's hooks: its layers have the original's weights
 
     def adopt(self, model: PreTrainedModel) -> PreTrainedModel:
         """Let the layers of `model` visit; the rest of it (embeddings, final norm) moves to the device for good."""

@@ -154,18 +154,18 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     from uniattn_pl.families.inspection import shape_of
     from uniattn_pl.families.published_sizes import public_config
 
-    known = None if revision is not None or Path(source).is_dir() else public_config(source)
-    if known is not None and source in MODELS and not named_folder(source).exists():
-        return shape_of(known)  # converting the model takes a while, and is for those who need its weights
+    published = None if revision is not None or Path(source).is_dir() else public_config(source)
+    if published is not None and source in MODELS and not named_folder(source).exists():
+        return shape_of(published)  # converting the model takes a while, and is for those who need its weights
     try:
         location, options = _locate(source, revision)
         _prepare(location)
         with refusals_explained(source, way_out=TRUST):
             config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
     except (UserError, OSError):  # no network, or a licence that was not accepted (a gated model)
-        if known is None:
+        if published is None:
             raise
-        config = known
+        config = published
     return shape_of(config)
 
 

@@ -43,7 +43,7 @@ def fill(model: nn.Module, folder: Path, device: torch.device | str) -> None:
     model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     reader = HuggingFaceStorageReader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
-    wanted: dict[str, dict[str, Any]] = {}
+    by_copy: dict[str, dict[str, Any]] = {}
     missing = []
     # tied weights are one parameter, listed once
     for name, parameter in model.named_parameters():
@@ -51,12 +51,12 @@ def fill(model: nn.Module, folder: Path, device: torch.device | str) -> None:
             continue
         key = file_key(name)
         if key in stored:
-            wanted.setdefault(_copy_of(name), {})[key] = parameter.detach()
+            by_copy.setdefault(_copy_of(name), {})[key] = parameter.detach()
         else:
             missing.append(key)
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}.")
-    for state in wanted.values():
+    for state in by_copy.values():
         load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 

@@ -22,7 +22,7 @@ class CompensationInit(pl.Callback):
     """Fits W_c (and, jointly, W_o) of a converted model against the original one when a fit starts.
 
     Skipped when the fit is resumed from a checkpoint or the fit was done before: trained weights are never
-    overwritten. Ranks of a process group share the batches, and all get the same weights.
+    overwritten. Ranks of a process group divide the batches, and all get the same weights.
 
     Args:
         original: the unmodified model, or a function that loads it (called only when needed).
@@ -83,7 +83,8 @@ class CompensationInit(pl.Callback):
             initialiser=self.initialiser,
             ridge=self.ridge,
             head_alignment=self.head_alignment,
-            share=(ranks.rank(), ranks.world_size()),
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
             record=self.record,
             memory_limit_bytes=self.memory_limit_bytes,
             progress=self.progress,

@@ -21,7 +21,7 @@ class StepCheckpoint(Checkpoint):
         store: of this stage.
         every_n_steps: optimizer steps between checkpoints.
         preemption: default: never.
-        sharded: each rank writes its share.
+        sharded: each rank writes its part.
 
     Raises:
         Preempted: a signal came, on any rank.

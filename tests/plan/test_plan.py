@@ -7,9 +7,18 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.shapes import toy_shape
-from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, LayerRow, PlanError, costs
+
+from uniattn_pl.plan import (
+    COMPENSATION_INPUTS,
+    COMPENSATION_OUTPUTS,
+    Compensation,
+    LayerPlan,
+    LayerRow,
+    PlanError,
+    costs,
+)
+from uniattn_pl.plan.drawing import draw as drawing
 
 
 @st.composite
@@ -19,15 +28,15 @@ def plans(draw: st.DrawFn) -> LayerPlan:
     for row in plan.rows:
         index, compensated = row.index, draw(st.booleans())
         below = plan.rows[:index]
-        with_map = [r.index for r in below if not r.dropped]
+        with_map = [r.index for r in below if r.role != "drop"]
         with_keys = [r.index for r in below if r.role == "full"]
-        role = draw(st.sampled_from(["full", "drop"] + ["reuse"] * bool(with_map) + ["share"] * bool(with_keys)))
+        role = draw(st.sampled_from(["full", "drop"] + ["reuse"] * bool(with_map) + ["share_kv"] * bool(with_keys)))
         if role == "drop":
             plan = plan.drop([index], compensated=compensated)
         elif role == "reuse":
-            plan = plan.reuse_map([index], draw(st.sampled_from(with_map)), compensated=compensated)
-        elif role == "share":
-            plan = plan.share_keys_values([index], draw(st.sampled_from(with_keys)), compensated=compensated)
+            plan = plan.reuse([index], draw(st.sampled_from(with_map)), compensated=compensated)
+        elif role == "share_kv":
+            plan = plan.share_kv([index], draw(st.sampled_from(with_keys)), compensated=compensated)
     return plan
 
 
@@ -44,8 +53,8 @@ def test_a_compensation_is_placed_where_there_is_something_to_read_or_refused(
     impossible = [
         row.index
         for row in compensated
-        if (row.dropped and (read != "attention_input" or added == "heads"))
-        or (row.role == "share" and read == "value")
+        if (row.role == "drop" and (read != "attention_input" or added == "heads"))
+        or (row.role == "share_kv" and read == "value")
     ]
     if impossible:
         with pytest.raises(PlanError) as error:
@@ -54,7 +63,7 @@ def test_a_compensation_is_placed_where_there_is_something_to_read_or_refused(
         return
     placed = plan.place_compensation(input=read, output=added)
     assert LayerPlan.from_dict(json.loads(json.dumps(placed.to_dict()))) == placed
-    assert {(row.compensation_input, row.compensation_output) for row in placed.rows if row.compensated} <= {
+    assert {(row.compensation.input, row.compensation.output) for row in placed.rows if row.compensation} <= {
         (read, added)
     }
     assert [row.role for row in placed.rows] == [row.role for row in plan.rows]
@@ -67,8 +76,7 @@ def test_every_reader_reads_from_a_layer_below_that_has_what_it_needs(plan: Laye
             continue
         source = plan.rows[row.source]
         assert source.index < row.index
-        assert not source.dropped
-        assert source.map_from == source.index
+        assert source.role in ("full", "share_kv"), "it computes its own map"
     assert set(plan.compensated) <= set(plan.operated)
 
 
@@ -81,40 +89,43 @@ def test_operating_on_layers_never_costs_cache_or_attention_flops(plan: LayerPla
         return costs.kv_cache_bytes(p, shape, batch_size=batch, length=length, bytes_per_element=2)
 
     assert cost(plan) <= cost(unmodified)
-    halves = 2 * len(plan.rows) - sum({"reuse": 1, "share": 2, "drop": 2, "full": 0}[r.role] for r in plan.rows)
+    halves = 2 * len(plan.rows) - sum({"reuse": 1, "share_kv": 2, "drop": 2, "full": 0}[r.role] for r in plan.rows)
     assert cost(plan) * 2 * len(plan.rows) == cost(unmodified) * halves
     assert costs.kv_retain_rate(plan, shape, length=length) == pytest.approx(cost(plan) / cost(unmodified))
 
 
 @given(plans())
 def test_the_drawing_names_every_operated_layer_and_what_it_caches(plan: LayerPlan) -> None:
-    lines = {line.split()[0]: line for line in plan.draw().splitlines()}
+    lines = {line.split()[0]: line for line in drawing(plan).splitlines()}
     for row in plan.rows:
         if row.operated:
             line = lines[str(row.index)]
             assert ("W_c" in line) == row.compensated
-            assert line.endswith({"reuse": "cache V", "share": "cache -", "drop": "cache -"}[row.role])
+            assert line.endswith({"reuse": "cache V", "share_kv": "cache -", "drop": "cache -"}[row.role])
 
 
 def test_a_chain_resolves_to_the_layer_that_computes_the_map() -> None:
-    plan = LayerPlan.unmodified(4).reuse_map([2], 1, compensated=False).reuse_map([3], 2, compensated=True)
-    assert [row.map_from for row in plan.rows] == [0, 1, 1, 1]
-    assert plan.map_sources == {1}
+    plan = LayerPlan.unmodified(4).reuse([2], 1, compensated=False).reuse([3], 2, compensated=True)
+    assert [row.source for row in plan.rows] == [None, None, 1, 1]
+    assert plan.sources("map") == (1,)
     assert plan.compensated == (3,)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (LayerRow(1, 2, None, 1), "layer 1 reads from layer 2, which is not below it"),
-        (LayerRow(1, 9, None, 1), "layer 9, which is not in the model"),
-        (LayerRow(1, 1, 2, 2), "layer 1 reads from layer 2, which is not below it"),
-        (LayerRow(1, 1, 1, 0), "layer 1 has its own keys but the values of another layer"),
-        (LayerRow(1, 1, 0, 1), "layer 1 takes keys and values from different layers"),
-        (LayerRow(1, 0, 1, 1), "layer 1 reuses a map and must use its own values and no keys"),
-        (LayerRow(1, 1, 1, 1, compensated=True), "layer 1 computes its own attention and cannot carry a compensation"),
-        (LayerRow(1, 1, None, None, dropped=True), "layer 1 is dropped but still reads attention"),
-        (LayerRow(2, 2, 2, 2), "row 1 of the plan describes layer 2"),
+        (LayerRow(1, "reuse", 2), "layer 1 reads from layer 2, which is not below it"),
+        (LayerRow(1, "reuse", 9), "layer 9, which is not in the model"),
+        (LayerRow(1, "reuse"), "layer None, which is not in the model"),
+        (LayerRow(1, "share_kv", 2), "layer 1 reads from layer 2, which is not below it"),
+        (
+            LayerRow(1, compensation=Compensation()),
+            "layer 1 computes its own attention and cannot carry a compensation",
+        ),
+        (LayerRow(1, "drop", 0), r"layer 1 \(drop\) reads from no other layer, but names layer 0"),
+        (LayerRow(1, "share_kv", 0, heads_from=(0, 1)), "layer 1 reuses no map whose heads could be aligned"),
+        (LayerRow(1, "halve"), "layer 1 has the role 'halve'; roles: full, reuse, share_kv, drop"),
+        (LayerRow(2), "row 1 of the plan describes layer 2"),
     ],
 )
 def test_impossible_rows_are_refused_by_name(row: LayerRow, message: str) -> None:
@@ -127,16 +138,16 @@ def test_impossible_rows_are_refused_by_name(row: LayerRow, message: str) -> Non
 def test_reading_from_dropped_or_sharing_layers_is_refused() -> None:
     dropped = LayerPlan.unmodified(4).drop([1], compensated=False)
     with pytest.raises(PlanError, match="layer 1, whose attention is dropped"):
-        dropped.share_keys_values([2], 1, compensated=False)
-    shared = LayerPlan.unmodified(4).share_keys_values([1], 0, compensated=False)
+        dropped.share_kv([2], 1, compensated=False)
+    shared = LayerPlan.unmodified(4).share_kv([1], 0, compensated=False)
     with pytest.raises(PlanError, match="layer 1, which keeps none of its own"):
-        shared.share_keys_values([2], 1, compensated=False)
+        shared.share_kv([2], 1, compensated=False)
     with pytest.raises(PlanError, match="there is no layer 4, 7"):
         shared.drop([1, 4, 7], compensated=False)
 
 
 def test_all_problems_of_a_plan_are_reported_at_once() -> None:
-    rows = (LayerRow(0, 0, 0, 0), LayerRow(1, 3, None, 1), LayerRow(2, 2, 2, 2, compensated=True))
+    rows = (LayerRow(0), LayerRow(1, "reuse", 3), LayerRow(2, compensation=Compensation()))
     with pytest.raises(PlanError) as error:
         LayerPlan(rows)
     assert len(error.value.problems) == 2
@@ -144,9 +155,9 @@ def test_all_problems_of_a_plan_are_reported_at_once() -> None:
 
 def test_a_reader_that_sees_further_than_its_source_is_refused() -> None:
     shape = toy_shape(4, windows=(None, 8, None, 8))
-    LayerPlan.unmodified(4).reuse_map([1], 0, compensated=False).check(shape)
+    LayerPlan.unmodified(4).reuse([1], 0, compensated=False).check(shape)
     with pytest.raises(PlanError, match="layer 2 sees every token but its source, layer 1, only the last 8"):
-        LayerPlan.unmodified(4).reuse_map([2, 3], 1, compensated=False).check(shape)
+        LayerPlan.unmodified(4).reuse([2, 3], 1, compensated=False).check(shape)
     with pytest.raises(PlanError, match="the plan has 3 layers, the model"):
         LayerPlan.unmodified(3).check(shape)
 
@@ -159,7 +170,7 @@ def test_cache_bytes_follow_the_window_of_the_source() -> None:
         return costs.kv_cache_bytes(plan, shape, batch_size=1, length=100, bytes_per_element=2) // per_token
 
     assert cost(LayerPlan.unmodified(2)) == 2 * 100 + 2 * 7
-    assert cost(LayerPlan.unmodified(2).reuse_map([1], 0, compensated=False)) == 2 * 100 + 100
+    assert cost(LayerPlan.unmodified(2).reuse([1], 0, compensated=False)) == 2 * 100 + 100
 
 
 def test_flops_of_a_hand_computed_layer() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.shapes import toy_shape
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.shapes import toy_shape
 from uniattn_pl import apply_architecture
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.plan import LayerPlan, costs
@@ -72,14 +72,14 @@ def test_activations_are_what_autograd_saves(
         length=LENGTH,
         weight_bytes=dtype.itemsize,
         activation_bytes=dtype.itemsize,
-        scored_share=0.0,
+        scored_fraction=0.0,
     )
     # left out: that the lowest trained layer keeps nothing of its input, one number per token and norm, rotary tables
     assert estimate.activations == pytest.approx(saved_bytes(model), rel=0.1)
 
 
 def memory(stage: int, devices: int = 1, **options: Any) -> TrainingMemory:
-    plan = LayerPlan.unmodified(4).reuse_map([3], 2, compensated=True)
+    plan = LayerPlan.unmodified(4).reuse([3], 2, compensated=True)
     sizes = {"micro_batch_size": 2, "length": 16, "weight_bytes": 4, "activation_bytes": 2, **options}
     return training_memory(plan, toy_shape(4), stage=stage, num_devices=devices, **sizes)
 
@@ -87,7 +87,7 @@ def memory(stage: int, devices: int = 1, **options: Any) -> TrainingMemory:
 def test_stage_1_holds_gradients_and_optimizer_states_of_w_c_only() -> None:
     assert memory(1).gradients == toy_shape(4).hidden_size ** 2 * 4
     assert memory(1).optimizer == 2 * memory(1).gradients
-    plan = LayerPlan.unmodified(4).reuse_map([3], 2, compensated=True)
+    plan = LayerPlan.unmodified(4).reuse([3], 2, compensated=True)
     assert memory(2).gradients == memory(2).weights == costs.parameters(plan, toy_shape(4)) * 4
     assert memory(1).activations < memory(2).activations
 

@@ -11,10 +11,10 @@ from tests.parity import stock_llama
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.modeling.conversion.convert import converted_copy
-from uniattn_pl.modeling.loading.layer_offload import Residency
+from uniattn_pl.modeling.loading.layer_offload import LayerOffload
 
 
-class Watched(Residency):
+class Watched(LayerOffload):
     """Counts what visits, and gives every visitor memory of its own, as a second device would."""
 
     most = 0

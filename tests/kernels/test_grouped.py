@@ -20,9 +20,10 @@ from transformers.cache_utils import DynamicLayer
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.inference.prefill import prefill
-from uniattn_pl.kernels import grouped
-from uniattn_pl.kernels.grouped import MapBuffers, aligned_product, automatic_chunk, grouped_attention, masked_span
-from uniattn_pl.modeling.attention.publishing import SharedState
+from uniattn_pl.kernels import map_memory
+from uniattn_pl.kernels.grouped import aligned_product, grouped_attention, masked_span
+from uniattn_pl.kernels.map_memory import MapBuffers, automatic_chunk
+from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, kv_cache_bytes, map_buffers
 from uniattn_pl.modeling.conversion.convert import unmodified_copy
@@ -104,7 +105,7 @@ def test_chunks_give_the_logits_and_the_cache_of_one_forward(family: str, archit
 def test_generate_takes_long_prompts_in_chunks_by_itself(
     family: str, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouped, "CHUNKS", {"cpu": 4})
+    monkeypatch.setattr(map_memory, "CHUNKS", {"cpu": 4})
     model, prompt = converted(family, architecture), tokens(1, 13)
     lengths: list[int] = []
     decoder = model.get_decoder()
@@ -135,7 +136,7 @@ def test_a_chunk_keeps_the_map_to_its_limit() -> None:
         found = chunk(length, batch_size)
         assert found * batch_size * heads * length * 4 <= 2**26 < 2 * found * batch_size * heads * length * 4
     model.config.map_memory_mib = 1
-    assert chunk(8192) == grouped.SMALLEST_CHUNK
+    assert chunk(8192) == map_memory.SMALLEST_CHUNK
     assert chunk(1024) == 64
 
 
@@ -292,7 +293,7 @@ def test_what_prefill_cannot_do_is_named() -> None:
 
 def test_a_mask_is_never_taken_for_another_one() -> None:
     """Masks that live for one layer only: the next one may lie where the last one did."""
-    state = SharedState()
+    state = Publications()
     for first in range(1, 40):
         mask = torch.ones(1, 1, 4, 40, dtype=torch.bool)
         mask[..., first:] = False

@@ -1,0 +1,78 @@
+"""Memory for attention maps: how much one takes, how much one may take, and buffers that are taken again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+GROWTH = 1.5
+MAP_BYTES = {"cpu": 2**26}
+MAP_BYTES_ELSEWHERE = 2**30
+CHUNKS = {"cpu": 256}  # measured: 512 gains nothing and masks more of the diagonal
+CHUNK_ELSEWHERE = 2048
+SMALLEST_CHUNK = 16
+
+
+class MapBuffers:
+    """Memory for attention maps, taken again by later layers and later forwards.
+
+    A map lives until the last layer that reads it; a plan whose maps do not overlap needs one buffer.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[torch.Tensor] = []
+        self._last_readers: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MapBuffers:
+        return MapBuffers()  # what is in them has been read
+
+    def begin_forward(self) -> None:
+        """Every map of the forward before is over."""
+        self._last_readers = [-1] * len(self._buffers)
+
+    def take(self, layer: int, last_reader: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised memory of a shape, of the dtype and on the device of `like`, until `last_reader` is done."""
+        slot = next((slot for slot, last in enumerate(self._last_readers) if last < layer), None)
+        if slot is None:
+            slot = len(self._buffers)
+            self._buffers.append(like.new_empty(0))
+            self._last_readers.append(-1)
+        self._last_readers[slot] = last_reader
+        size = torch.Size(shape).numel()
+        buffer = self._buffers[slot]
+        fits = buffer.numel() >= size and buffer.dtype == like.dtype and buffer.device == like.device
+        if not fits or not may_write(buffer):
+            room = max(int(buffer.numel() * GROWTH), size + size // 8)  # the next token's map is a little longer
+            self._buffers[slot] = like.new_empty(0)  # given back before more is asked for
+            self._buffers[slot] = buffer = like.new_empty(room)
+        return buffer[:size].view(shape)
+
+
+def may_write(buffer: torch.Tensor) -> bool:
+    """Memory from inference mode cannot be written to outside of it."""
+    return torch.is_inference_mode_enabled() or not buffer.is_inference()
+
+
+def map_bytes(query: torch.Tensor, key: torch.Tensor) -> int:
+    """Bytes of the attention map [B, H, L, S] of query [B, H, L, D] over key [B, Hkv, S, D]."""
+    batch, heads, length, _ = query.shape
+    return batch * heads * length * key.shape[-2] * query.element_size()
+
+
+def map_limit(config: Any, device: torch.device) -> int:
+    """Bytes one map may take: the config's `map_memory_mib`, or what suits the device."""
+    limit = getattr(config, "map_memory_mib", None)
+    return MAP_BYTES.get(device.type, MAP_BYTES_ELSEWHERE) if limit is None else int(limit * 2**20)
+
+
+def automatic_chunk(config: Any, device: torch.device, dtype: torch.dtype, *, batch_size: int, length: int) -> int:
+    """Queries of a prompt of `length` tokens to process together, so that one attention map keeps to `map_limit`.
+
+    A power of two, at most what keeps the matrix products of the device busy.
+    """
+    heads = config.get_text_config().num_attention_heads
+    per_query = batch_size * heads * length * dtype.itemsize
+    most = CHUNKS.get(device.type, CHUNK_ELSEWHERE)
+    fits = max(map_limit(config, device) // max(per_query, 1), SMALLEST_CHUNK)
+    return min(most, 1 << (int(fits).bit_length() - 1))

@@ -1,0 +1,56 @@
+"""The kernels that transformers and the family bring: fused ones, and the eager one, which returns its map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from uniattn_pl.families.inspection import family_module
+from uniattn_pl.kernels.grouped import additive_mask
+
+PREFIX = "uniattn_"
+"""What the attention implementations of converted models begin with, in front of the stock kernel's name."""
+
+EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def kernel_name(config: Any) -> str:
+    """The stock kernel that a config, stock or converted, names: eager, sdpa or flex_attention."""
+    return str(config._attn_implementation).removeprefix(PREFIX)
+
+
+def has_maps(config: Any) -> bool:
+    """Whether the kernel of this config takes masks that a map can be masked with (FlexAttention's are functions)."""
+    return kernel_name(config) in (SDPA, EAGER)
+
+
+def stock_kernel(attention: Any) -> Kernel:
+    """The kernel the user chose, by `kernel(attention, query, key, value, mask, **arguments)`."""
+    name = kernel_name(attention.config)
+    return family_module(attention).eager_attention_forward if name == EAGER else ALL_ATTENTION_FUNCTIONS[name]
+
+
+def eager_attention(
+    attention: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The family's own plain attention, differentiable, with its map.
+
+    Shapes: query [B, H, L, D], key and value [B, Hkv, S, D], mask of any kind [B or 1, 1 or Hkv, L, S]; returns
+    [B, L, H, D] and the map [B, H, L, S].
+    """
+    mask = additive_mask(mask, query, key)
+    if mask is not None and mask.shape[1] > 1:  # one per key head
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+    output, attention_map = family_module(attention).eager_attention_forward(
+        attention, query, key, value, mask, **arguments
+    )
+    return output, attention_map

@@ -1,0 +1,19 @@
+"""Role `drop`: no attention (LLMDrop)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from uniattn_pl.modeling.attention.operated import OperatedAttention
+
+
+class DropAttention(OperatedAttention):
+    """Nothing, or the compensation alone: norm(x) W_c. Cost: caches nothing, computes W_c."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        nothing = torch.zeros_like(hidden_states)  # [B, L, d]
+        if self.w_c is None:
+            return nothing, None
+        return self.add(nothing, self.w_c(hidden_states), kwargs), None

@@ -1,0 +1,84 @@
+"""Turning a stock attention into the one of its role, in place.
+
+An operated attention is an instance of the family's own class too, by a class made from both: transformers finds
+the attentions whose maps it is to return, and peft its targets, by that class and by the names of submodules. The
+module stays the same object (its class is swapped), so that hooks on it, and whoever holds it, go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from uniattn_pl.families.inspection import FUSED, fused_rows, stock_class
+from uniattn_pl.kernels.map_handles import HeadIndex
+from uniattn_pl.modeling.attention.compensation_layer import make_compensation
+from uniattn_pl.modeling.attention.drop_attention import DropAttention
+from uniattn_pl.modeling.attention.operated import OperatedAttention
+from uniattn_pl.modeling.attention.reuse_attention import ReuseAttention
+from uniattn_pl.modeling.attention.share_kv_attention import ShareKVAttention
+from uniattn_pl.plan import LayerRow
+from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
+
+ATTENTIONS: dict[str, type[OperatedAttention]] = {
+    "reuse": ReuseAttention,
+    "share_kv": ShareKVAttention,
+    "drop": DropAttention,
+}
+"""Role -> the attention of its layers; `full` layers keep their own."""
+
+MODULES = {QUERY: ("q_proj", "q_norm"), KEY: ("k_proj", "k_norm"), VALUE: ("v_proj",), OUTPUT: ("o_proj",)}
+"""Projection -> the submodules of an attention that compute it."""
+
+_SUBCLASSES: dict[tuple[type, type], type] = {}
+
+
+def operate(attention: Any, row: LayerRow) -> None:
+    """Turn a stock attention into what `row` says, in place; a new W_c [out, in] starts at zero.
+
+    State-dict names of what remains stay the family's own; a W_c the layer already had is kept.
+    """
+    stock, operated = stock_class(attention), ATTENTIONS[row.role]
+    if (stock, operated) not in _SUBCLASSES:
+        name = operated.__name__.removesuffix("Attention") + stock.__name__
+        _SUBCLASSES[stock, operated] = type(name, (operated, stock), {"stock": stock})
+    w_c = getattr(attention, "w_c", None)
+    if w_c is None and row.compensation is not None:
+        w_c = make_compensation(attention, row.compensation)
+    _reduce(attention, row)
+    attention.__class__ = _SUBCLASSES[stock, operated]
+    attention.layer_row = row
+    attention.w_c = w_c if row.compensated else None
+    align_heads(attention, row.heads_from)
+
+
+def align_heads(attention: Any, heads_from: Sequence[int] | None) -> None:
+    """Let each head of a reuse layer use the source head that `heads_from` [H] names; None: the one of its index."""
+    attention.head_index = None if heads_from is None else HeadIndex(heads_from)
+    if heads_from is not None:
+        attention.num_key_value_groups = 1  # what the kernel expands keys and values by
+
+
+def _reduce(attention: Any, row: LayerRow) -> None:
+    """Delete what the layer no longer computes; of a fused projection keep the rows of the one part it still does."""
+    kept = {module for projection in row.does.projections for module in MODULES[projection]}
+    part = next((name for name in ("q_proj", "k_proj", "v_proj") if name in kept), None)
+    fused = getattr(attention, FUSED, None)
+    if fused is not None and part is not None:
+        rows = fused_rows(attention)[part]
+        setattr(attention, FUSED, _rows_of(fused, rows.start, rows.stop))
+        kept.add(FUSED)
+    for name, _ in list(attention.named_children()):
+        if name not in kept:
+            delattr(attention, name)
+
+
+def _rows_of(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """A projection of its own with rows `start` to `stop`; a copy, so that the others' memory is given back."""
+    part = nn.Linear(linear.in_features, stop - start, bias=linear.bias is not None, device="meta")
+    for name, parameter in linear.named_parameters():
+        rows = parameter.detach()[start:stop].clone()
+        setattr(part, name, nn.Parameter(rows, requires_grad=parameter.requires_grad))
+    return part

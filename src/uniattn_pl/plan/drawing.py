@@ -1,0 +1,55 @@
+"""A plan as plain text, for terminals, run folders and model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.layer_row import LayerRow
+
+SOURCE_SYMBOL = "█"  # of a layer with its own map that others read
+_INPUT_SYMBOLS = {"attention_input": "x W_c", "value": "V W_c", "heads": "heads W_c"}
+_OUTPUT_WORDS = {"attention_output": "", "layer_output": " after FFN", "heads": " before W_o"}
+
+
+def draw(plan: LayerPlan) -> str:
+    """The plan top layer first, one line each, consecutive unmodified layers folded into one."""
+    return "\n".join(_draw_run(plan, first, last) for first, last in reversed(list(_runs(plan.rows))))
+
+
+def _runs(rows: Sequence[LayerRow]) -> Iterable[tuple[int, int]]:
+    """Ranges (first, last) of consecutive untouched layers nobody reads from; every other layer is a range alone."""
+    sources = {row.source for row in rows}
+    start = 0
+    for row in rows:
+        plain = not row.operated and row.index not in sources
+        if plain and row.index + 1 < len(rows):
+            following = rows[row.index + 1]
+            if not following.operated and following.index not in sources:
+                continue
+        yield start, row.index
+        start = row.index + 1
+
+
+def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
+    row = plan.rows[last]
+    indices = str(last) if first == last else f"{first}-{last}"
+    readers = [reader.index for reader in plan.readers(last)]
+    text = row.does.label
+    if row.source is not None:
+        text += f" {row.source}"
+    if readers:
+        text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {', '.join(map(str, readers))}"
+    symbol = SOURCE_SYMBOL if readers and not row.operated else row.does.symbol
+    width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
+    cached = " ".join("K" * row.caches_keys + "V" * row.caches_values) or "-"
+    return f"{indices:>7} {symbol} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()
+
+
+def _draw_compensation(row: LayerRow) -> str:
+    placed = row.compensation
+    if placed is None:
+        return ""
+    rank = "" if placed.rank is None else f" rank {placed.rank}"
+    bias = " + b" if placed.bias else ""
+    return f"+ {_INPUT_SYMBOLS[placed.input]}{bias}{_OUTPUT_WORDS[placed.output]}{rank}"

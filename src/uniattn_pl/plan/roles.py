@@ -1,0 +1,90 @@
+"""What a layer's attention can be: one entry per role, from which costs, caches, checks and drawings follow.
+
+A new role is an entry here and an attention in `modeling/attention/` (docs/extending.md lists the steps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAP, KEY_VALUE = "map", "key_value"
+QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
+KEYS, VALUES = "keys", "values"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one kind of attention computes, caches, reads from its source, gives to its readers, and looks like.
+
+    Attributes:
+        summary: what such a layer does, in words.
+        projections: of query, key, value, output (W_q, W_k, W_v, W_o), those it keeps; a norm goes with its projection.
+        products: matrix products per query-key pair, `QK^T` and `map x V`: 2 where the map is computed, 1 where it is
+            read, 0 without attention.
+        caches: of keys, values, those it holds for every token.
+        reads: what it takes from its source layer: a map, or keys and values; None: it has no source.
+        gives: what other layers may take from it.
+        symbol, label: how it is drawn; the source's index follows the label.
+        becomes: how a search that gives a full layer this role is described; None: no search proposes it.
+    """
+
+    summary: str
+    projections: frozenset[str]
+    products: int
+    caches: frozenset[str]
+    reads: str | None
+    gives: frozenset[str]
+    symbol: str
+    label: str
+    becomes: str | None = None
+
+
+ROLES: dict[str, Role] = {
+    "full": Role(
+        summary="computes its own attention map from its own keys",
+        projections=frozenset({QUERY, KEY, VALUE, OUTPUT}),
+        products=2,
+        caches=frozenset({KEYS, VALUES}),
+        reads=None,
+        gives=frozenset({MAP, KEY_VALUE}),
+        symbol="│",
+        label="own map",
+    ),
+    "reuse": Role(
+        summary="uses the attention map of the layer below it with its own values (UniAttn)",
+        projections=frozenset({VALUE, OUTPUT}),
+        products=1,
+        caches=frozenset({VALUES}),
+        reads=MAP,
+        gives=frozenset(),
+        symbol="▒",
+        label="map of",
+        becomes="use the attention map of the nearest layer below that computes one",
+    ),
+    "share_kv": Role(
+        summary="computes its own map over keys and values of a layer below (CLA)",
+        projections=frozenset({QUERY, OUTPUT}),
+        products=2,
+        caches=frozenset(),
+        reads=KEY_VALUE,
+        gives=frozenset({MAP}),
+        symbol="▒",
+        label="K, V of",
+        becomes="attend over the keys and values of the nearest layer below that has its own (CLA)",
+    ),
+    "drop": Role(
+        summary="has no attention (LLMDrop)",
+        projections=frozenset(),
+        products=0,
+        caches=frozenset(),
+        reads=None,
+        gives=frozenset(),
+        symbol="·",
+        label="dropped",
+        becomes="have no attention (LLMDrop)",
+    ),
+}
+FULL = "full"
+
+# How readers of a map get it: kept, or computed again from the source's queries and keys; auto decides per forward.
+REUSE_MODES = ("auto", "materialise", "replay")

@@ -1,0 +1,109 @@
+"""An experiment opened for training: the model's shape and tokenizer, its rows, and how it is trained; no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
+from uniattn_pl.modeling.lora import check_target_modules
+from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.training.strategies import resolve_strategy
+
+
+class Experiment:
+    """What is trained on what, as the config says.
+
+    Attributes:
+        loaded, config: the checked config, with and without where its values came from.
+        shape: of the model.
+        tokenizer, data: its tokenizer, and the rows as tokens, the part of this rank.
+        strategy: single, ddp or fsdp.
+        accumulate: micro batches per optimizer step and rank.
+
+    Raises:
+        UserError: the plan does not fit the model, the data cannot be read, or batch sizes do not divide.
+    """
+
+    def __init__(self, loaded: LoadedConfig, cluster: Cluster) -> None:
+        self.loaded, self.config = loaded, loaded.config
+        training, origin = self.config.training, model_origin(loaded)
+        source = self.config.model.source
+        self.shape = load_shape(source, **origin)
+        loaded.architecture.check(self.shape)
+        if training.lora.enabled:
+            check_target_modules(empty_model(source, **origin), training.lora.target_modules)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
+        self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
+        self.strategy = resolve_strategy(self.config, cluster, self.shape)
+        self.data = InstructionDataModule(
+            self.config.data,
+            self.tokenizer,
+            batch_size=training.batch_size,
+            micro_batch_size=training.micro_batch_size,
+            eval_batch_size=self.config.evaluation.batch_size,
+            seed=self.config.seed,
+            rank=cluster.rank,
+            world_size=cluster.world_size,
+        )
+        self.data.setup()
+        skipped = self.config.calibration.skip_samples
+        if skipped >= self.data.num_train_rows:
+            raise UserError(
+                f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are "
+                f"{self.data.num_train_rows} training rows."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.trainer.default_root_dir)
+
+    @property
+    def precision(self) -> str:
+        """Of the Trainer; the model's own dtype is the true precision.
+
+        Lightning's bf16-true would also round the rotary frequencies; loading in bfloat16 does not.
+        """
+        precision = self.config.training.precision
+        return precision if precision.endswith("-mixed") else "32-true"
+
+    def train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
+        """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones.
+
+        One row per batch: a search runs the same few rows hundreds of times, and would compute their padding as often.
+        """
+        skipped = self.config.calibration.skip_samples
+        first = skipped + self._rows_of(after, skipped)
+        return self.data.train_batches(self._rows_of(tokens, first), 1, first=first)
+
+    def _rows_of(self, tokens: int, first: int) -> int:
+        """How many training rows from `first` on it takes to hold so many tokens."""
+        held, row = 0, first
+        while held < tokens and row < self.data.num_train_rows:
+            held += self.data.train_length(row)
+            row += 1
+        return row - first
+
+
+def model_origin(loaded: LoadedConfig) -> dict[str, Any]:
+    """How the model's source is to be read: its revision, and whether its own code may run."""
+    model = loaded.config.model
+    return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+
+
+def _accumulated(batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Micro batches per optimizer step and rank. Raises UserError when they do not divide the batch."""
+    together = micro_batch_size * world_size
+    if batch_size % together:
+        raise UserError(
+            f"training.batch_size={batch_size} is not a multiple of training.micro_batch_size={micro_batch_size} "
+            f"x {world_size} device(s) = {together}; nearest: {max(together, round(batch_size / together) * together)}."
+        )
+    return batch_size // together

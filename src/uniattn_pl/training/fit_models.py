@@ -1,0 +1,83 @@
+"""The models of a fit: the original while it is needed, converted copies of it, and what phases left in folders."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.modeling.loading.layer_offload import LayerOffload
+from uniattn_pl.modeling.loading.pretrained import load_model, resolve_dtype
+from uniattn_pl.modeling.loading.sharded_weights import skeleton
+from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.training.experiment import Experiment, model_origin
+from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES
+
+MODEL_FRACTION = 0.6  # of a device's memory, what a model in full may take; activations and statistics need the rest
+
+
+class FitModels:
+    """Loads models in the dtype the fit trains in, on this rank's device.
+
+    Attributes:
+        dtype: of the weights.
+        device: where this rank computes.
+        offload: brings layers to the device one by one, where a whole model leaves no room on it.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        self._experiment, self.config = experiment, experiment.config.model
+        training = experiment.config.training
+        self.device = device
+        self.dtype = resolve_dtype(WEIGHT_DTYPES.get(training.precision, self.config.dtype))
+        self.offload = LayerOffload(device) if _too_large(experiment.shape, self.dtype, device) else None
+
+    @cached_property
+    def original(self) -> PreTrainedModel:
+        """The unmodified model, kept until `forget_original`."""
+        return self._load(self.config.source, **model_origin(self._experiment.loaded))
+
+    def forget_original(self) -> None:
+        """Give back the original's memory once calibration is over."""
+        self.__dict__.pop("original", None)
+
+    def converted(self, plan: LayerPlan) -> PreTrainedModel:
+        """A fresh converted model on the original's weights, W_c zero."""
+        return self._configured(converted_copy(self.original, plan))
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        """The model that a phase has left."""
+        return self._load(str(folder))
+
+    def skeleton(self, folder: Path) -> PreTrainedModel:
+        """The same without weights, for a strategy that shards."""
+        kernel = self.config.attn_implementation
+        return self._configured(skeleton(folder, dtype=self.dtype, attn_implementation=kernel))
+
+    def _load(self, source: str, **origin: bool | str | None) -> PreTrainedModel:
+        model = load_model(
+            source,
+            dtype=str(self.dtype).removeprefix("torch."),
+            attn_implementation=self.config.attn_implementation,
+            device=None if self.offload is not None else self.device,
+            **origin,  # type: ignore[arg-type]
+        )
+        return self._configured(model if self.offload is None else self.offload.adopt(model))
+
+    def _configured(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`model` as this experiment has its reuse layers get their maps."""
+        if hasattr(model.config, "reuse_mode"):
+            model.config.reuse_mode = self.config.reuse
+            model.config.map_memory_mib = self.config.map_memory_mib
+        return model
+
+
+def _too_large(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a whole model leaves no room on the device; its layers then visit it from main memory."""
+    if device.type != "cuda":
+        return False
+    weights = costs.parameters(LayerPlan.unmodified(shape.num_layers), shape) * dtype.itemsize
+    return weights > MODEL_FRACTION * torch.cuda.get_device_properties(device).total_memory

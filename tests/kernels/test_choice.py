@@ -1,0 +1,75 @@
+"""The rule that chooses a kernel: who wins where, as a table, and what every choice must respect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniattn_pl.kernels.choice import AttentionCall, choose
+
+CHUNK = AttentionCall("sdpa", "auto", "cpu", queries=256, keys=4096, map_bytes=2**24, map_limit=2**26)
+READ = replace(CHUNK, map_read=True)
+calls = st.builds(
+    AttentionCall,
+    backend=st.sampled_from(["sdpa", "eager", "flex_attention"]),
+    reuse_mode=st.sampled_from(["auto", "materialise", "replay"]),
+    device=st.sampled_from(["cpu", "cuda"]),
+    queries=st.integers(1, 8),
+    keys=st.integers(1, 8),
+    map_bytes=st.integers(0, 4),
+    map_limit=st.just(2),
+    gradient=st.booleans(),
+    compiling=st.booleans(),
+    plain=st.booleans(),
+    map_read=st.booleans(),
+    map_observed=st.booleans(),
+    evicting=st.booleans(),
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "kernel", "keeps"),
+    [
+        (CHUNK, "grouped", False),
+        (replace(CHUNK, device="cuda"), "stock", False),
+        (replace(CHUNK, queries=4096), "stock", False),
+        (replace(CHUNK, map_bytes=2**27), "stock", False),
+        (replace(CHUNK, gradient=True), "stock", False),
+        (replace(CHUNK, plain=False), "stock", False),
+        (READ, "grouped", True),
+        (replace(READ, device="cuda"), "grouped", True),
+        (replace(READ, map_bytes=2**27), "stock", False),
+        (replace(READ, queries=1, map_bytes=2**27), "grouped", True),
+        (replace(READ, gradient=True), "stock", False),
+        (replace(READ, gradient=True, reuse_mode="materialise"), "eager", True),
+        (replace(READ, reuse_mode="replay"), "grouped", False),
+        (replace(READ, backend="eager", gradient=True), "eager", True),
+        (replace(READ, backend="eager", reuse_mode="replay"), "stock", False),
+        (replace(READ, backend="flex_attention", reuse_mode="materialise"), "stock", False),
+        (replace(READ, plain=False), "eager", True),
+        (replace(READ, compiling=True), "eager", True),
+        (replace(CHUNK, map_observed=True, evicting=True), "grouped", False),
+        (replace(READ, reuse_mode="replay", map_observed=True, evicting=True), "grouped", True),
+    ],
+)
+def test_who_computes_an_attention_and_whether_its_map_is_kept(call: AttentionCall, kernel: str, keeps: bool) -> None:
+    choice = choose(call)
+    assert (choice.kernel, choice.keeps_map) == (kernel, keeps)
+    assert choice.reason
+
+
+@given(calls)
+def test_every_choice_can_do_what_is_needed(call: AttentionCall) -> None:
+    choice = choose(call)
+    if choice.keeps_map:
+        assert call.map_read
+    if choice.keeps_map or call.map_observed:
+        assert choice.kernel in ("grouped", "eager"), "the stock kernel need not return its map"
+    if choice.kernel == "grouped":
+        assert call.backend == "sdpa"
+        assert call.plain
+        assert not call.gradient
+        assert not call.compiling
