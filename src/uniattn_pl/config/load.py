@@ -58,7 +58,7 @@ class _Assembly:
     def __init__(self) -> None:
         self.fields: dict[KeyPath, Field] = dict(_schema(ExperimentConfig, ()))
         self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
-        self.set: dict[KeyPath, Entry] = {}
+        self.entries: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
         self.reported: set[str] = set()
         self.tree: DictConfig | None = None  # all values, in which references are looked up
@@ -71,12 +71,12 @@ class _Assembly:
         values = {path: _default(field) for path, (_, field) in self.fields.items()}
         del values[(ARCHITECTURE,)]
         values[NAME] = _default(self.fields[(ARCHITECTURE,)][1])["name"]
-        values.update((path, self._literal(entry)) for path, entry in self.set.items())
+        values.update((path, self._literal(entry)) for path, entry in self.entries.items())
         kind = self._architecture_class(values)
         if kind is not None:
             self._add_options(kind, values)
         # What the user wrote comes first: a default that refers to it must not repeat its problem.
-        resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.set)}
+        resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.entries)}
         architecture = self._build_architecture(kind, resolved)
         config = _to_config(resolved)
         self.problems += cross_check(config, self.reported, self._origin)
@@ -88,7 +88,7 @@ class _Assembly:
         return (path in self.fields and path != (ARCHITECTURE,)) or (path[:1] == (ARCHITECTURE,) and len(path) == 2)
 
     def _origin(self, key: str) -> str:
-        entry = self.set.get(tuple(key.split(".")))
+        entry = self.entries.get(tuple(key.split(".")))
         return entry.origin if entry else DEFAULT
 
     def _report(self, entry: Entry, problem: str) -> None:
@@ -97,12 +97,12 @@ class _Assembly:
 
     def _apply(self, layer: Layer) -> None:
         """Lay one layer over what is set so far."""
-        known = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
-        name = next((entry for entry in reversed(known) if entry.path == NAME), None)
-        former = self.set[NAME].value if NAME in self.set else "uniattn"
+        accepted = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
+        name = next((entry for entry in reversed(accepted) if entry.path == NAME), None)
+        former = self.entries[NAME].value if NAME in self.entries else "uniattn"
         if name is not None and name.value != former:
-            self.set = {path: entry for path, entry in self.set.items() if path[0] != ARCHITECTURE}
-        self.set.update((entry.path, entry) for entry in known)
+            self.entries = {path: entry for path, entry in self.entries.items() if path[0] != ARCHITECTURE}
+        self.entries.update((entry.path, entry) for entry in accepted)
 
     def _is_known(self, entry: Entry) -> bool:
         if self._is_leaf(entry.path):
@@ -122,10 +122,10 @@ class _Assembly:
         parent, word = path[:-1], path[-1]
         if self._is_leaf(parent):
             return f"unknown key '{'.'.join(path)}': '{'.'.join(parent)}' has no keys below it."
-        siblings = {known[len(parent)] for known in self.fields if known[: len(parent)] == parent and known != parent}
+        siblings = {other[len(parent)] for other in self.fields if other[: len(parent)] == parent and other != parent}
         hint = did_you_mean(word, sorted(siblings))
         hint = hint.replace(" '", f" '{'.'.join((*parent, ''))}", 1)
-        elsewhere = [".".join(known) for known in self.fields if known[-1] == word.split(".")[-1]]
+        elsewhere = [".".join(other) for other in self.fields if other[-1] == word.split(".")[-1]]
         if elsewhere and not hint:
             hint = f" Did you mean '{elsewhere[0]}'?"
             hint += " In a file, keys are nested, not dotted." if "." in word else ""
@@ -177,17 +177,17 @@ class _Assembly:
         for name, field in options.items():
             path: KeyPath = (ARCHITECTURE, name)
             self.fields[path] = field
-            if path in self.set:
-                values[path] = self._literal(self.set[path])
+            if path in self.entries:
+                values[path] = self._literal(self.entries[path])
             elif _default(field[1]) is dataclasses.MISSING:
-                where = self._origin(".".join(NAME))
-                self.problems.append(f"{at(where)}architecture: '{kind.name}' needs the option '{name}'.")
+                origin = self._origin(".".join(NAME))
+                self.problems.append(f"{at(origin)}architecture: '{kind.name}' needs the option '{name}'.")
                 self.reported.add(".".join(path))
                 values[path] = None
             else:
                 values[path] = _default(field[1])
         for unknown in [p for p in values if p[0] == ARCHITECTURE and p != NAME and p[1] not in options]:
-            entry, allowed = self.set[unknown], ", ".join(options) or "none"
+            entry, allowed = self.entries[unknown], ", ".join(options) or "none"
             near = did_you_mean(entry.key, [f"{ARCHITECTURE}.{name}" for name in options])
             near = near or f" Its options: {allowed}."
             self.problems.append(f"{entry.origin}: unknown key '{entry.key}': no option of '{kind.name}'.{near}")
@@ -201,7 +201,7 @@ class _Assembly:
         if self.tree is None:
             self.tree = OmegaConf.create(_nest(values))
         value, problem = resolve(self.tree, path, [".".join(p) for p in values])
-        entry = self.set.get(path) or Entry(path, (DEFAULT,), value, None)
+        entry = self.entries.get(path) or Entry(path, (DEFAULT,), value, None)
         if problem:
             self._report(entry, problem)
             values[path] = self._fallback(path)
