@@ -69,7 +69,7 @@ def encode_cached(
 def _fingerprint(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
 ) -> str | None:
-    """Sixteen hexadecimal digits, the same in every process; None where a tokenizer cannot be told from another."""
+    """Return a hash of all that tokens depend on, the same in every process; None for a tokenizer of unknown code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not type(tokenizer).__module__.startswith("transformers."):
         return None
@@ -114,7 +114,7 @@ def _store(encoded: EncodedRows, folder: Path) -> None:
 
 
 def _load(folder: Path) -> EncodedRows | None:
-    """The entry, or None where there is none that is whole."""
+    """Return the kept tokens, or None where the entry is missing or damaged."""
     if not folder.exists():
         return None
     try:
@@ -128,7 +128,7 @@ def _load(folder: Path) -> EncodedRows | None:
 
 
 def _read(file: Path) -> EncodedRows:
-    # The tensors are views of the mapped file: ranks and workers share its pages.
+    # The tensors are views of the mapped file, whose pages all ranks and workers of a machine use.
     with safe_open(file, framework="pt") as opened:
         tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
         counts: dict[str, Any] = {name: int(opened.metadata()[name]) for name in _COUNTS}
