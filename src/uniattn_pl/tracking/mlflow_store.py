@@ -81,7 +81,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
     """Return a client, creating an sqlite database exactly once even when several fits start together.
 
     Raises:
-        UserError: the URI is none, or the database's folder cannot be written to.
+        UserError: the URI is not a store's, or the database's folder cannot be written to.
         DamagedDatabaseError: the sqlite file is no database, or is corrupt.
     """
     check_uri(config.uri)
@@ -163,22 +163,22 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     """The experiment's id; a new one keeps its artifacts where the config says."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(config.experiment)
-    if found is None:
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
         local = is_local(config) and config.artifact_location is not None
         location = Path(str(config.artifact_location)).resolve().as_uri() if local else None
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location, tags=KIND))
         except MlflowException:
-            found = client.get_experiment_by_name(config.experiment)  # another fit was faster
-            if found is None:
+            experiment = client.get_experiment_by_name(config.experiment)  # another fit was faster
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow experiment '{config.experiment}' is deleted; "
             "restore it with 'mlflow experiments restore', or set another tracking.experiment."
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _create_database(file: Path) -> None:
