@@ -1,4 +1,4 @@
-"""`list`: what a config may name, taken from the code that enforces it."""
+"""`list`: the names that a config may use, taken from the code that enforces them."""
 
 from __future__ import annotations
 
