@@ -148,8 +148,11 @@ def _scaled(config: ExperimentConfig) -> str | None:
 
 @_check("training.lora.dropout")
 def _dropout(config: ExperimentConfig) -> str | None:
-    dropout = config.training.lora.dropout
-    return None if dropout < 1 else f"must be below 1, got {dropout:g}."
+    return _below_one(config.training.lora.dropout)
+
+
+def _below_one(value: float) -> str | None:
+    return None if value < 1 else f"must be below 1, got {value:g}."
 
 
 @_check("trainer.devices")
@@ -184,8 +187,7 @@ def _alignment(config: ExperimentConfig) -> str | None:
 
 @_check("training.early_stop.decay")
 def _decay(config: ExperimentConfig) -> str | None:
-    decay = config.training.early_stop.decay
-    return None if decay < 1 else f"must be below 1, got {decay:g}."
+    return _below_one(config.training.early_stop.decay)
 
 
 @_check("training.stage1.warmup_ratio")

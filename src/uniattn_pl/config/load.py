@@ -18,7 +18,7 @@ from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.typing_rules import field_hints, fit, show
+from uniattn_pl.config.typing_rules import default_of, field_hints, fit, show
 from uniattn_pl.config.yaml_documents import (
     DEFAULT,
     Entry,
@@ -68,9 +68,9 @@ class _Assembly:
         layers.append(read_overrides(overrides, self._is_leaf, self.problems))
         for layer in layers:
             self._apply(layer)
-        values = {path: _default(field) for path, (_, field) in self.fields.items()}
+        values = {path: default_of(field) for path, (_, field) in self.fields.items()}
         del values[(ARCHITECTURE,)]
-        values[NAME] = _default(self.fields[(ARCHITECTURE,)][1])["name"]
+        values[NAME] = default_of(self.fields[(ARCHITECTURE,)][1])["name"]
         values.update((path, self._literal(entry)) for path, entry in self.entries.items())
         kind = self._architecture_class(values)
         if kind is not None:
@@ -147,7 +147,7 @@ class _Assembly:
 
     def _fallback(self, path: KeyPath) -> Any:
         """Return what stands in for an unusable value, so that the other checks can go on."""
-        default = _default(self.fields[path][1]) if path in self.fields else None
+        default = default_of(self.fields[path][1]) if path in self.fields else None
         return None if default is dataclasses.MISSING else default
 
     def _fitted(self, entry: Entry, value: Any, text: str | None, field: Field) -> Any:
@@ -179,13 +179,13 @@ class _Assembly:
             self.fields[path] = field
             if path in self.entries:
                 values[path] = self._literal(self.entries[path])
-            elif _default(field[1]) is dataclasses.MISSING:
+            elif default_of(field[1]) is dataclasses.MISSING:
                 origin = self._origin(".".join(NAME))
                 self.problems.append(f"{at(origin)}architecture: '{kind.name}' needs the option '{name}'.")
                 self.reported.add(".".join(path))
                 values[path] = None
             else:
-                values[path] = _default(field[1])
+                values[path] = default_of(field[1])
         for unknown in [p for p in values if p[0] == ARCHITECTURE and p != NAME and p[1] not in options]:
             entry, allowed = self.entries[unknown], ", ".join(options) or "none"
             near = did_you_mean(entry.key, [f"{ARCHITECTURE}.{name}" for name in options])
@@ -241,17 +241,13 @@ def _schema(cls: type, path: KeyPath) -> Iterable[tuple[KeyPath, Field]]:
 
 def _with_defaults(hint: Any, path: KeyPath, section: dataclasses.Field[Any]) -> Iterable[tuple[KeyPath, Field]]:
     """Yield the fields of a section, with the defaults that its parent gives it."""
-    defaults = _default(section)
+    defaults = default_of(section)
     for inner, (inner_hint, field) in _schema(hint, path):
         value = defaults
         for key in inner[len(path) :]:
             value = getattr(value, key)
         replacement: dataclasses.Field[Any] = dataclasses.field(default=value, metadata=field.metadata)
         yield inner, (inner_hint, replacement)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's model as something of its own: an ordinary folder, with or without the need for this package."""
+"""Export of a run's model as an ordinary Hugging Face folder, with or without the need for this package."""
 
 from uniattn_pl.exporting.export import export
 

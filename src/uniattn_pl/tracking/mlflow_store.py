@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from urllib.parse import urlsplit
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.files import exclusive_lock
 from uniattn_pl.redaction import redact
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
     file = database(config)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_name(file.name + ".lock")):
+        with exclusive_lock(file.with_name(file.name + ".lock")):
             if file.exists():
                 _check_database(file)
             else:
@@ -206,10 +205,3 @@ def _check_database(file: Path) -> None:
             f"{file} (tracking.uri) is not a usable SQLite database: {verdict}. "
             "Move it away, so that a new one is made there, or set another tracking.uri."
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
