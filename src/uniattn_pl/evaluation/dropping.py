@@ -23,6 +23,6 @@ def check_drop(plan: LayerPlan, counts: Iterable[int]) -> None:
 
 
 def layers_to_drop(plan: LayerPlan, importance: Result, count: int) -> list[int]:
-    """Return the `count` reuse layers whose attention changes the stream least, which is dropped first (Appendix B)."""
+    """Return the `count` reuse layers whose attention changes the stream least; they are dropped first (Appendix B)."""
     ranked = sorted(plan.reusing, key=lambda layer: importance.figures[f"layer_{layer}"].value)
     return sorted(ranked[:count])

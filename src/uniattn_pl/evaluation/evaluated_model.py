@@ -56,13 +56,13 @@ class LoadedModel:
         results = []
         for part in (part for part in parts if part.has_prompts or variant.retain_rate is None):
             settings = self._settings(variant) | part.settings
-            of_part = self.files.find(part.name, settings)
-            if of_part is None:
-                of_part = part.measure(variant)
-                self.files.keep(part.name, settings, of_part)
+            part_results = self.files.find(part.name, settings)
+            if part_results is None:
+                part_results = part.measure(variant)
+                self.files.keep(part.name, settings, part_results)
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
-            results += [replace(result, name=result.name + variant.suffix) for result in of_part]
+            results += [replace(result, name=result.name + variant.suffix) for result in part_results]
         return results
 
     def of(self, variant: Variant) -> tuple[Any, Any]:

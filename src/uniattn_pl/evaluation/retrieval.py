@@ -57,7 +57,7 @@ def pass_key(lines: int, depth: float, generator: random.Random) -> Question:
 
 
 def key_value(lines: int, depth: float, generator: random.Random) -> Question:
-    """`lines` + 1 keys with their values; the question is about one, the wrong candidates are values of others."""
+    """`lines` + 1 keys with values, `CANDIDATES` at least; one is asked for, wrong candidates are others' values."""
     count = max(lines + 1, CANDIDATES)
     keys, values = (generator.sample(range(1000, 100000), count) for _ in range(2))
     needle = round(depth * (count - 1))
