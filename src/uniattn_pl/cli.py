@@ -56,8 +56,8 @@ def _dispatch(arguments: list[str]) -> int:
         return SUCCESS
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        what = "option" if name.startswith("-") else "command"
-        raise UserError(f"unknown {what} '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+        kind = "option" if name.startswith("-") else "command"
+        raise UserError(f"unknown {kind} '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     command = import_module(f"uniattn_pl.commands.{name}_command")
     parser = command_parser(name, command)
     if "-h" in rest or "--help" in rest:

@@ -1,7 +1,8 @@
-"""Files and folders that appear complete or not at all, whenever the process is killed; what may be replaced."""
+"""Writing files and folders that appear complete or not at all, whenever the process is killed."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -87,10 +88,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for the block, waiting for its holder; the kernel frees it when a holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 CACHE_VARIABLE = "UNIATTN_PL_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $UNIATTN_PL_CACHE, or uniattn_pl in the user's cache folder."""
+    """The folder of what is kept for later runs: $UNIATTN_PL_CACHE, or uniattn_pl in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniattn_pl"
     return Path(os.environ.get(CACHE_VARIABLE) or default)

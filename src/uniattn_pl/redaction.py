@@ -1,4 +1,4 @@
-"""Credentials never reach a manifest, a tracked parameter, an artifact or the terminal."""
+"""Removes credentials from all that reaches a manifest, a tracked parameter, an artifact or the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def redact(value: Any) -> Any:
 
 
 def _environment_secrets() -> list[str]:
-    """Longest first: one may be part of another."""
+    """The secrets among the environment's values, the longest first: one may be part of another."""
     # by name: a library's thread may take a variable away while this looks at them
-    found = {os.environ.get(name, "").strip() for name in list(os.environ) if _SECRET_VARIABLE.search(name)}
-    return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
+    secrets = {os.environ.get(name, "").strip() for name in list(os.environ) if _SECRET_VARIABLE.search(name)}
+    return sorted((text for text in secrets if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -1,16 +1,17 @@
-"""A run folder: what a run writes into it, and where in it the model is."""
+"""The layout of a run folder: the names a run writes into it, and which of its folders holds the model."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from uniattn_pl.errors import UserError, did_you_mean
 
 SWEEP_ENTRY = "sweep"
-
-
+FINAL = "final"
+MODEL_FILES = ("config.json", "adapter_config.json")
 # What fit, analyze, bench and evaluate write directly in a run folder.
 RUN_ENTRIES = (
     "manifest.json",
@@ -48,17 +49,18 @@ def check_run_folder(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> Iterator[str]:
-    """Every path of a run folder that a run may write to; other files of a user are none of its business."""
+    """Yield every path of a run folder that a run may write to; a user's other files in it are not looked at."""
     for entry in (folder / name for name in RUN_ENTRIES):
         yield str(entry)
         for parent, folders, files in os.walk(entry):
             yield from (os.path.join(parent, name) for name in (*folders, *files))
 
 
-FINAL = "final"
-
-
-MODEL_FILES = ("config.json", "adapter_config.json")
+def name_problem(name: str) -> str | None:
+    """Return why a folder cannot have this name of a run or of a sweep's point, or None."""
+    if re.fullmatch(r"\w[\w.+=,-]*", name):
+        return None
+    return f"it names a folder: letters, digits and . _ + - = , only, and no leading dot; got {name!r}."
 
 
 def model_folder(folder: Path) -> Path:

@@ -1,1 +1,1 @@
-"""Seeing why an architecture works on a model: attention maps, depth, importance, what compensation repairs."""
+"""Analyses of a model under an architecture: attention maps, depth, importance, what compensation repairs."""

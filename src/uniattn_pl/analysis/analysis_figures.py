@@ -34,28 +34,28 @@ def by_layer(
     return figure
 
 
-def similarity_matrix(found: MapSimilarity) -> Figure:
+def similarity_matrix(similarity: MapSimilarity) -> Figure:
     """Head-averaged similarity of every layer with every layer (paper Figure 2)."""
     figure = new_figure()
     axes = figure.add_subplot()
-    image = axes.imshow(found.matrix, origin="lower", cmap="viridis", vmin=0, vmax=1)
+    image = axes.imshow(similarity.matrix, origin="lower", cmap="viridis", vmin=0, vmax=1)
     axes.set_xlabel("layer (0-based)")
     axes.set_ylabel("layer (0-based)")
     figure.colorbar(image, ax=axes, label="mean cosine of attention maps, heads averaged")
     return figure
 
 
-def head_matches(found: MapSimilarity) -> Figure:
+def head_matches(similarity: MapSimilarity) -> Figure:
     """For each head the head of the layer below that is most like it; its own index is shaded: no need to align."""
     figure = new_figure()
     axes = figure.add_subplot()
-    heads = len(found.head_matches[0])
-    same = np.arange(heads)[:, None] == np.array(found.head_matches).T
+    heads = len(similarity.head_matches[0])
+    same = np.arange(heads)[:, None] == np.array(similarity.head_matches).T
     axes.imshow(same, aspect="auto", cmap="Greys", vmin=0, vmax=2, origin="lower")
-    for column, row in enumerate(found.head_matches):
+    for column, row in enumerate(similarity.head_matches):
         for head, match in enumerate(row):
             axes.text(column, head, str(match), ha="center", va="center", fontsize=6)
-    ticks = range(0, len(found.head_matches), max(1, len(found.head_matches) // 10))
+    ticks = range(0, len(similarity.head_matches), max(1, len(similarity.head_matches) // 10))
     axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
     axes.set_xlabel("layer (0-based)")
     axes.set_ylabel("head (number: most similar head of the layer below)")

@@ -75,7 +75,7 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
     `topics` None stands for all that apply: a plan without W_c has no compensation to look at.
 
     Raises:
-        UserError: the input does not work out, or the compensation is asked for and there is none.
+        UserError: the config cannot be analysed, or `compensation` is among the topics and the plan has no W_c.
     """
     console = Console()
     analysed = Analysed.of(loaded, console)
@@ -83,9 +83,9 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
         topics = [topic for topic in TOPICS if topic != "compensation" or analysed.plan.compensated]
     folder = analysed.experiment.folder / FOLDER
     config = analysed.experiment.config
-    said = tags.describing(config, "analysis", loaded.architecture.name)
+    run_tags = tags.describing(config, "analysis", loaded.architecture.name)
     name = f"{config.name}-analysis"
-    with one_off_run(config.tracking, analysed.experiment.folder, name=name, tags=said) as run:
+    with one_off_run(config.tracking, analysed.experiment.folder, name=name, tags=run_tags) as run:
         run.log_params(loaded.flatten())
         for topic in topics:
             console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
@@ -111,34 +111,34 @@ def _write(folder: Path, topic: str, finding: Finding) -> None:
 
 
 def _similarity(analysed: Analysed, tokens: int) -> Finding:
-    found = map_similarity(analysed.models.original, analysed.train_batches(tokens))
-    layers = range(1, len(found.matrix))
+    similarity = map_similarity(analysed.models.original, analysed.train_batches(tokens))
+    layers = range(1, len(similarity.matrix))
     lines = [f"{'layer':>6} " + " ".join(f"{name:>13}" for name in VARIANTS)]
     for row, layer in enumerate(layers):
-        lines.append(f"{layer:>6} " + " ".join(f"{found.adjacent[name][row]:>13.3f}" for name in VARIANTS))
-    half = len(found.matrix) // 2
+        lines.append(f"{layer:>6} " + " ".join(f"{similarity.adjacent[name][row]:>13.3f}" for name in VARIANTS))
+    half = len(similarity.matrix) // 2
     for label, part in (("bottom", slice(0, half - 1)), ("top", slice(half - 1, None))):
-        means = (sum(found.adjacent[name][part]) / len(found.adjacent[name][part]) for name in VARIANTS)
+        means = (sum(similarity.adjacent[name][part]) / len(similarity.adjacent[name][part]) for name in VARIANTS)
         lines.append(f"{label:>6} " + " ".join(f"{mean:>13.3f}" for mean in means) + "   mean of this half")
     drawings = {
-        "similarity_matrix": analysis_figures.similarity_matrix(found),
+        "similarity_matrix": analysis_figures.similarity_matrix(similarity),
         "similarity_adjacent": analysis_figures.by_layer(
-            found.adjacent, "mean cosine with the layer below", first_layer=1
+            similarity.adjacent, "mean cosine with the layer below", first_layer=1
         ),
-        "head_matches": analysis_figures.head_matches(found),
+        "head_matches": analysis_figures.head_matches(similarity),
     }
-    return Finding(asdict(found), lines, drawings)
+    return Finding(asdict(similarity), lines, drawings)
 
 
 def _importance(analysed: Analysed, tokens: int) -> Finding:
-    found = attention_importance(analysed.models.original, analysed.train_batches(tokens))
-    ranked = sorted(range(len(found)), key=found.__getitem__)
-    lines = [f"{layer:>6} {found[layer]:.5f}" for layer in ranked]
+    importance = attention_importance(analysed.models.original, analysed.train_batches(tokens))
+    ranked = sorted(range(len(importance)), key=importance.__getitem__)
+    lines = [f"{layer:>6} {importance[layer]:.5f}" for layer in ranked]
     figure = analysis_figures.by_layer(
-        {"importance": found}, "1 - cosine before and after the attention", logarithmic=True
+        {"importance": importance}, "1 - cosine before and after the attention", logarithmic=True
     )
     return Finding(
-        {"importance": found, "ranked": ranked},
+        {"importance": importance, "ranked": ranked},
         [" layer 1 - cosine (least important first)", *lines],
         {"importance": figure},
     )
@@ -146,35 +146,37 @@ def _importance(analysed: Analysed, tokens: int) -> Finding:
 
 def _depth(analysed: Analysed, tokens: int) -> Finding:
     batches = analysed.train_batches(tokens)
-    found = {"original": depth_factor(analysed.models.original, batches)}
+    factors = {"original": depth_factor(analysed.models.original, batches)}
     if analysed.plan.operated:
         name = analysed.experiment.loaded.architecture.name
-        found[name] = depth_factor(analysed.models.converted(analysed.plan), batches)
-        shared = _sharing_instead(analysed.plan)
-        if shared.operated and shared != analysed.plan:
-            found["cla on the same layers"] = depth_factor(converted_copy(analysed.models.original, shared), batches)
-    lines = [f"{'layer':>6} " + " ".join(f"{name:>22}" for name in found)]
+        factors[name] = depth_factor(analysed.models.converted(analysed.plan), batches)
+        share_kv_plan = _share_kv_instead(analysed.plan)
+        if share_kv_plan.operated and share_kv_plan != analysed.plan:
+            factors["cla on the same layers"] = depth_factor(
+                converted_copy(analysed.models.original, share_kv_plan), batches
+            )
+    lines = [f"{'layer':>6} " + " ".join(f"{name:>22}" for name in factors)]
     for layer in range(analysed.experiment.shape.num_layers):
-        lines.append(f"{layer:>6} " + " ".join(f"{series[layer]:>22.4f}" for series in found.values()))
-    return Finding(found, lines, {"depth": analysis_figures.by_layer(found, "||delta|| / ||x||", logarithmic=True)})
+        lines.append(f"{layer:>6} " + " ".join(f"{series[layer]:>22.4f}" for series in factors.values()))
+    return Finding(factors, lines, {"depth": analysis_figures.by_layer(factors, "||delta|| / ||x||", logarithmic=True)})
 
 
-def _sharing_instead(plan: LayerPlan) -> LayerPlan:
+def _share_kv_instead(plan: LayerPlan) -> LayerPlan:
     """The plan with CLA in place of every reused map, without compensation (Proposition 3.6's counterpart)."""
-    shared = LayerPlan.unmodified(len(plan.rows))
+    share_kv_plan = LayerPlan.unmodified(len(plan.rows))
     for row in plan.rows:
         if row.role == "reuse" and row.source is not None and plan.rows[row.source].role == "full":
-            shared = shared.share_kv([row.index], row.source, compensated=False)
-    return shared
+            share_kv_plan = share_kv_plan.share_kv([row.index], row.source, compensated=False)
+    return share_kv_plan
 
 
 def _selection(analysed: Analysed, tokens: int) -> Finding:
     count = min(max(len(analysed.plan.operated), 1), analysed.experiment.shape.num_layers - 1)
     with ProgressReporter("choosing layers one by one", analysed.console) as progress:
         measurements = model_measurements(analysed.experiment, analysed.models.original, progress)
-        found = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
-    data = {name: asdict(trace) for name, trace in found.items()}
-    return Finding(data, trace_lines(found), {"selection": analysis_figures.selection_losses(found)})
+        traces = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
+    data = {name: asdict(trace) for name, trace in traces.items()}
+    return Finding(data, trace_lines(traces), {"selection": analysis_figures.selection_losses(traces)})
 
 
 def _compensation(analysed: Analysed, tokens: int) -> Finding:

@@ -1,4 +1,4 @@
-"""What each way of choosing reuse layers costs in loss, layer by layer (paper Table 9 and Figure 4's question)."""
+"""The loss as reuse layers are added one by one, for each way of choosing them (paper Table 9 and Figure 4)."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def selection_traces(measurements: ModelMeasurements, *, count: int, tokens: int
 
 def top_order(shape: ModelShape, count: int) -> list[int]:
     """Reuse layers of Superblocks of 4 at the top, the uppermost Superblock first, as its number grows."""
-    blocks = min(-(-count // (SUPERBLOCK_SIZE - 1)), shape.num_layers // SUPERBLOCK_SIZE)
-    found = superblocks(shape, size=SUPERBLOCK_SIZE, count=max(blocks, 1), first_layer=None)
-    return [layer for _, readers in reversed(found) for layer in readers][:count]
+    num_blocks = min(-(-count // (SUPERBLOCK_SIZE - 1)), shape.num_layers // SUPERBLOCK_SIZE)
+    blocks = superblocks(shape, size=SUPERBLOCK_SIZE, count=max(num_blocks, 1), first_layer=None)
+    return [layer for _, readers in reversed(blocks) for layer in readers][:count]
 
 
 def _trace(streams: UnifiedStreams, order: Sequence[int]) -> SelectionTrace:

@@ -1,4 +1,4 @@
-"""Cross-layer similarity of attention maps (paper Figure 2), in the variants that tell what carries it."""
+"""Cross-layer similarity of attention maps (paper Figure 2), in variants by what is compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: the parser, and the `--config FILE ... key.path=value` words that every one takes."""
+"""What all commands use: the parser, and the `--config FILE ... key.path=value` words that every one takes."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
         UserError: an unknown option (with the nearest known one), or a missing or malformed value.
     """
     arguments, rest = parser.parse_known_args(words)
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
     if unknown:
         raise UserError(
-            *(f"unknown option '{word}'.{did_you_mean(word, known)} See: {parser.prog} --help" for word in unknown)
+            *(f"unknown option '{word}'.{did_you_mean(word, options)} See: {parser.prog} --help" for word in unknown)
         )
     if rest:
         if not hasattr(arguments, "overrides"):

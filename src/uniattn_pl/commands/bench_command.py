@@ -49,23 +49,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     bench, of_points = loaded.config.bench, is_sweep(loaded.config)
     points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
-    found = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
+    measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
     if arguments.dry_run:
         print(
-            f"dry run: would measure {', '.join([*REFERENCES, *found.plans])} on {loaded.config.model.source} at "
+            f"dry run: would measure {', '.join([*REFERENCES, *measured.plans])} on {loaded.config.model.source} at "
             f"{', '.join(map(str, bench.lengths))} tokens, batch {', '.join(map(str, bench.batch_sizes))}, "
             f"{', '.join(bench.backends)}, {bench.rounds} rounds."
         )
         return 0
     from uniattn_pl.inference.run_benchmark import run_benchmark
 
-    run_benchmark(loaded, found.plans, variants=found.variants, bounds=not of_points)
+    run_benchmark(loaded, measured.plans, variants=measured.variants, bounds=not of_points)
     return 0
 
 
 @dataclass(frozen=True)
 class Plans:
-    """What is measured besides the references.
+    """The plans that are measured besides the references.
 
     Attributes:
         plans: label -> plan.
@@ -88,22 +88,24 @@ def _points_of(loaded: LoadedConfig, points: Sequence[Point]) -> Plans:
     if loaded.config.bench.beside:
         raise UserError("bench.beside: a config with a sweep is measured with its points alone; remove one of them.")
     folders = SweepFolder(Path(loaded.config.trainer.default_root_dir)).planned(points)
-    plans, found = known_plans(points, folders), Plans({})
+    plans, measured = known_plans(points, folders), Plans({})
     for point in points:
-        known = plans[point.key]
-        if known is None:
+        plan_and_shape = plans[point.key]
+        if plan_and_shape is None:
             print(f"left out: {point.name}, whose layers are chosen when its fit starts; run the sweep first.")
-        elif known[0].operated and known[0] not in found.plans.values():
-            found.plans[point.name] = known[0]
-            _add_dropped(found, point.name, known[0], point.loaded.config.evaluation.drop)
-    return found
+            continue
+        plan, _ = plan_and_shape
+        if plan.operated and plan not in measured.plans.values():
+            measured.plans[point.name] = plan
+            _add_dropped(measured, point.name, plan, point.loaded.config.evaluation.drop)
+    return measured
 
 
-def _add_dropped(found: Plans, name: str, plan: LayerPlan, counts: Sequence[int]) -> None:
+def _add_dropped(measured: Plans, name: str, plan: LayerPlan, counts: Sequence[int]) -> None:
     for count in counts:
         label = f"{name} {drop_variant(count)}"
-        found.plans[label] = plan.drop_reuse(plan.reusing[-count:], compensated=False)
-        found.variants[label] = plan, drop_variant(count)
+        measured.plans[label] = plan.drop_reuse(plan.reusing[-count:], compensated=False)
+        measured.variants[label] = plan, drop_variant(count)
 
 
 def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:

@@ -1,4 +1,4 @@
-"""`evaluate`: what a model is worth, in benchmark tasks and in what they do not show."""
+"""`evaluate`: a model scored on benchmark tasks, and on probes of what they do not show."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
         "--h2o",
         type=float,
         metavar="RATE",
-        help="measure only with this share of each prompt's cache, the most attended and most recent tokens",
+        help="measure only with this fraction of each prompt's cache, the most attended and most recent tokens",
     )
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
         "--h2o",
         type=float,
         metavar="RATE",
-        help="keep this share of the prompt's cache: most attended and most recent tokens; default: all",
+        help="keep this fraction of the prompt's cache: most attended and most recent tokens; default: all",
     )
     parser.add_argument(
         "--instruction", action="store_true", help="put each prompt into the template that the training rows use"

@@ -1,4 +1,4 @@
-"""`list`: what a config may name, taken from the code that enforces it."""
+"""`list`: the names that a config may use, taken from the code that enforces them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from uniattn_pl.commands.arguments import Parser
+from uniattn_pl.config.typing_rules import default_of
 from uniattn_pl.display.text_table import print_table
 from uniattn_pl.errors import UserError, did_you_mean
 
@@ -46,7 +47,7 @@ def _architectures() -> None:
 
 
 def _default(field: dataclasses.Field[object]) -> str:
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    value = default_of(field)
     return "required" if value is dataclasses.MISSING else str(value)
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         "--batch-size", type=int, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="devices that share the weights in training; default: 1"
+        "--gpus", type=int, default=1, metavar="N", help="devices that divide the weights in training; default: 1"
     )
 
 
@@ -108,8 +108,8 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
         memory = stage_memory(config, plan, shape, stage=stage, num_devices=gpus)
         parts = (memory.total, *vars(memory).values())
         rows.append((f"stage {stage}", *map(bytes_text, parts)))
-    own, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
-    print(f"\nParameters: {count_text(own)} ({own:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
+    planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
+    print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
     columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
     devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"

@@ -14,7 +14,7 @@ from uniattn_pl.redaction import redact
 
 if TYPE_CHECKING:
     from uniattn_pl.plan import LayerPlan, ModelShape
-    from uniattn_pl.sweeps.point_plans import Known
+    from uniattn_pl.sweeps.point_plans import PlanAndShape
     from uniattn_pl.sweeps.points import Point
     from uniattn_pl.sweeps.sweep_folder import SweepFolder
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder.check()
     folders = folder.planned(points)
     plans = known_plans(points, folders)
-    rates = {key: known and _kv_rate(*known) for key, known in plans.items()}
+    rates = {key: plan_and_shape and _kv_rate(*plan_and_shape) for key, plan_and_shape in plans.items()}
     check_evaluations(points, data=not arguments.dry_run)
     if arguments.dry_run:
         _dry_run(loaded, points, folder, folders, plans, rates)
@@ -88,7 +88,7 @@ def _dry_run(
     points: Sequence[Point],
     folder: SweepFolder,
     folders: Mapping[str, Path],
-    plans: dict[str, Known | None],
+    plans: dict[str, PlanAndShape | None],
     rates: dict[str, float | None],
 ) -> None:
     """List the points."""
@@ -96,13 +96,13 @@ def _dry_run(
 
     rows = []
     for point in points:
-        rate, known = rates[point.key], plans[point.key]
-        memory = MEASURED if known is None else _memory_text(point, *known)
+        rate, plan_and_shape = rates[point.key], plans[point.key]
+        memory = MEASURED if plan_and_shape is None else _memory_text(point, *plan_and_shape)
         state = "begun" if folders[point.key].exists() else "new"
         rows.append((point.name, MEASURED if rate is None else f"{rate:.1%}", memory, state, str(folders[point.key])))
     columns = ("point", "KV", "training memory", "state", "folder")
     print_table(f"{loaded.config.name}: {len(points)} points", columns, rows)
-    storage = loaded.config.sweep.storage or f"sqlite in {folder.own}"
+    storage = loaded.config.sweep.storage or f"sqlite in {folder.bookkeeping}"
     print(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
     print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
     print("dry run: all points were checked, nothing was started.")

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
+from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean
-from uniattn_pl.run_folder import RUN_ENTRIES, SWEEP_ENTRY
+from uniattn_pl.run_folder import name_problem
 
 Check = Callable[[ExperimentConfig], str | None]
-CHECKS: list[tuple[tuple[str, ...], Check]] = [*REPORT_CHECKS]
+CHECKS: list[tuple[tuple[str, ...], Check]] = []
 
 
 def _check(*keys: str) -> Callable[[Check], Check]:
@@ -36,7 +37,7 @@ def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[
         origin: maps a dotted key to where its value was set.
     """
     problems = []
-    for keys, check in CHECKS:
+    for keys, check in (*REPORT_CHECKS, *CHECKS, *SWEEP_CHECKS):
         problem = None if reported.intersection(keys) else check(config)
         if problem:
             places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)
@@ -50,22 +51,16 @@ def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
     return is_path or source.lower().endswith(suffixes)
 
 
-def _missing_path(source: str, suffixes: tuple[str, ...], what: str) -> str | None:
+def _missing_path(source: str, suffixes: tuple[str, ...], kind: str) -> str | None:
     path = Path(source).expanduser()
     if path.exists() or not looks_like_path(source, suffixes):
         return None
-    return f"there is no {what} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
+    return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
 
 
 @_check("name")
 def _name(config: ExperimentConfig) -> str | None:
-    return _folder_name(config.name)
-
-
-def _folder_name(name: str) -> str | None:
-    if re.fullmatch(r"\w[\w.+=,-]*", name):
-        return None
-    return f"it names a folder: letters, digits and . _ + - = , only, and no leading dot; got {name!r}."
+    return name_problem(config.name)
 
 
 @_check("model.source")
@@ -153,8 +148,11 @@ def _scaled(config: ExperimentConfig) -> str | None:
 
 @_check("training.lora.dropout")
 def _dropout(config: ExperimentConfig) -> str | None:
-    dropout = config.training.lora.dropout
-    return None if dropout < 1 else f"must be below 1, got {dropout:g}."
+    return _below_one(config.training.lora.dropout)
+
+
+def _below_one(value: float) -> str | None:
+    return None if value < 1 else f"must be below 1, got {value:g}."
 
 
 @_check("trainer.devices")
@@ -189,21 +187,20 @@ def _alignment(config: ExperimentConfig) -> str | None:
 
 @_check("training.early_stop.decay")
 def _decay(config: ExperimentConfig) -> str | None:
-    decay = config.training.early_stop.decay
-    return None if decay < 1 else f"must be below 1, got {decay:g}."
+    return _below_one(config.training.early_stop.decay)
 
 
 @_check("training.stage1.warmup_ratio")
 def _warmup_1(config: ExperimentConfig) -> str | None:
-    return _share(config.training.stage1.warmup_ratio)
+    return _fraction(config.training.stage1.warmup_ratio)
 
 
 @_check("training.stage2.warmup_ratio")
 def _warmup_2(config: ExperimentConfig) -> str | None:
-    return _share(config.training.stage2.warmup_ratio)
+    return _fraction(config.training.stage2.warmup_ratio)
 
 
-def _share(value: float) -> str | None:
+def _fraction(value: float) -> str | None:
     return None if value <= 1 and math.isfinite(value) else f"is a share of the steps, at most 1; got {value:g}."
 
 
@@ -273,39 +270,3 @@ def _h2o(config: ExperimentConfig) -> str | None:
 def _drop(config: ExperimentConfig) -> str | None:
     counts = config.evaluation.drop
     return _counts(counts) if counts else None
-
-
-@_check("sweep.grid")
-def _grid(config: ExperimentConfig) -> str | None:
-    wrong = [key for key, values in config.sweep.grid.items() if not isinstance(values, list) or not values]
-    return f"'{wrong[0]}' needs a list of values, for example {wrong[0]}: [1, 2]." if wrong else _not_swept(config)
-
-
-def _not_swept(config: ExperimentConfig) -> str | None:
-    """Every point has its own name and folder, all are tracked in one place, and a sweep does not hold sweeps."""
-    points = [values for values in config.sweep.points.values() if isinstance(values, dict)]
-    keys = [*config.sweep.grid, *(str(key) for values in points for key in values)]
-    for key in keys:
-        if key in ("name", "trainer.default_root_dir") or key.split(".")[0] in ("sweep", "tracking", "report"):
-            return f"'{key}' is the same for all points of a sweep; it cannot be one of its keys."
-    return None
-
-
-@_check("sweep.points")
-def _points(config: ExperimentConfig) -> str | None:
-    for name, values in config.sweep.points.items():
-        if not isinstance(values, dict):
-            return f"'{name}' needs the keys it sets, for example {name}: {{architecture.num_superblocks: 2}}."
-        problem = _folder_name(str(name))
-        if problem is None and name in (*RUN_ENTRIES, SWEEP_ENTRY):
-            problem = "a sweep's folder has other things of that name; choose another."
-        if problem:
-            return f"'{name}': {problem}"
-    return None
-
-
-@_check("sweep.seeds", "sweep.grid")
-def _seeds(config: ExperimentConfig) -> str | None:
-    if config.sweep.seeds and "seed" in config.sweep.grid:
-        return "given here and as sweep.grid's 'seed'; remove one of them."
-    return None

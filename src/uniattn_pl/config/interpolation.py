@@ -26,7 +26,7 @@ def refers(value: Any) -> bool:
 def escape(value: Any) -> Any:
     """Protect every `${` in a resolved value, so that reading it again gives the same text."""
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: found.group(1) * 2 + r"\${", value)
+        return re.sub(r"(\\*)\$\{", lambda match: match.group(1) * 2 + r"\${", value)
     if isinstance(value, Mapping):
         return {key: escape(item) for key, item in value.items()}
     return [escape(item) for item in value] if isinstance(value, list) else value
@@ -50,7 +50,7 @@ def syntax_problem(value: Any) -> str | None:
 
 
 def resolve(tree: Any, path: tuple[str, ...], keys: list[str]) -> tuple[Any, str | None]:
-    """Return the resolved value at `path` of an OmegaConf `tree`, or what it refers to that is not there.
+    """Return the resolved value at `path` of an OmegaConf `tree` and None, or None and what keeps it from resolving.
 
     Args:
         keys: every dotted key there is, for the nearest match.

@@ -18,7 +18,7 @@ from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.typing_rules import field_hints, fit, show
+from uniattn_pl.config.typing_rules import default_of, field_hints, fit, show
 from uniattn_pl.config.yaml_documents import (
     DEFAULT,
     Entry,
@@ -58,7 +58,7 @@ class _Assembly:
     def __init__(self) -> None:
         self.fields: dict[KeyPath, Field] = dict(_schema(ExperimentConfig, ()))
         self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
-        self.set: dict[KeyPath, Entry] = {}
+        self.entries: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
         self.reported: set[str] = set()
         self.tree: DictConfig | None = None  # all values, in which references are looked up
@@ -68,15 +68,15 @@ class _Assembly:
         layers.append(read_overrides(overrides, self._is_leaf, self.problems))
         for layer in layers:
             self._apply(layer)
-        values = {path: _default(field) for path, (_, field) in self.fields.items()}
+        values = {path: default_of(field) for path, (_, field) in self.fields.items()}
         del values[(ARCHITECTURE,)]
-        values[NAME] = _default(self.fields[(ARCHITECTURE,)][1])["name"]
-        values.update((path, self._literal(entry)) for path, entry in self.set.items())
+        values[NAME] = default_of(self.fields[(ARCHITECTURE,)][1])["name"]
+        values.update((path, self._literal(entry)) for path, entry in self.entries.items())
         kind = self._architecture_class(values)
         if kind is not None:
             self._add_options(kind, values)
         # What the user wrote comes first: a default that refers to it must not repeat its problem.
-        resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.set)}
+        resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.entries)}
         architecture = self._build_architecture(kind, resolved)
         config = _to_config(resolved)
         self.problems += cross_check(config, self.reported, self._origin)
@@ -88,7 +88,7 @@ class _Assembly:
         return (path in self.fields and path != (ARCHITECTURE,)) or (path[:1] == (ARCHITECTURE,) and len(path) == 2)
 
     def _origin(self, key: str) -> str:
-        entry = self.set.get(tuple(key.split(".")))
+        entry = self.entries.get(tuple(key.split(".")))
         return entry.origin if entry else DEFAULT
 
     def _report(self, entry: Entry, problem: str) -> None:
@@ -97,12 +97,12 @@ class _Assembly:
 
     def _apply(self, layer: Layer) -> None:
         """Lay one layer over what is set so far."""
-        known = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
-        name = next((entry for entry in reversed(known) if entry.path == NAME), None)
-        former = self.set[NAME].value if NAME in self.set else "uniattn"
+        accepted = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
+        name = next((entry for entry in reversed(accepted) if entry.path == NAME), None)
+        former = self.entries[NAME].value if NAME in self.entries else "uniattn"
         if name is not None and name.value != former:
-            self.set = {path: entry for path, entry in self.set.items() if path[0] != ARCHITECTURE}
-        self.set.update((entry.path, entry) for entry in known)
+            self.entries = {path: entry for path, entry in self.entries.items() if path[0] != ARCHITECTURE}
+        self.entries.update((entry.path, entry) for entry in accepted)
 
     def _is_known(self, entry: Entry) -> bool:
         if self._is_leaf(entry.path):
@@ -122,10 +122,10 @@ class _Assembly:
         parent, word = path[:-1], path[-1]
         if self._is_leaf(parent):
             return f"unknown key '{'.'.join(path)}': '{'.'.join(parent)}' has no keys below it."
-        siblings = {known[len(parent)] for known in self.fields if known[: len(parent)] == parent and known != parent}
+        siblings = {other[len(parent)] for other in self.fields if other[: len(parent)] == parent and other != parent}
         hint = did_you_mean(word, sorted(siblings))
         hint = hint.replace(" '", f" '{'.'.join((*parent, ''))}", 1)
-        elsewhere = [".".join(known) for known in self.fields if known[-1] == word.split(".")[-1]]
+        elsewhere = [".".join(other) for other in self.fields if other[-1] == word.split(".")[-1]]
         if elsewhere and not hint:
             hint = f" Did you mean '{elsewhere[0]}'?"
             hint += " In a file, keys are nested, not dotted." if "." in word else ""
@@ -147,7 +147,7 @@ class _Assembly:
 
     def _fallback(self, path: KeyPath) -> Any:
         """Return what stands in for an unusable value, so that the other checks can go on."""
-        default = _default(self.fields[path][1]) if path in self.fields else None
+        default = default_of(self.fields[path][1]) if path in self.fields else None
         return None if default is dataclasses.MISSING else default
 
     def _fitted(self, entry: Entry, value: Any, text: str | None, field: Field) -> Any:
@@ -177,17 +177,17 @@ class _Assembly:
         for name, field in options.items():
             path: KeyPath = (ARCHITECTURE, name)
             self.fields[path] = field
-            if path in self.set:
-                values[path] = self._literal(self.set[path])
-            elif _default(field[1]) is dataclasses.MISSING:
-                where = self._origin(".".join(NAME))
-                self.problems.append(f"{at(where)}architecture: '{kind.name}' needs the option '{name}'.")
+            if path in self.entries:
+                values[path] = self._literal(self.entries[path])
+            elif default_of(field[1]) is dataclasses.MISSING:
+                origin = self._origin(".".join(NAME))
+                self.problems.append(f"{at(origin)}architecture: '{kind.name}' needs the option '{name}'.")
                 self.reported.add(".".join(path))
                 values[path] = None
             else:
-                values[path] = _default(field[1])
+                values[path] = default_of(field[1])
         for unknown in [p for p in values if p[0] == ARCHITECTURE and p != NAME and p[1] not in options]:
-            entry, allowed = self.set[unknown], ", ".join(options) or "none"
+            entry, allowed = self.entries[unknown], ", ".join(options) or "none"
             near = did_you_mean(entry.key, [f"{ARCHITECTURE}.{name}" for name in options])
             near = near or f" Its options: {allowed}."
             self.problems.append(f"{entry.origin}: unknown key '{entry.key}': no option of '{kind.name}'.{near}")
@@ -201,7 +201,7 @@ class _Assembly:
         if self.tree is None:
             self.tree = OmegaConf.create(_nest(values))
         value, problem = resolve(self.tree, path, [".".join(p) for p in values])
-        entry = self.set.get(path) or Entry(path, (DEFAULT,), value, None)
+        entry = self.entries.get(path) or Entry(path, (DEFAULT,), value, None)
         if problem:
             self._report(entry, problem)
             values[path] = self._fallback(path)
@@ -241,17 +241,13 @@ def _schema(cls: type, path: KeyPath) -> Iterable[tuple[KeyPath, Field]]:
 
 def _with_defaults(hint: Any, path: KeyPath, section: dataclasses.Field[Any]) -> Iterable[tuple[KeyPath, Field]]:
     """Yield the fields of a section, with the defaults that its parent gives it."""
-    defaults = _default(section)
+    defaults = default_of(section)
     for inner, (inner_hint, field) in _schema(hint, path):
         value = defaults
         for key in inner[len(path) :]:
             value = getattr(value, key)
         replacement: dataclasses.Field[Any] = dataclasses.field(default=value, metadata=field.metadata)
         yield inner, (inner_hint, replacement)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:

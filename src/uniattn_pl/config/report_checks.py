@@ -27,29 +27,29 @@ AXES = ("x", "y")
 
 def _columns(config: ExperimentConfig) -> str | None:
     columns = config.report.columns
-    problems = [problem for heading, said in columns.items() for problem in _column(str(heading), said, columns)]
+    problems = [problem for heading, value in columns.items() for problem in _column(str(heading), value, columns)]
     return " ".join(problems) or _circle(columns)
 
 
-def _column(heading: str, said: Any, columns: Mapping[str, Any]) -> list[str]:
-    if isinstance(said, str) and re.fullmatch(r"[^@\s]([^@]*[^@\s])?(@\d+)?", said):
+def _column(heading: str, value: Any, columns: Mapping[str, Any]) -> list[str]:
+    if isinstance(value, str) and re.fullmatch(r"[^@\s]([^@]*[^@\s])?(@\d+)?", value):
         return []
-    if isinstance(said, list) and said:
+    if isinstance(value, list) and value:
         return [
             f"'{heading}' is the mean of '{part}', which is no column.{did_you_mean(str(part), columns)}"
-            for part in said
+            for part in value
             if part not in columns
         ]
-    return [f"'{heading}' needs a metric, METRIC@STEP with a whole number, or a list of other columns; got {said!r}."]
+    return [f"'{heading}' needs a metric, METRIC@STEP with a whole number, or a list of other columns; got {value!r}."]
 
 
 def _circle(columns: Mapping[str, Any]) -> str | None:
-    """The first mean that is, over others or directly, one of itself."""
+    """Name the first column whose mean includes itself, directly or through other columns; None without one."""
 
-    def reaches(start: str, heading: str, seen: set[str]) -> bool:
+    def reaches(start: str, heading: str, visited: set[str]) -> bool:
         parts = columns[heading] if isinstance(columns[heading], list) else []
-        fresh = [part for part in parts if part not in seen]
-        return start in parts or any(reaches(start, part, seen | set(fresh)) for part in fresh)
+        fresh = [part for part in parts if part not in visited]
+        return start in parts or any(reaches(start, part, visited | set(fresh)) for part in fresh)
 
     circular = next((heading for heading in columns if reaches(heading, heading, {heading})), None)
     return None if circular is None else f"'{circular}' is a mean of itself."
@@ -58,21 +58,21 @@ def _circle(columns: Mapping[str, Any]) -> str | None:
 def _figures(config: ExperimentConfig) -> str | None:
     report = config.report
     problems = []
-    for name, said in report.figures.items():
+    for name, figure in report.figures.items():
         if not re.fullmatch(r"\w[\w.+=,-]*", str(name)):
             problems.append(f"'{name}' names a file: letters, digits and . _ + - = , only.")
         if name in report.analysis:
             problems.append(f"'{name}' is one of report.analysis too; choose another name.")
-        problems += [f"'{name}' {problem}" for problem in _axes(said, report.columns)]
+        problems += [f"'{name}' {problem}" for problem in _axes(figure, report.columns)]
     return " ".join(problems) or None
 
 
-def _axes(said: Any, columns: Mapping[str, Any]) -> list[str]:
+def _axes(figure: Any, columns: Mapping[str, Any]) -> list[str]:
     example = "for example {x: architecture.num_superblocks, y: [a column]}"
-    if not isinstance(said, dict):
-        return [f"needs x and y, {example}; got {said!r}."]
-    problems = [f"has no '{key}'.{did_you_mean(str(key), AXES)} Allowed: x, y." for key in said if key not in AXES]
-    x, y = said.get("x"), said.get("y")
+    if not isinstance(figure, dict):
+        return [f"needs x and y, {example}; got {figure!r}."]
+    problems = [f"has no '{key}'.{did_you_mean(str(key), AXES)} Allowed: x, y." for key in figure if key not in AXES]
+    x, y = figure.get("x"), figure.get("y")
     if not isinstance(x, str) or not x:
         problems.append(f"needs x: a column, a config key, drop or h2o, {example}.")
     if not isinstance(y, list) or not y:

@@ -1,7 +1,8 @@
 """The typed schema of an experiment file; every key a user may write is a field here.
 
 Field metadata: `help` is shown by the documentation and the command line, `allowed` lists the
-admissible values, `minimum` (inclusive) bounds numbers. `config/checks.py` enforces them all.
+admissible values, `minimum` (inclusive) bounds numbers; `config/typing_rules.py` enforces both. Rules between keys
+are in `config/checks.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PROBES = {
 }
 CHECKPOINT_FORMATS = {
     "full": "one file that any strategy reads, gathered on rank 0",
-    "sharded": "a folder in which each rank writes its own share; fsdp only",
+    "sharded": "a folder in which each rank writes its own part; fsdp only",
 }
 
 
@@ -122,7 +123,7 @@ class StageConfig:
     weight_decay: float = option(0.0, "AdamW weight decay", minimum=0.0)
     max_epochs: int = option(1, "epochs over the training rows", minimum=1)
     max_steps: int | None = option(None, "optimizer steps at most; default: all of max_epochs", minimum=1)
-    warmup_ratio: float = option(0.03, "share of the stage's steps with a linear warm-up", minimum=0.0)
+    warmup_ratio: float = option(0.03, "fraction of the stage's steps with a linear warm-up", minimum=0.0)
     schedule: str = option("cosine", "decay after warm-up", allowed=("cosine", "linear", "constant"))
 
 
@@ -154,7 +155,7 @@ class TrainingConfig:
     batch_size: int = option(48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1)
     micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1)
     precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
-    strategy: str = option("auto", "how devices share the work", allowed=tuple(STRATEGIES))
+    strategy: str = option("auto", "how the work is divided over devices", allowed=tuple(STRATEGIES))
     cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     chunked_loss: bool = option(False, "compute logits and loss in pieces: less memory with large vocabularies")
@@ -197,7 +198,7 @@ class EvaluationConfig:
     windows: int | None = option(None, "windows of the text at most; default: all", minimum=1)
     lengths: list[int] = option([512, 2048, 8192], "tokens of retrieval's texts; the largest is positions' window")
     trials: int = option(5, "texts of retrieval at each length and depth", minimum=1)
-    h2o: list[float] = option([], "measure again with each prompt's cache compressed by H2O to these shares (Table 3)")
+    h2o: list[float] = option([], "measure again with each prompt's cache compressed by H2O to these parts (Table 3)")
     drop: list[int] = option(
         [], "measure again with the attention of so many reuse layers dropped, the least important ones (Figure 5)"
     )

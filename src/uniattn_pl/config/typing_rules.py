@@ -31,6 +31,11 @@ def field_hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     return {field.name: (hints[field.name], field) for field in dataclasses.fields(cls) if field.init}
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return a field's default, from its factory if it has one; `dataclasses.MISSING` where a value is required."""
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
 def coerce(value: Any, text: str | None, hint: Any) -> Any:
     """Return `value` as `hint` asks; `text` is the scalar as written, so that `name: 1.10` stays `1.10`.
 

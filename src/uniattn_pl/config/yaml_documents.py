@@ -117,12 +117,12 @@ class _Reader:
 
     def read(self, file: Path, including: tuple[Path, ...], included_at: str | None) -> list[Layer]:
         """Return the layers of one file; `including` is the chain of files that led to it."""
-        where = f"{included_at}: include" if included_at else "--config"
+        named_by = f"{included_at}: include" if included_at else "--config"
         if file.resolve() in [parent.resolve() for parent in including]:
             chain = " -> ".join(str(f) for f in (*including, file))
-            self.problems.append(f"{where} '{file}': the file includes itself ({chain}).")
+            self.problems.append(f"{named_by} '{file}': the file includes itself ({chain}).")
             return []
-        root = self._compose(file, where)
+        root = self._compose(file, named_by)
         if root is None:
             return []
         if not isinstance(root, yaml.MappingNode):
@@ -135,17 +135,17 @@ class _Reader:
             self.problems.append(f"{_place(file, error)}: {_reason(error)}.")
             return []
 
-    def _compose(self, file: Path, where: str) -> yaml.Node | None:
+    def _compose(self, file: Path, named_by: str) -> yaml.Node | None:
         if not file.is_file():
-            what = "is a folder, not a file." if file.is_dir() else f"does not exist.{nearest_file(file)}"
-            self.problems.append(f"{where} '{file}' {what}")
+            problem = "is a folder, not a file." if file.is_dir() else f"does not exist.{nearest_file(file)}"
+            self.problems.append(f"{named_by} '{file}' {problem}")
             return None
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
         except yaml.YAMLError as error:
             self.problems.append(f"{_place(file, error)}: not valid YAML: {_reason(error)}.")
         except (OSError, UnicodeDecodeError, RecursionError) as error:
-            self.problems.append(f"{where} '{file}' cannot be read: {error}.")
+            self.problems.append(f"{named_by} '{file}' cannot be read: {error}.")
         else:
             if root is None:
                 self.problems.append(f"{file}: the file is empty; it needs at least one `key: value` line.")
@@ -178,7 +178,7 @@ class _Reader:
             return [Entry(path, origins, _construct(node), node.value if isinstance(node, yaml.ScalarNode) else None)]
         _Loader("").flatten_mapping(node)  # resolves `<<: *anchor`
         entries: list[Entry] = []
-        seen: dict[str, str] = {}
+        first_origins: dict[str, str] = {}
         for key_node, value_node in node.value:
             origin = place(key_node)
             key = key_node.value
@@ -186,10 +186,10 @@ class _Reader:
                 self.problems.append(f"{origin}: a key must be a word.")
                 continue
             inner = (*path, key)
-            if key in seen:
-                self.problems.append(f"{origin}: '{'.'.join(inner)}' is set twice, first at {seen[key]}.")
+            if key in first_origins:
+                self.problems.append(f"{origin}: '{'.'.join(inner)}' is set twice, first at {first_origins[key]}.")
                 continue
-            seen[key] = origin
+            first_origins[key] = origin
             entries += self.flatten(value_node, inner, (*origins, origin), place)
         return entries
 

@@ -90,8 +90,8 @@ def _read_json_array(path: Path) -> Iterator[Record]:
         try:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            where = f"{path}, row index {index}, line {error.lineno}, column {error.colno}"
-            raise UserError(f"{where}: invalid JSON ({error.msg}); the file must be an array of objects.") from None
+            location = f"{path}, row index {index}, line {error.lineno}, column {error.colno}"
+            raise UserError(f"{location}: invalid JSON ({error.msg}); the file must be an array of objects.") from None
         yield Record(value, place)
         index += 1
         position = _skip_whitespace(text, position)
@@ -99,9 +99,9 @@ def _read_json_array(path: Path) -> Iterator[Record]:
         if separator == "]":
             break
         if separator != ",":
-            found = f"'{separator}'" if separator else "the end of the file"
-            where = f"{path}, after row index {index - 1}, line {lines.at(position)}"
-            raise UserError(f"{where}: invalid JSON (expected ',' or ']', found {found}); is the file complete?")
+            actual = f"'{separator}'" if separator else "the end of the file"
+            location = f"{path}, after row index {index - 1}, line {lines.at(position)}"
+            raise UserError(f"{location}: invalid JSON (expected ',' or ']', found {actual}); is the file complete?")
         position += 1
 
 

@@ -33,7 +33,7 @@ class InstructionDataModule(pl.LightningDataModule):
         micro_batch_size: sequences per forward on one device.
         eval_batch_size: sequences per forward of the validation loader.
         seed: of the training order; with the epoch.
-        rank, world_size: this process among those that share the data; None: asks the attached Trainer, else 0 of 1.
+        rank, world_size: this process among those that divide the data; None: asks the attached Trainer, else 0 of 1.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class InstructionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return a new loader at the beginning of epoch 0; Lightning restores its position from a checkpoint."""
-        rank, world_size = self._share()
+        rank, world_size = self._place_among_ranks()
         rows, collator = self._rows("train"), self._collator("train")
         return ResumableLoader(
             rows if self._packs is None else self._packs,
@@ -108,14 +108,14 @@ class InstructionDataModule(pl.LightningDataModule):
         Where the rows do not divide among the ranks, a row is repeated with its labels and answer blanked, so that
         sums over the ranks count each row once. Lightning leaves this loader as it is (no sampler to replace).
         """
-        rank, world_size = self._share()
+        rank, world_size = self._place_among_ranks()
         rows, collator = self._rows("validation"), self._collator("validation")
         order = torch.argsort(rows.lengths, descending=True, stable=True).tolist()
         batches = []
         for start in range(0, len(order), self.eval_batch_size * world_size):
             group = order[start : start + self.eval_batch_size * world_size]
-            share = [rows[index] for index in group[rank::world_size]]
-            batches.append(collator(share or [rows[group[0]].blank()]))
+            rows_of_rank = [rows[index] for index in group[rank::world_size]]
+            batches.append(collator(rows_of_rank or [rows[group[0]].blank()]))
         return FixedBatches(batches)
 
     @property
@@ -139,10 +139,10 @@ class InstructionDataModule(pl.LightningDataModule):
         the same number of batches; where there are too few, a blank one.
         """
         batches = self._batches("validation", num_samples, batch_size)
-        share = batches[rank::world_size]
-        if len(share) < -(-len(batches) // world_size):
-            share.append(self._collator("validation")([self._rows("validation")[0].blank()]))
-        return share
+        batches_of_rank = batches[rank::world_size]
+        if len(batches_of_rank) < -(-len(batches) // world_size):
+            batches_of_rank.append(self._collator("validation")([self._rows("validation")[0].blank()]))
+        return batches_of_rank
 
     def _batches(self, name: str, num_samples: int, batch_size: int, first: int = 0) -> list[Batch]:
         rows, collator = self._rows(name), self._collator(name)
@@ -161,8 +161,8 @@ class InstructionDataModule(pl.LightningDataModule):
         pad_id = self.tokenizer.eos_token_id if pad is None else pad
         return Collator(int(pad_id), with_choices=name == "validation" and self._rows(name).checkable)
 
-    def _share(self) -> tuple[int, int]:
-        """Return (rank, world size) of this process among those that share the data."""
+    def _place_among_ranks(self) -> tuple[int, int]:
+        """Return (rank, world size) of this process among those that divide the data."""
         if self._rank is not None or self._world_size is not None:
             return self._rank or 0, self._world_size or 1
         if self.trainer is None:

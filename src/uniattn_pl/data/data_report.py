@@ -1,4 +1,4 @@
-"""What became of the rows: the counts printed before training and logged with the run."""
+"""The counts of rows and tokens that were read, used and left out, printed before training and logged with the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DataReport:
         max_length: limit in tokens.
         truncated: sequences cut to `max_length`.
         dropped: rows left out because their prompt alone fills `max_length`.
-        ambiguous: validation rows whose answer is not checked because two choices share their first token.
+        ambiguous: validation rows whose answer is not checked because two choices begin with the same token.
         overlap: validation rows whose prompt is also a training row's.
         tokens: training tokens, prompt and response.
         response_tokens: training tokens that carry the loss.
@@ -79,7 +79,7 @@ class DataReport:
             (self.ambiguous, "validation answers not checked: two choices begin with the same token"),
             (self.overlap, "validation rows have the prompt of a training row"),
         )
-        return lines + [f"{count:,} {what}" for count, what in losses if count]
+        return lines + [f"{count:,} {description}" for count, description in losses if count]
 
     def _dropped_because(self) -> str:
         train, validation = self.train_rows - self.train, self.validation_rows - self.validation

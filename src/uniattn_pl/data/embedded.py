@@ -1,8 +1,8 @@
-"""The data set the product writes itself: clinical vignettes with answers that can be checked.
+"""The embedded data set: generated clinical vignettes with answers that can be checked.
 
 Nothing is downloaded: rows are composed from the tables in `embedded_facts.py`. Row `i` is the same on every
 machine and under every Python version, because only `random.Random(int).random()` is used, whose sequence
-Python guarantees. No two rows have the same input, so a train / validation split never shares one.
+Python guarantees. No two rows have the same input, so a training row is never also a validation row.
 
 Four kinds take turns: which of four diagnoses fits a vignette, which of three drugs a patient reacted to, which
 of two drugs a history rules out, and whether a laboratory value lies outside its reference range. The output

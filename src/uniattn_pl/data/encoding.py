@@ -89,7 +89,7 @@ class EncodedRows:
         return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index, row)
 
     def identity(self) -> dict[str, int]:
-        """What a loader compares before it resumes in the middle of the rows."""
+        """Return the counts that a loader compares with its checkpoint before it resumes in the middle of the rows."""
         return {"rows": len(self), "tokens": len(self.tokens), "packing": 0}
 
     @property

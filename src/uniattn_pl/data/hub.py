@@ -1,4 +1,4 @@
-"""Hub data sets through `datasets`, with one quick look at the hub instead of minutes of retries."""
+"""Hub data sets through `datasets`; one request before tells whether the hub answers and saves minutes of retries."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _load(name: str, split: str, hint: str) -> Any:
 
     state = _hub_state(name)
     try:
-        with _offline(state != "there"):
+        with _offline(state != "exists"):
             return datasets.load_dataset(name, split=split)
     except Exception as error:  # `datasets` raises many types; each becomes one sentence with its own words
-        if state == "there":
+        if state == "exists":
             raise UserError(_cannot_load(name, split, error)) from None
         if state == "unknown":
             raise UserError(
@@ -53,19 +53,19 @@ def _load(name: str, split: str, hint: str) -> Any:
 
 
 def _hub_state(name: str) -> str:
-    """Ask the hub once: "there", "unknown" (no such data set) or "unreachable"."""
+    """Ask the hub once: "exists", "unknown" (no such data set) or "unreachable"."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         HfApi().dataset_info(name, timeout=_TIMEOUT_S)
     except GatedRepoError:
-        return "there"  # loading it explains how to get access
+        return "exists"  # loading it explains how to get access
     except (RepositoryNotFoundError, HFValidationError):
         return "unknown"
     except Exception:  # offline mode, no name service, a proxy's refusal, a timeout: the cache may still have it
         return "unreachable"
-    return "there"
+    return "exists"
 
 
 def _cannot_load(name: str, split: str, error: Exception) -> str:

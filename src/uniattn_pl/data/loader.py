@@ -29,7 +29,7 @@ class Items(Protocol):
     def __getitem__(self, index: int) -> Example | Pack: ...
 
     def identity(self) -> dict[str, int]:
-        """What must be unchanged for the items to be the same ones."""
+        """Return the counts that must be unchanged for the items to be the same ones."""
 
 
 def epoch_order(lengths: torch.Tensor, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -80,7 +80,7 @@ class ResumableLoader:
         batch_size: items of one optimizer step, over all ranks and micro batches.
         micro_batch_size: items of one batch of one rank.
         seed: with the epoch, seeds the order.
-        rank, world_size: which share of each global batch this rank takes.
+        rank, world_size: which part of each global batch this rank takes.
         num_workers: processes that collate ahead; the batches are the same with any number.
 
     Raises:
@@ -115,14 +115,15 @@ class ResumableLoader:
     @property
     def accumulate(self) -> int:
         """Micro batches of one rank that make an optimizer step."""
-        return self.batch_size // self._together
+        return self.batch_size // self._items_at_once
 
     @property
-    def _together(self) -> int:
+    def _items_at_once(self) -> int:
+        """Items of one micro batch of every rank."""
         return self.micro_batch_size * self.world_size
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self._together)
+        return -(-len(self.items) // self._items_at_once)
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._at_start or self.position >= len(self):
@@ -146,8 +147,8 @@ class ResumableLoader:
         """Items of the micro batches of all ranks: int64 [len(self), micro_batch_size * world_size]; ~i is i, blank."""
         order = epoch_order(self.items.lengths, self.batch_size, self.seed, self.epoch)
         last = (len(order) - 1) // self.batch_size * self.batch_size
-        blanks = (~order[last : last + 1]).repeat(-len(order) % self._together)
-        return torch.cat([order[:last], blanks, order[last:]]).view(len(self), self._together)
+        blanks = (~order[last : last + 1]).repeat(-len(order) % self._items_at_once)
+        return torch.cat([order[:last], blanks, order[last:]]).view(len(self), self._items_at_once)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader is, and what must be unchanged for the position to mean the same."""

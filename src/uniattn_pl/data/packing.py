@@ -16,7 +16,7 @@ MEGA_BATCH = 2048  # rows packed together; of more, sequences would hold rows of
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows that share one sequence."""
+    """Rows that lie behind each other in one sequence."""
 
     examples: tuple[Example, ...]
 
@@ -50,7 +50,7 @@ class PackedRows:
         return Pack(tuple(self.rows[row] for row in self.packs[index]))
 
     def identity(self) -> dict[str, int]:
-        """What must be unchanged for the packs to be the same ones, with the seed."""
+        """Return the counts that must be unchanged, with the seed, for the packs to be the same ones."""
         return {**self.rows.identity(), "packing": self.max_length}
 
 

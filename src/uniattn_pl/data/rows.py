@@ -75,9 +75,9 @@ def detect_format(raw: object) -> str:
         return "pmc" if "source" in keys else "alpaca"
     if {"input", "output"} <= keys:
         return "tulu3"
-    found = ", ".join(sorted(map(str, keys))) or "none"
+    key_list = ", ".join(sorted(map(str, keys))) or "none"
     raise BadRow(
-        f"cannot tell the row format from its keys ({found}); "
+        f"cannot tell the row format from its keys ({key_list}); "
         "expected instruction, input, output (alpaca; with source: pmc), messages or input, output (tulu3), "
         "or conversations (infinity_instruct)" + _nearest_key(keys, ("instruction", "output", "input"))
     )
@@ -98,9 +98,9 @@ def _map_pmc(raw: RawRow) -> Row:
 
 
 def _instruction_row(raw: RawRow, format_name: str) -> Row:
-    wanted = ("instruction", "input", "output")
+    required = ("instruction", "input", "output")
     instruction, context, output = (
-        _text(raw, key, format_name, wanted, null_is_empty=key == "input") for key in wanted
+        _text(raw, key, format_name, required, null_is_empty=key == "input") for key in required
     )
     if not instruction.strip() and not context.strip():
         raise BadRow("'instruction' and 'input' are both empty; at least one must have text")
@@ -127,8 +127,8 @@ def _answer(raw: RawRow, output: str) -> tuple[str | None, tuple[str, ...]]:
 def _map_tulu3(raw: RawRow) -> Row | None:
     if "messages" in raw:
         return _one_round(_turns(raw, "messages", "role", "content", ("user", "assistant", "system", "tool")))
-    wanted = ("input", "output")
-    user, assistant = (_text(raw, key, "tulu3", wanted) for key in wanted)
+    required = ("input", "output")
+    user, assistant = (_text(raw, key, "tulu3", required) for key in required)
     return _one_round([("user", user), ("assistant", assistant)])
 
 
@@ -147,14 +147,14 @@ def _turns(raw: RawRow, key: str, role_key: str, text_key: str, roles: tuple[str
         raise BadRow(f"'{key}' is {_kind(turns)}; it must be a list of turns {{{role_key}, {text_key}}}")
     checked = []
     for number, turn in enumerate(turns):
-        where = f"'{key}[{number}]'"
+        turn_key = f"'{key}[{number}]'"
         if not isinstance(turn, Mapping):
-            raise BadRow(f"{where} is {_kind(turn)}; a turn must be an object with '{role_key}' and '{text_key}'")
+            raise BadRow(f"{turn_key} is {_kind(turn)}; a turn must be an object with '{role_key}' and '{text_key}'")
         role, text = turn.get(role_key), turn.get(text_key)
         if role not in roles:
-            raise BadRow(f"{where} has {role_key} {role!r}; allowed are {', '.join(roles)}")
+            raise BadRow(f"{turn_key} has {role_key} {role!r}; allowed are {', '.join(roles)}")
         if not isinstance(text, str):
-            raise BadRow(f"{where} has {_kind(text)} as '{text_key}'; it must be a string")
+            raise BadRow(f"{turn_key} has {_kind(text)} as '{text_key}'; it must be a string")
         checked.append((role, text))
     return checked
 
@@ -167,10 +167,10 @@ def _one_round(turns: list[tuple[str, str]]) -> Row | None:
     return Row("", user, assistant) if user.strip() and assistant.strip() else None
 
 
-def _text(raw: RawRow, key: str, format_name: str, wanted: tuple[str, ...], *, null_is_empty: bool = False) -> str:
+def _text(raw: RawRow, key: str, format_name: str, required: tuple[str, ...], *, null_is_empty: bool = False) -> str:
     if key not in raw:
-        needs = f"a row of format '{format_name}' needs {', '.join(wanted)}"
-        raise BadRow(f"the key '{key}' is missing; {needs}" + _nearest_key(set(raw) - set(wanted), (key,)))
+        needs = f"a row of format '{format_name}' needs {', '.join(required)}"
+        raise BadRow(f"the key '{key}' is missing; {needs}" + _nearest_key(set(raw) - set(required), (key,)))
     value = raw[key]
     if value is None and null_is_empty:
         return ""
@@ -179,10 +179,10 @@ def _text(raw: RawRow, key: str, format_name: str, wanted: tuple[str, ...], *, n
     return value
 
 
-def _nearest_key(found: set[str], wanted: tuple[str, ...]) -> str:
+def _nearest_key(keys: set[str], missing: tuple[str, ...]) -> str:
     """Return " (is 'outptu' meant to be 'output'?)" when a key that is there resembles one that is missing."""
-    for key in wanted:
-        for candidate in sorted(map(str, found)):
+    for key in missing:
+        for candidate in sorted(map(str, keys)):
             if candidate != key and did_you_mean(candidate, (key,)):
                 return f" (is '{candidate}' meant to be '{key}'?)"
     return ""

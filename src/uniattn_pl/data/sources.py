@@ -114,8 +114,8 @@ def _files_in(folder: Path) -> str:
     names = _data_files(folder)
     if not names:
         return f" The folder '{folder}' has no {_listed(DATA_SUFFIXES)} file."
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f" The folder '{folder}' holds {', '.join(names[:5])}{more}."
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f" The folder '{folder}' holds {', '.join(names[:5])}{rest}."
 
 
 def _data_files(folder: Path) -> list[str]:

@@ -31,8 +31,8 @@ class Split:
     @property
     def overlap(self) -> int:
         """Validation rows whose instruction and input are also in the training rows."""
-        seen = {(row.instruction, row.input) for row in self.train}
-        return sum((row.instruction, row.input) in seen for row in self.validation)
+        train_prompts = {(row.instruction, row.input) for row in self.train}
+        return sum((row.instruction, row.input) in train_prompts for row in self.validation)
 
 
 def load_split(config: DataConfig) -> Split:
@@ -55,13 +55,13 @@ def load_split(config: DataConfig) -> Split:
     else:
         validation, candidates = rows[: config.validation_size], rows[config.validation_size :]
     available = len(candidates) + len(validation)
-    wanted = _wanted_rows(config, len(validation), available)
-    train = candidates[: wanted - len(validation)]
+    used = _used_rows(config, len(validation), available)
+    train = candidates[: used - len(validation)]
     if not train:
-        limit = f"data.num_samples={config.num_samples}" if wanted < available else f"the {available} rows"
+        limit = f"data.num_samples={config.num_samples}" if used < available else f"the {available} rows"
         raise UserError(
             f"data.validation_size={config.validation_size} leaves no row to train on out of {limit} of "
-            f"'{config.source}'; it must be at most {max(0, wanted - 1)}."
+            f"'{config.source}'; it must be at most {max(0, used - 1)}."
         )
     # The rows now live in `train` and `validation`; keep the counts only.
     return Split(train, validation, replace(source, rows=[]), replace(other, rows=[]) if other else None)
@@ -86,7 +86,7 @@ def _shuffled(source: SourceRows, seed: int) -> list[Row]:
     return rows
 
 
-def _wanted_rows(config: DataConfig, validation: int, available: int) -> int:
+def _used_rows(config: DataConfig, validation: int, available: int) -> int:
     """Return how many rows are used, training and validation together."""
     if config.num_samples is None:
         return min(available, EMBEDDED_TRAIN_ROWS + validation) if config.source == EMBEDDED else available

@@ -6,14 +6,12 @@ Each entry is a folder of one safetensors file and its checksum, named by a fing
 
 from __future__ import annotations
 
-import fcntl
 import inspect
 import json
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,7 @@ from safetensors.torch import save_file
 from uniattn_pl.data import encoding, prompts
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.rows import Row
-from uniattn_pl.files import atomic_folder, cache_folder
+from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +54,7 @@ def encode_cached(
     folder = cache_folder() / "tokens" / key
     encoded: EncodedRows | None = None
     try:
-        with _exclusive(folder):
+        with exclusive_lock(folder.with_name(folder.name + ".lock")):
             encoded = _load(folder)
             if encoded is None:
                 encoded = encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
@@ -69,7 +67,7 @@ def encode_cached(
 def _fingerprint(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
 ) -> str | None:
-    """Sixteen hexadecimal digits, the same in every process; None where a tokenizer cannot be told from another."""
+    """Return a hash of all that tokens depend on, the same in every process; None for a tokenizer of unknown code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not type(tokenizer).__module__.startswith("transformers."):
         return None
@@ -85,15 +83,6 @@ def _fingerprint(
     texts = ([row.instruction, row.input, row.output, row.answer, row.choices] for row in rows)
     parts: Any = (json.dumps(part, sort_keys=True).encode() + b"\n" for part in chain([head], texts))
     return str(Hasher.hash_bytes(parts))
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold an entry for this process, waiting for another that does; the kernel releases it when a holder is killed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _store(encoded: EncodedRows, folder: Path) -> None:
@@ -114,7 +103,7 @@ def _store(encoded: EncodedRows, folder: Path) -> None:
 
 
 def _load(folder: Path) -> EncodedRows | None:
-    """The entry, or None where there is none that is whole."""
+    """Return the kept tokens, or None where the entry is missing or damaged."""
     if not folder.exists():
         return None
     try:
@@ -128,7 +117,7 @@ def _load(folder: Path) -> EncodedRows | None:
 
 
 def _read(file: Path) -> EncodedRows:
-    # The tensors are views of the mapped file: ranks and workers share its pages.
+    # The tensors are views of the mapped file, whose pages all ranks and workers of a machine use.
     with safe_open(file, framework="pt") as opened:
         tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
         counts: dict[str, Any] = {name: int(opened.metadata()[name]) for name in _COUNTS}

@@ -1,4 +1,4 @@
-"""Batches from worker processes, and what the death of such a process means in words a user can act on."""
+"""Batches from worker processes, with an error message that a user can act on when such a process dies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _death(workers: Sequence[BaseProcess]) -> str | None:
-    """How the first of the dead ended, or None where all live."""
+    """Return how the first dead worker process ended, or None where all live."""
     if workers:
         wait([worker.sentinel for worker in workers], timeout=_DYING_S)
     code = next((worker.exitcode for worker in workers if worker.exitcode), None)

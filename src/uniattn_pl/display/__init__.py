@@ -1,1 +1,1 @@
-"""What people look at while a command runs and when it ends: bars, tables, figures."""
+"""Output for people, while a command runs and when it ends: bars, tables, figures."""

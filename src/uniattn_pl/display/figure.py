@@ -14,5 +14,5 @@ def new_figure() -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))
-    FigureCanvasAgg(figure)  # no display, and no pyplot state shared with the user's notebook
+    FigureCanvasAgg(figure)  # no display, and pyplot's state, which a user's notebook may use, is not touched
     return figure

@@ -66,11 +66,11 @@ class ProgressReporter:
     def _print_line(self, done: int, total: int, text: str) -> None:
         if self._first is None:
             self._first, self._started = done, time.monotonic()
-        share = PLAIN_LINES * done // max(total, 1)
-        if share == self._printed and done != total:
+        line_number = PLAIN_LINES * done // max(total, 1)
+        if line_number == self._printed and done != total:
             return
-        self._printed = share
+        self._printed = line_number
         since = done - self._first
-        left = (time.monotonic() - self._started) / since * (total - done) if since else None
-        remaining = "" if left is None or done == total else f"  {left:.0f} s left"
+        seconds_left = (time.monotonic() - self._started) / since * (total - done) if since else None
+        remaining = "" if seconds_left is None or done == total else f"  {seconds_left:.0f} s left"
         self.console.print(f"{self.label}  {done}/{total}  {text}{remaining}", highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""What a model is worth: held-out loss, benchmark tasks, long texts and needles in them."""
+"""The quality of a model: held-out loss, benchmark tasks, long texts and needles in them."""

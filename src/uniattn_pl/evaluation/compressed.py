@@ -32,7 +32,7 @@ def compressed_response_loss(
     Args:
         model: converted, or `unmodified_copy` of a stock one.
         rows: batches of one sequence: input_ids, attention_mask and labels [1, L], -100 on the prompt.
-        retain_rate: share of the prompt's tokens to keep; 1 gives the ordinary loss.
+        retain_rate: fraction of the prompt's tokens to keep; 1 gives the ordinary loss.
         chunk_size: queries per chunk of the prefill; default: by memory.
 
     Raises:

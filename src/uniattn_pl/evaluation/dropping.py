@@ -23,6 +23,6 @@ def check_drop(plan: LayerPlan, counts: Iterable[int]) -> None:
 
 
 def layers_to_drop(plan: LayerPlan, importance: Result, count: int) -> list[int]:
-    """The `count` layers whose attention is dropped: that reuse a map and change the stream least (Appendix B)."""
+    """Return the `count` reuse layers whose attention changes the stream least; they are dropped first (Appendix B)."""
     ranked = sorted(plan.reusing, key=lambda layer: importance.figures[f"layer_{layer}"].value)
     return sorted(ranked[:count])

@@ -36,7 +36,7 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
     is no run's, to the config's run folder and a run of its own.
 
     Raises:
-        UserError: the data, the model or the tracking store cannot be had as asked for.
+        UserError: the data, the model or the tracking store cannot be opened as the config says.
     """
     console = Console()
     console.print(f"evaluating {subject}", highlight=False, markup=False, soft_wrap=True)
@@ -55,7 +55,7 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
 
 
 class _Parts:
-    """Everything that an evaluation asks for."""
+    """Makes the parts of an evaluation: the tasks and probes that its config asks for."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model, self.loaded, self.console = model, model.loaded, model.console

@@ -39,7 +39,7 @@ class Part:
 
 
 class LoadedModel:
-    """What is evaluated, its variants, and what of them was measured before."""
+    """The model to evaluate: loaded when first needed, in all variants, with the results that were kept before."""
 
     def __init__(self, loaded: LoadedConfig, subject: Subject, console: Console, files: ResultFiles) -> None:
         self.loaded, self.subject, self.console, self.files = loaded, subject, console, files
@@ -56,13 +56,13 @@ class LoadedModel:
         results = []
         for part in (part for part in parts if part.has_prompts or variant.retain_rate is None):
             settings = self._settings(variant) | part.settings
-            found = self.files.find(part.name, settings)
-            if found is None:
-                found = part.measure(variant)
-                self.files.keep(part.name, settings, found)
+            part_results = self.files.find(part.name, settings)
+            if part_results is None:
+                part_results = part.measure(variant)
+                self.files.keep(part.name, settings, part_results)
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
-            results += [replace(result, name=result.name + variant.suffix) for result in found]
+            results += [replace(result, name=result.name + variant.suffix) for result in part_results]
         return results
 
     def of(self, variant: Variant) -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ class LoadedModel:
         return layers_to_drop(self._plan, self._importance, count)
 
     def _made_without(self, count: int) -> Any:
-        """The model without the attention, and the W_c, of so many layers; shares its weights."""
+        """The model without the attention, and the W_c, of this many layers; its weights are the model's own."""
         layers = self._layers(count)
         self._tell(f"without the attention of layers {', '.join(map(str, layers))}")
         return drop_attention(aliased_copy(self._loaded[0]), layers)
@@ -117,15 +117,15 @@ class LoadedModel:
     def _importance(self) -> Result:
         config = self.loaded.config
         settings = {"model": self.subject.identity(self.loaded), "data": vars(config.data), "seed": config.seed}
-        found = self.files.find(IMPORTANCE, settings)
-        if found is None:
+        results = self.files.find(IMPORTANCE, settings)
+        if results is None:
             model, tokenizer = self._loaded
             sizes = {"batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1}
             data = InstructionDataModule(config.data, tokenizer, seed=config.seed, **sizes)
             data.setup()
-            found = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
-            self.files.keep(IMPORTANCE, settings, found)
-        return found[0]
+            results = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
+            self.files.keep(IMPORTANCE, settings, results)
+        return results[0]
 
     def _tell(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with their 95 % intervals, and the files that let a killed one go on."""
+"""Results of an evaluation: figures with their 95 % intervals, and the files that let a killed one go on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Figure:
     high: float | None = None
 
     @classmethod
-    def share(cls, right: float, count: int) -> Figure:
-        """A share of `count` rows with Wilson's interval, which also holds near 0 and 1 and for few rows."""
+    def proportion(cls, right: float, count: int) -> Figure:
+        """A proportion of `count` rows with Wilson's interval, which also holds near 0 and 1 and for few rows."""
         scale = 1 + Z**2 / count
         middle = (right + Z**2 / (2 * count)) / scale
         half = Z * math.sqrt(right * (1 - right) / count + Z**2 / (4 * count**2)) / scale
@@ -92,5 +92,5 @@ class ResultFiles:
 
 
 def fingerprint(data: Any) -> str:
-    """A hash of plain data; what JSON has no word for counts as its text."""
+    """A hash of plain data; values that JSON does not know are hashed as text."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

@@ -18,7 +18,7 @@ from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
-SHARES = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
+PROPORTIONS = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
 DEFAULT_FILTER = "none"
 
 
@@ -32,17 +32,17 @@ class CompressedHFLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Answers of one prompt, which come one after another, share its prefill; one prompt at a time."""
+        """One prompt at a time; its answers, which come one after another, are scored after one prefill."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
-            kept = tuple(context[-(self.max_length + 1 - len(continuation)) :])
-            groups.setdefault(kept, []).append(index)
-        found: dict[int, tuple[float, bool]] = {}
+            fitting = tuple(context[-(self.max_length + 1 - len(continuation)) :])
+            groups.setdefault(fitting, []).append(index)
+        answered: dict[int, tuple[float, bool]] = {}
         for context, indices in tqdm(groups.items(), disable=disable_tqdm):
             answers = [requests[index][2] for index in indices]
             scores = continuation_likelihoods(self.model, context, answers, retain_rate=self.retain_rate)
-            found.update({i: (score.log, score.greedy) for i, score in zip(indices, scores, strict=True)})
-        return [found[index] for index in range(len(requests))]
+            answered.update({i: (score.log, score.greedy) for i, score in zip(indices, scores, strict=True)})
+        return [answered[index] for index in range(len(requests))]
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
         cache = H2OCache(self.model, self.retain_rate)
@@ -92,10 +92,10 @@ def _result(name: str, metrics: dict[str, Any], count: int, samples: list[dict[s
             continue
         error = metrics.get(f"{metric}_stderr,{kind}")
         label = metric if kind == DEFAULT_FILTER else f"{metric}_{kind}"
-        is_share = metric in SHARES and samples
+        is_proportion = metric in PROPORTIONS and samples
         figures[label] = (
-            Figure.share(value, count)
-            if is_share
+            Figure.proportion(value, count)
+            if is_proportion
             else Figure.with_error(value, error if isinstance(error, int | float) else None)
         )
     details = [

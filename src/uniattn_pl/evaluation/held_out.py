@@ -14,11 +14,11 @@ from uniattn_pl.losses.response_loss import IGNORED, logits_at
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model scores on held-out rows.
+    """Scores of a model on held-out rows.
 
     Attributes:
         response_loss: mean cross-entropy per response token, nats.
-        answer_accuracy: share of rows with choices whose right choice scores highest; None without such rows.
+        answer_accuracy: fraction of rows with choices whose right choice scores highest; None without such rows.
         tokens: response tokens scored.
         sequences: rows scored.
     """
@@ -57,43 +57,43 @@ def held_out_metrics(
         batches: dicts of input_ids, attention_mask, labels [B, L] (labels -100 where not scored) and, for rows
             with choices, choice_ids [B, C] (-1 pads), answer_index [B] (-1: none), answer_position [B].
         device: where the model computes; default: where its parameters are.
-        sums: adds numbers up over ranks that have a share of the batches each, and as many of them.
+        sums: adds numbers up over ranks that have a part of the batches each, all as many.
 
     Raises:
         ValueError: no batch has a response token.
     """
     was_training = model.training
     model.eval()
-    place = device or next(model.parameters()).device
+    device = device or next(model.parameters()).device
     totals = [0.0] * 5
     try:
         for batch in batches:
-            totals = [total + part for total, part in zip(totals, _score(model, batch, place), strict=True)]
+            totals = [total + part for total, part in zip(totals, _score(model, batch, device), strict=True)]
     finally:
         model.train(was_training)
-    loss, tokens, right, asked, sequences = totals if sums is None else sums(totals)
+    loss, tokens, right, questions, sequences = totals if sums is None else sums(totals)
     if tokens == 0:
         raise ValueError("the held-out batches contain no response token to score.")
-    return HeldOut(loss / tokens, right / asked if asked else None, int(tokens), int(sequences))
+    return HeldOut(loss / tokens, right / questions if questions else None, int(tokens), int(sequences))
 
 
 def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[float, int, int, int, int]:
     """Summed loss, response tokens, right answers, questions and scored rows of one batch."""
     labels: Tensor = batch["labels"]
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    wanted = targets != IGNORED
+    is_needed = targets != IGNORED
     questions = _questions(batch)
     if questions is not None:
-        wanted[questions, batch["answer_position"][questions]] = True
-    positions = wanted.flatten().nonzero().squeeze(-1)
+        is_needed[questions, batch["answer_position"][questions]] = True
+    positions = is_needed.flatten().nonzero().squeeze(-1)
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     logits = logits_at(model, inputs, positions.to(device)).float()
     scored = targets.flatten()[positions]
     loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)
-    asked = 0 if questions is None else len(questions)
+    num_questions = 0 if questions is None else len(questions)
     rows = int((labels != IGNORED).any(dim=1).sum())
-    return float(loss), int((scored != IGNORED).sum()), right, asked, rows
+    return float(loss), int((scored != IGNORED).sum()), right, num_questions, rows
 
 
 def _questions(batch: dict[str, Any]) -> Tensor | None:

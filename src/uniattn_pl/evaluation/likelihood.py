@@ -39,7 +39,7 @@ def continuation_likelihoods(
         model: converted, or `unmodified_copy` of a stock one; without `retain_rate` any.
         prompt: token ids, one at least.
         continuations: token ids, one at least each.
-        retain_rate: share of the prompt's tokens that H2O keeps; None: the ordinary cache.
+        retain_rate: fraction of the prompt's tokens that H2O keeps; None: the ordinary cache.
     """
     cache: Any = None
     if len(prompt) > 1:
@@ -53,6 +53,6 @@ def continuation_likelihoods(
 def _likelihood(model: PreTrainedModel, cache: Any, last: int, continuation: Sequence[int]) -> Likelihood:
     inputs = torch.tensor([[last, *continuation[:-1]]], device=model.device)
     logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0].float()
-    wanted = torch.tensor(list(continuation), device=logits.device)
-    scores = logits.log_softmax(-1).gather(1, wanted[:, None])
-    return Likelihood(float(scores.sum()), bool((logits.argmax(-1) == wanted).all()))
+    targets = torch.tensor(list(continuation), device=logits.device)
+    scores = logits.log_softmax(-1).gather(1, targets[:, None])
+    return Likelihood(float(scores.sum()), bool((logits.argmax(-1) == targets).all()))

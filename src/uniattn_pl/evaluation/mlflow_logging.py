@@ -37,17 +37,17 @@ def track(
     """Log `eval/TASK/METRIC`, with `_low` and `_high` where there is an interval, and the result files.
 
     Args:
-        retain_rates: suffix of a variant with less cache -> its share of the unmodified model's bytes.
+        retain_rates: suffix of a variant with less cache -> its bytes over the unmodified model's.
 
     Raises:
         UserError: the store does not have the fit's run, or another process works in its folder.
     """
     metrics = _metrics(results) | {f"cost/kv_retain_rate{suffix}": rate for suffix, rate in retain_rates.items()}
     if subject.run is None:
-        said = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
-        said[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
+        run_tags = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
+        run_tags[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
         name = f"{loaded.config.name}-evaluation"
-        with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=said) as run:
+        with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=run_tags) as run:
             run.log_params(loaded.flatten())
             _log(run, metrics, 0, folder)
         return

@@ -1,4 +1,4 @@
-"""What benchmark tasks do not show: held-out perplexity, and the loss by position on long text."""
+"""Probes beside the benchmark tasks: held-out perplexity, and the loss by position on long text."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
         scored = targets != IGNORED
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         logits = logits_at(model, inputs, scored.flatten().nonzero().squeeze(-1).to(model.device)).float()
-        wanted = targets[scored].to(model.device)
-        perplexity.update(logits[None], wanted[None])
-        by_row = cross_entropy(logits, wanted, reduction="none").split(scored.sum(1).tolist())
+        scored_targets = targets[scored].to(model.device)
+        perplexity.update(logits[None], scored_targets[None])
+        by_row = cross_entropy(logits, scored_targets, reduction="none").split(scored.sum(1).tolist())
         losses += [(float(row.sum()), len(row)) for row in by_row if len(row)]
         progress(done, len(batches))
     loss = _ratio(losses)
@@ -52,12 +52,12 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
 
 
 def compressed_held_out(model: PreTrainedModel, rows: Iterable[dict[str, Any]], retain_rate: float) -> Result:
-    """The same with each prompt's cache compressed by H2O; `rows` are batches of one sequence."""
+    """As `held_out`, with each prompt's cache compressed by H2O; `rows` are batches of one sequence."""
     single = list(rows)
-    found = compressed_response_loss(model, single, retain_rate)
-    loss = Figure(found.response_loss)
+    score = compressed_response_loss(model, single, retain_rate)
+    loss = Figure(score.response_loss)
     figures = {"response_loss": loss, "perplexity": _exponential(loss, math.exp(loss.value))}
-    return Result("held_out", len(single), figures | {"kv_bytes_per_token": Figure(found.kv_bytes_per_token)})
+    return Result("held_out", len(single), figures | {"kv_bytes_per_token": Figure(score.kv_bytes_per_token)})
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Needles in long texts: a pass key in filler, a value among keys; by length of the text and depth of the needle.
 
-Dropping or sharing attention may keep the loss and lose the needle. An answer counts twice: whether the model finds
+Dropping or reusing attention may keep the loss and lose the needle. An answer counts twice: whether the model finds
 the right one likelier than others of its form, which small models can do, and whether greedy decoding writes it.
 """
 
@@ -47,7 +47,7 @@ class Question:
 
 
 def pass_key(lines: int, depth: float, generator: random.Random) -> Question:
-    """So many lines of filler with one that tells a number; the others were never told."""
+    """`lines` lines of filler and one that tells a number; the other candidates are not in the text."""
     answers = generator.sample(range(10000, 100000), CANDIDATES)
     offset = generator.randrange(len(FILLER))
     text = [FILLER[(offset + index) % len(FILLER)] for index in range(lines)]
@@ -57,7 +57,7 @@ def pass_key(lines: int, depth: float, generator: random.Random) -> Question:
 
 
 def key_value(lines: int, depth: float, generator: random.Random) -> Question:
-    """So many keys with their values; one key is asked for, and the candidates are values of others too."""
+    """`lines` + 1 keys with values, `CANDIDATES` at least; one is asked for, wrong candidates are others' values."""
     count = max(lines + 1, CANDIDATES)
     keys, values = (generator.sample(range(1000, 100000), count) for _ in range(2))
     needle = round(depth * (count - 1))
@@ -88,7 +88,7 @@ def retrieval(
         lengths: tokens of the texts, question and answer included: as many lines as fit.
         trials: texts at each length and depth.
         seed: of everything hidden; the same for every model with the same tokenizer.
-        retain_rate: share of the text's cache that H2O keeps; None: all.
+        retain_rate: fraction of the text's cache that H2O keeps; None: all.
         progress: called with texts done and in all.
 
     Raises:
@@ -98,7 +98,7 @@ def retrieval(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and lengths[-1] > limit:
         raise UserError(f"evaluation.lengths: {lengths[-1]} is more than the {limit} positions of the model.")
-    found, total = [], len(KINDS) * len(lengths) * len(DEPTHS) * trials
+    results, total = [], len(KINDS) * len(lengths) * len(DEPTHS) * trials
     done = 0
     for kind, make in KINDS.items():
         for length in lengths:
@@ -111,8 +111,8 @@ def retrieval(
                     details.append({"depth": depth, **scored})
                     done += 1
                     progress(done, total)
-            found.append(Result(f"retrieval_{kind}_{length}", len(details), _figures(details), details))
-    return found
+            results.append(Result(f"retrieval_{kind}_{length}", len(details), _figures(details), details))
+    return results
 
 
 def _lines_that_fit(tokenizer: Any, make: Callable[[int, float, random.Random], Question], length: int) -> int:
@@ -145,12 +145,12 @@ def _ask(model: PreTrainedModel, tokenizer: Any, question: Question, retain_rate
 
 
 def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
-    figures = {"accuracy": _share(details, "right"), "exact": _share(details, "exact")}
+    figures = {"accuracy": _proportion(details, "right"), "exact": _proportion(details, "exact")}
     for depth in DEPTHS:
         at_depth = [row for row in details if row["depth"] == depth]
-        figures[f"accuracy_depth_{round(100 * depth):03d}"] = _share(at_depth, "right")
+        figures[f"accuracy_depth_{round(100 * depth):03d}"] = _proportion(at_depth, "right")
     return figures
 
 
-def _share(rows: list[dict[str, Any]], key: str) -> Figure:
-    return Figure.share(sum(row[key] for row in rows) / len(rows), len(rows))
+def _proportion(rows: list[dict[str, Any]], key: str) -> Figure:
+    return Figure.proportion(sum(row[key] for row in rows) / len(rows), len(rows))

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a run, a model folder, or a source such as a hub id."""
+"""The subject of an evaluation: the model of a run, a model folder, or a source such as a hub id."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Subject:
         return str(self.folder or self.source)
 
     def identity(self, loaded: LoadedConfig) -> dict[str, Any]:
-        """What tells this model from others, without loading it: its files, or its source and how it is loaded."""
+        """Data that tell this model from others without loading it: its files, or its source and loading options."""
         model = loaded.config.model
         options: dict[str, Any] = {"reuse": model.reuse}
         path = self.folder or Path(str(self.source)).expanduser()
@@ -74,13 +74,13 @@ class Subject:
         return model.to(trainer_device(loaded.config.trainer.accelerator)), tokenizer  # type: ignore[arg-type]
 
 
-def find_subject(given: str | None, loaded: LoadedConfig) -> Subject:
-    """What `--from` names; without it the finished fit of the config's run folder, else the config's model.
+def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:
+    """Find the model that `--from` names; by default the finished fit in the run folder, else the config's model.
 
     Raises:
         UserError: there is no such folder or name, the folder holds no model, or the config's fit is not finished.
     """
-    if given is None:
+    if name is None:
         root = Path(loaded.config.trainer.default_root_dir)
         if _has_model(root / FINAL):
             return _in_folder(root)
@@ -90,16 +90,16 @@ def find_subject(given: str | None, loaded: LoadedConfig) -> Subject:
                 f"--from {loaded.config.model.source}."
             )
         return Subject(None, loaded.config.model.source, None)
-    path = Path(given).expanduser()
+    path = Path(name).expanduser()
     if path.is_dir():
         return _in_folder(path)
     if path.is_file() and path.suffix == ".gguf":
-        return Subject(None, given, None)
-    if "/" not in given and given not in MODELS:
-        raise UserError(f"--from: {no_such_model(given)}")
-    if looks_like_path(given, (".gguf",)) or ("/" in given and path.parent.is_dir()):
+        return Subject(None, name, None)
+    if "/" not in name and name not in MODELS:
+        raise UserError(f"--from: {no_such_model(name)}")
+    if looks_like_path(name, (".gguf",)) or ("/" in name and path.parent.is_dir()):
         model_folder(path)  # says what there is instead
-    return Subject(None, given, None)
+    return Subject(None, name, None)
 
 
 def _in_folder(path: Path) -> Subject:

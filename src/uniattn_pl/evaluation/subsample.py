@@ -27,12 +27,12 @@ def choose_rows(count: int, limit: int | None, *, seed: int, answers: Sequence[H
     by_answer: dict[Hashable, list[int]] = {}
     for row, answer in enumerate(answers):
         by_answer.setdefault(answer, []).append(row)
-    sizes = _shares([len(rows) for rows in by_answer.values()], limit)
+    sizes = _proportional_sizes([len(rows) for rows in by_answer.values()], limit)
     chosen = (generator.sample(rows, size) for rows, size in zip(by_answer.values(), sizes, strict=True))
     return sorted(row for rows in chosen for row in rows)
 
 
-def _shares(counts: list[int], limit: int) -> list[int]:
+def _proportional_sizes(counts: list[int], limit: int) -> list[int]:
     """Split `limit` in proportion to `counts`: rounded down, and what is left to the largest remainders."""
     total = sum(counts)
     sizes = [count * limit // total for count in counts]

@@ -50,18 +50,18 @@ class OpenTask:
 
 def shots_of(task: Any, num_fewshot: int | None) -> int:
     """Examples in a task's prompts: as asked for or as its config says, which nothing overrides when it says 0."""
-    own = task.config.num_fewshot
-    return int(own or 0) if num_fewshot is None or own == 0 else num_fewshot
+    configured = task.config.num_fewshot
+    return int(configured or 0) if num_fewshot is None or configured == 0 else num_fewshot
 
 
 def check_names(names: list[str]) -> None:
     """Check that the harness is there and has these tasks, groups or tags. Raises UserError with all problems."""
-    known = task_manager().task_index
+    available = task_manager().task_index
     problems = [
-        f"evaluation.tasks: lm-evaluation-harness has no task '{name}'.{did_you_mean(name, known)} "
+        f"evaluation.tasks: lm-evaluation-harness has no task '{name}'.{did_you_mean(name, available)} "
         "`lm_eval ls tasks` lists them."
         for name in names
-        if name not in known
+        if name not in available
     ]
     if problems:
         raise UserError(*problems)
@@ -190,7 +190,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_rows(task: Any, path: Path, rows: list[dict[str, Any]]) -> None:
-    """Render each row as it is in the file: a table of all rows would fill what one lacks with nothing."""
+    """Render each row as it is in the file: a table of all rows would hide a field that one row lacks."""
     if task.config.process_docs is not None:
         return  # the task's prompts are for processed rows
     for number, row in enumerate(rows, start=1):
@@ -206,7 +206,7 @@ def _check_rows(task: Any, path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _check_answer(task: Any, row: dict[str, Any]) -> None:
-    """The harness takes the name of a missing field for the answer itself, which is then never right."""
+    """Raise when the answer is none of the choices: the harness takes a missing field's name for the answer itself."""
     answer = task.doc_to_target(row)
     if task.OUTPUT_TYPE != "multiple_choice":
         return

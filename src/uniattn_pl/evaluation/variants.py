@@ -17,14 +17,14 @@ IMPORTANCE = "importance"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of measuring; `retain_rate` is the share of a prompt's cache that H2O keeps."""
+    """One way of measuring; `retain_rate` is the fraction of a prompt's cache that H2O keeps."""
 
     retain_rate: float | None = None
     dropped: int | None = None
 
     @property
     def suffix(self) -> str:
-        """What the names of its results end with."""
+        """The ending of the names of its results."""
         if self.retain_rate is not None:
             return f"_{h2o_variant(self.retain_rate)}"
         return "" if self.dropped is None else f"_{drop_variant(self.dropped)}"
@@ -40,5 +40,5 @@ def variants_of(options: EvaluationConfig, retain_rate: float | None) -> list[Va
 
 def importance_result(model: PreTrainedModel, batches: list[dict[str, Any]]) -> Result:
     """How much the attention of each layer changes the stream, as a result that is kept like others."""
-    found = attention_importance(model, batches)
-    return Result(IMPORTANCE, len(batches), {f"layer_{layer}": Figure(value) for layer, value in enumerate(found)})
+    importance = attention_importance(model, batches)
+    return Result(IMPORTANCE, len(batches), {f"layer_{layer}": Figure(value) for layer, value in enumerate(importance)})

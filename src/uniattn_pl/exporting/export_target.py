@@ -1,4 +1,4 @@
-"""Whether an export may be written where it is to go."""
+"""Checks of the folder that an export is to be written to."""
 
 from __future__ import annotations
 

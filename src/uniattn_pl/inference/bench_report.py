@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 def rows(measured: Sequence[Measured], machine: Machine) -> list[tuple[str, ...]]:
-    """One row per model and length: median and quartiles, ratios to the stock model, achieved share of the bounds."""
+    """One row per model and length: median and quartiles, ratios to the stock model, fractions of the bounds."""
     return [_row(entry, _reference(entry, measured), machine) for entry in measured]
 
 
@@ -93,7 +93,7 @@ def time_figure(measured: Sequence[Measured], metric: str, label: str) -> Figure
 
 
 def retain_figure(measured: Sequence[Measured]) -> Figure:
-    """TTFT against the share of the KV cache that is kept, at the longest prompt."""
+    """TTFT against the fraction of the KV cache that is kept, at the longest prompt."""
     figure = new_figure()
     axes = figure.add_subplot()
     longest = max(entry.setting.length for entry in measured)

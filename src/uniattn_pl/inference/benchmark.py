@@ -1,4 +1,4 @@
-"""What several architectures cost on one machine, measured side by side: interleaved, in one process.
+"""The cost of several architectures on one machine, measured side by side: interleaved, in one process.
 
 The first subject is the stock model with transformers' SDPA (where it has one) and one forward for the prompt;
 `baseline` is the same function under this package's kernels, cache and chunked prefill. What an architecture saves is
@@ -62,7 +62,7 @@ class Measured:
     def ratios(self, metric: str, reference: Measured) -> list[float]:
         """Round by round, this subject's time over the reference's."""
         pairs = zip(self.samples, reference.samples, strict=True)
-        return [getattr(own, metric) / getattr(other, metric) for own, other in pairs]
+        return [getattr(sample, metric) / getattr(other, metric) for sample, other in pairs]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, raw samples included."""
@@ -85,9 +85,9 @@ def subjects_of(
     chunk_size: int | None,
     bounds: bool = True,
 ) -> list[Subject]:
-    """The stock model, the baseline, every plan, and the bound of those that reuse or share: the same layers dropped.
+    """The stock model, the baseline, every plan, and the bound of each plan: its operated layers dropped.
 
-    All share the original's weights.
+    All use the original's weights.
 
     Args:
         original: the stock model; unchanged.
@@ -113,7 +113,7 @@ def subjects_of(
         subjects.append(Subject(label, converted_copy(stock, plan), plan, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items() if bounds else ():
         dropped = unmodified.drop(list(plan.operated), compensated=False)
-        if dropped.rows not in [known.plan.rows for known in subjects]:
+        if dropped.rows not in [subject.plan.rows for subject in subjects]:
             name = BOUND if len(plans) == 1 else f"{BOUND} as {label}"
             subjects.append(Subject(name, converted_copy(stock, dropped), dropped, chunked=True, chunk_size=chunk_size))
     return subjects

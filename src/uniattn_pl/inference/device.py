@@ -1,4 +1,4 @@
-"""Where a measurement runs."""
+"""The device a measurement runs on."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def generate(
         temperature: 0 decodes greedily, above 0 samples.
         instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
         quantization: None, or "8bit" or "4bit" weights.
-        h2o_retain_rate: share of each prompt's cache that is kept while decoding; None: all of it.
+        h2o_retain_rate: fraction of each prompt's cache that is kept while decoding; None: all of it.
     """
     import torch
 

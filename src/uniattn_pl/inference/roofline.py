@@ -1,4 +1,4 @@
-"""What the machine can do at most, to judge a measured time by."""
+"""The peak rates of a machine, which bound a measured time from below."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Machine:
     bytes_per_s: float
 
     def bound_s(self, *, flops: float = 0, read_bytes: float = 0) -> float:
-        """Seconds that so much work takes at least."""
+        """Seconds that this much work takes at least."""
         return max(flops / self.flops_per_s, read_bytes / self.bytes_per_s)
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Take the two peaks on this device, in the dtype the model computes in."""
-    left = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype)
+    matrix = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype)
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = min(_seconds(lambda: left @ left, device) for _ in range(REPEATS))
+    product = min(_seconds(lambda: matrix @ matrix, device) for _ in range(REPEATS))
     copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(REPEATS))
     return Machine(2 * PRODUCT_SIZE**3 / product, 2 * COPY_BYTES / copied)
 

@@ -80,13 +80,13 @@ def run_benchmark(
     settings = [Setting(*point) for point in grid]
     measured: list[Measured] = []
     with ProgressReporter("bench", console) as progress:
-        share = _Share(sum(setting.length * setting.batch_size for setting in settings), progress)
+        token_progress = _TokenProgress(sum(setting.length * setting.batch_size for setting in settings), progress)
         for setting in settings:
             subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size, bounds=bounds)
             _configure(subjects, loaded)
-            share.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
+            token_progress.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
             options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
-            measured += run_setting(subjects, setting, progress=share.step, **options)
+            measured += run_setting(subjects, setting, progress=token_progress.step, **options)
     _write(loaded, measured, machine, plans, folder)
     _track(loaded, measured, _plan_tags(plans, variants, model), folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
@@ -115,7 +115,7 @@ def _configure(subjects: Sequence[Subject], loaded: LoadedConfig) -> None:
             subject.model.config.map_memory_mib = loaded.config.model.map_memory_mib
 
 
-class _Share:
+class _TokenProgress:
     """Progress in tokens: settings differ in length far more than models do."""
 
     def __init__(self, total: int, progress: ProgressReporter) -> None:
@@ -128,7 +128,7 @@ class _Share:
         self.base, self.weight, self.steps, self.done = self.base + self.weight, weight, steps, 0
 
     def step(self, text: str) -> None:
-        """One more begins."""
+        """Show that one more step begins."""
         self.progress.update(self.base + self.weight * self.done // self.steps, self.total, text)
         self.done += 1
 
@@ -168,11 +168,11 @@ def _plan_tags(
     plans: Mapping[str, LayerPlan], variants: Mapping[str, tuple[LayerPlan, str]], model: PreTrainedModel
 ) -> dict[str, dict[str, str]]:
     """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
-    every = {**plans, tags.BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
-    found = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in every.items()}
+    all_plans = {**plans, tags.BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
+    tags_of = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in all_plans.items()}
     for label, (plan, variant) in variants.items():
-        found[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}
-    return found
+        tags_of[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}
+    return tags_of
 
 
 def _track(
@@ -181,10 +181,10 @@ def _track(
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
     for label in dict.fromkeys(entry.label for entry in measured):
-        said = tags.describing(config, "bench", label) | of_plan.get(label, {})
-        said[tags.FOLDER] = str(folder.resolve())
+        run_tags = tags.describing(config, "bench", label) | of_plan.get(label, {})
+        run_tags[tags.FOLDER] = str(folder.resolve())
         name = f"{config.name}-bench-{label}"
-        with one_off_run(config.tracking, folder.parent, name=name, tags=said) as run:
+        with one_off_run(config.tracking, folder.parent, name=name, tags=run_tags) as run:
             run.log_params(loaded.flatten())
             for entry in (entry for entry in measured if entry.label == label):
                 of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"

@@ -98,7 +98,7 @@ def _now(device: torch.device) -> float:
 
 
 def _give_back_freed_memory() -> None:
-    """What earlier measurements freed must not count as there already."""
+    """Return the memory that earlier measurements freed, so that it does not count as held before the next one."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

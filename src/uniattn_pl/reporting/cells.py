@@ -96,26 +96,26 @@ def fill(rows: list[Row], columns: list[Column], lookup: Lookup) -> Table:
 
 
 def _cell(row: Row, column: Column, lookup: Lookup) -> Cell:
-    found = [value for member in row.members if (value := _value(row, member, column, lookup)) is not None]
-    if len({value.source for value in found}) == 1:
-        found = found[:1]  # seeds of one plan share a benchmark: that is one measurement
+    values = [value for member in row.members if (value := _value(row, member, column, lookup)) is not None]
+    if len({value.source for value in values}) == 1:
+        values = values[:1]  # seeds of one plan have one benchmark: that is one measurement
     interval = None
-    if len(found) == 1 and found[0].low is not None and found[0].high is not None:
-        interval = (found[0].low, found[0].high)
-    steps = frozenset(value.step for value in found if value.step is not None)
-    return Cell(column, tuple(value.number for value in found), len(row.members), interval, steps)
+    if len(values) == 1 and values[0].low is not None and values[0].high is not None:
+        interval = (values[0].low, values[0].high)
+    steps = frozenset(value.step for value in values if value.step is not None)
+    return Cell(column, tuple(value.number for value in values), len(row.members), interval, steps)
 
 
 def _value(row: Row, member: Member, column: Column, lookup: Lookup) -> Value | None:
-    """Of a mean, the mean of that seed's values, where it has all of them."""
+    """One seed's value in a column; for a column that is a mean, the mean of its parts, None where one is missing."""
     if not column.parts:
         return lookup.find(row, member, column)
     values = [_value(row, member, part, lookup) for part in column.parts]
-    found = [value for value in values if value is not None]
-    if len(found) < len(values):
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
         return None
-    sources = " ".join(value.source for value in found)
-    return Value(statistics.fmean(value.number for value in found), None, None, sources)
+    sources = " ".join(value.source for value in present)
+    return Value(statistics.fmean(value.number for value in present), None, None, sources)
 
 
 def _ranked(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[int, int]:

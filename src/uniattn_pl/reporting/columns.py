@@ -16,7 +16,7 @@ COST = "cost/"
 EVAL = "eval/"
 BOUNDS = ("_low", "_high")  # behind a metric's name: its 95 % interval
 _DETAILS = (*BOUNDS, "_stderr")
-_SHARES = ("acc", "exact_match", "answer_accuracy", "found", "f1")
+_ACCURACIES = ("acc", "exact_match", "answer_accuracy", "found", "f1")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Unit:
     Attributes:
         name: on an axis, "" for none.
         scale: from the logged value to the axis.
-        better: 1 when more is better, -1 when less is, 0 when it is not said.
+        better: 1 when more is better, -1 when less is, 0 when neither is.
         write: a value as text; the second argument is the value whose decimals it takes.
     """
 
@@ -43,7 +43,7 @@ def _significant(value: float, like: float) -> str:
 
 
 ACCURACY = Unit("%", 100, 1, lambda value, _: f"{100 * value:.1f}")
-SHARE = Unit("%", 100, -1, lambda value, _: f"{value:.1%}")
+RETAINED = Unit("%", 100, -1, lambda value, _: f"{value:.1%}")
 LOSS = Unit("", 1, -1, lambda value, _: f"{value:.3f}")
 PERPLEXITY = Unit("", 1, -1, lambda value, _: f"{value:.2f}")
 SECONDS = Unit("s", 1, -1, _significant)
@@ -62,7 +62,7 @@ class Column:
 
     @property
     def unit(self) -> Unit:
-        """Of the metric, or what all parts of a mean have."""
+        """The unit of the metric; of a mean, the one that all its parts have, else `PLAIN`."""
         if not self.parts:
             return _unit(self.metric)
         units = {id(part.unit): part.unit for part in self.parts}
@@ -85,8 +85,8 @@ def _unit(metric: str) -> Unit:
     last = metric.rpartition("/")[2]
     words = last.split("_")
     if last.startswith("kv_retain_rate"):
-        return SHARE
-    if last.startswith(_SHARES):
+        return RETAINED
+    if last.startswith(_ACCURACIES):
         return ACCURACY
     if "loss" in last or last == "bits_per_byte":
         return LOSS
@@ -97,30 +97,30 @@ def _unit(metric: str) -> Unit:
     return BYTES if "per" not in words and "bytes" in words else PLAIN
 
 
-def parse(said: Mapping[str, Any]) -> list[Column]:
+def parse(definitions: Mapping[str, Any]) -> list[Column]:
     """The columns of a checked `report.columns`."""
 
     def column(heading: str) -> Column:
-        source = said[heading]
+        source = definitions[heading]
         if isinstance(source, list):
             return Column(heading, parts=tuple(column(part) for part in source))
         metric, _, step = source.partition("@")
         return Column(heading, metric, int(step) if step else None)
 
-    return [column(heading) for heading in said]
+    return [column(heading) for heading in definitions]
 
 
 def default(logged: Iterable[str]) -> list[Column]:
-    """What a table shows that nobody designed: costs, the loss after the last stage, main figures of evaluations.
+    """The columns of a table whose config names none: costs, the last stage's loss, main figures of evaluations.
 
     Args:
         logged: the names of the metrics that the rows' runs have.
     """
     names = set(logged)
     losses = [f"{name}/response_loss" for name in reversed(LABELS) if f"{name}/response_loss" in names]
-    found = [Column(heading, metric) for heading, metric in _COSTS.items() if metric in names]
-    found += [Column("Response loss", metric) for metric in losses[:1]]
-    return found + [Column(_heading(name, names), name) for name in sorted(names) if _is_main(name)]
+    columns = [Column(heading, metric) for heading, metric in _COSTS.items() if metric in names]
+    columns += [Column("Response loss", metric) for metric in losses[:1]]
+    return columns + [Column(_heading(name, names), name) for name in sorted(names) if _is_main(name)]
 
 
 _COSTS = {"TTFT (s)": TTFT, "KV cache": RETAIN_RATE}
@@ -135,6 +135,6 @@ def _is_main(metric: str) -> bool:
 
 def _heading(metric: str, names: Sequence[str] | set[str]) -> str:
     """The task, with the metric's own name where the task has several."""
-    task, _, own = metric.removeprefix(EVAL).rpartition("/")
+    task, _, name_in_task = metric.removeprefix(EVAL).rpartition("/")
     several = sum(name.startswith(f"{EVAL}{task}/") and _is_main(name) for name in names) > 1
-    return f"{task} {own}" if several else task
+    return f"{task} {name_in_task}" if several else task

@@ -27,7 +27,7 @@ class Links:
 
     @classmethod
     def to(cls, tracking_uri: str, experiment_id: str) -> Links:
-        """Those of a server, else those of the local user interface."""
+        """The addresses on a server, else those of the local user interface."""
         parts = urlsplit(tracking_uri)
         if parts.scheme not in ("http", "https"):
             return cls(LOCAL_UI, experiment_id)
@@ -54,7 +54,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows.
+    """The contents of a report.
 
     Attributes:
         made_by: the command.
@@ -217,6 +217,6 @@ def csv_text(table: Table) -> str:
 
 
 def _further(cells: Sequence[Cell]) -> list[str]:
-    """Which fields a column has besides its values."""
+    """Names of the fields that the CSV has of a column besides its values."""
     spread = ["sd", "n"] if any(cell.spread is not None for cell in cells) else []
     return spread + (["low", "high"] if any(cell.interval for cell in cells) else [])

@@ -1,4 +1,4 @@
-"""What a table lacks, grouped by what is to be done about it, each with the command that does it."""
+"""The missing cells of a table, grouped by reason, each group with the command that fills it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class CommandLine:
 
 def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[str]) -> list[Gap]:
     """All gaps, grouped; `analyses` are the figures that were not found."""
-    found: dict[tuple[str, str | None], dict[str, list[str]]] = {}
+    grouped: dict[tuple[str, str | None], dict[str, list[str]]] = {}
     for reason, command, heading, row in (*_not_finished(table, line), *_missing(table, lookup, line)):
-        found.setdefault((reason, command), {}).setdefault(heading, []).append(row)
-    every = {_named(row, member) for row in table.rows for member in row.members}
-    gaps = [Gap(reason, command, _in_words(cells, every)) for (reason, command), cells in found.items()]
+        grouped.setdefault((reason, command), {}).setdefault(heading, []).append(row)
+    all_rows = {_named(row, member) for row in table.rows for member in row.members}
+    gaps = [Gap(reason, command, _in_words(cells, all_rows)) for (reason, command), cells in grouped.items()]
     topics = dict.fromkeys(ANALYSES[name] for name in analyses)
     for topic in topics:
         names = "; ".join(name for name in analyses if ANALYSES[name] == topic)
@@ -68,36 +68,36 @@ def gaps_of(table: Table, lookup: Lookup, line: CommandLine, analyses: Sequence[
     return gaps
 
 
-def _in_words(cells: Mapping[str, Sequence[str]], every: Set[str]) -> tuple[str, ...]:
+def _in_words(cells: Mapping[str, Sequence[str]], all_rows: Set[str]) -> tuple[str, ...]:
     """Columns with the rows that lack them; a row's name may have a comma of its own."""
     lines = []
     for heading, rows in cells.items():
-        names = "every row" if len(every) > 1 and every == set(rows) else "; ".join(dict.fromkeys(rows))
+        names = "every row" if len(all_rows) > 1 and all_rows == set(rows) else "; ".join(dict.fromkeys(rows))
         lines.append(f"{heading}: {names}" if heading else names)
     return tuple(lines)
 
 
-Found = tuple[str, str | None, str, str]  # reason, command, column, row
+MissingCell = tuple[str, str | None, str, str]  # reason, command, column, row
 
 
-def _not_finished(table: Table, line: CommandLine) -> Iterable[Found]:
+def _not_finished(table: Table, line: CommandLine) -> Iterable[MissingCell]:
     for row in table.rows:
         for member in row.members:
             if not member.finished:
                 yield member.state, line.fit, "", member.name
 
 
-def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[Found]:
+def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[MissingCell]:
     """One entry per seed without a value, but where the run itself is missing."""
-    known = sorted({metric for row in table.rows for m in row.members if m.run for metric in m.run.data.metrics})
+    logged = sorted({metric for row in table.rows for m in row.members if m.run for metric in m.run.data.metrics})
     measured = dict.fromkeys(one for column in table.columns for one in column.measured)
     for column in measured:
         for row in table.rows:
             for member in row.members:
                 if lookup.find(row, member, column) is None:
-                    found = _why(row, member, column, line, known)
-                    if found is not None:
-                        yield *found, column.heading, _named(row, member)
+                    cause = _why(row, member, column, line, logged)
+                    if cause is not None:
+                        yield *cause, column.heading, _named(row, member)
 
 
 def _named(row: Row, member: Member) -> str:
@@ -105,7 +105,7 @@ def _named(row: Row, member: Member) -> str:
 
 
 def _why(
-    row: Row, member: Member, column: Column, line: CommandLine, known: Sequence[str]
+    row: Row, member: Member, column: Column, line: CommandLine, logged: Sequence[str]
 ) -> tuple[str, str | None] | None:
     """Reason and command; None where the run is missing, which is said once for all its cells."""
     metric = column.metric
@@ -122,8 +122,8 @@ def _why(
         return _why_not_evaluated(row, member, column, line)
     if row.variant is not None:
         return NOT_OF_VARIANTS, None
-    at = "" if column.step is None or metric not in known else f" at step {column.step}"
-    near = "" if metric in known else did_you_mean(metric, known)
+    at = "" if column.step is None or metric not in logged else f" at step {column.step}"
+    near = "" if metric in logged else did_you_mean(metric, logged)
     return f"the runs have no metric `{metric}`{at}.{near}", None
 
 
@@ -140,23 +140,23 @@ def _why_not_evaluated(row: Row, member: Member, column: Column, line: CommandLi
     options = row.loaded.config.evaluation
     if row.variant is not None and row.variant.kind == H2O and task == "positions":
         return NOT_OF_VARIANTS, None
-    key = _not_asked(task, options)
-    if key is not None:
-        return f"the config does not ask for `{column.metric}`: {key}", None
-    own = metric_of(row, column.metric) or column.metric
-    others = [metric for metric in member.run.data.metrics if metric.startswith(own.rpartition("/")[0] + "/")]
+    setting = _needed_setting(task, options)
+    if setting is not None:
+        return f"the config does not ask for `{column.metric}`: {setting}", None
+    logged_name = metric_of(row, column.metric) or column.metric
+    others = [metric for metric in member.run.data.metrics if metric.startswith(logged_name.rpartition("/")[0] + "/")]
     if others:
-        near = did_you_mean(own, others) or f" There are: {', '.join(sorted(others))}."
-        return f"the task has no metric `{own}`.{near}", None
+        near = did_you_mean(logged_name, others) or f" There are: {', '.join(sorted(others))}."
+        return f"the task has no metric `{logged_name}`.{near}", None
     return "not evaluated", line.evaluate
 
 
-def _not_asked(task: str, options: EvaluationConfig) -> str | None:
+def _needed_setting(task: str, options: EvaluationConfig) -> str | None:
     """What to set so that a task or a probe's part is measured; None when it is asked for."""
     probe = next((name for name in PROBES if task == name or task.startswith(f"{name}_")), None)
     if probe is None:
-        asked = any(task == name or task.startswith(f"{name}_") for name in options.tasks)
-        return None if asked else f"add '{task}' to evaluation.tasks"
+        is_requested = any(task == name or task.startswith(f"{name}_") for name in options.tasks)
+        return None if is_requested else f"add '{task}' to evaluation.tasks"
     if probe not in options.probes:
         return f"add '{probe}' to evaluation.probes"
     length = task.rpartition("_")[2]

@@ -82,19 +82,19 @@ def _places(centre: tuple[float, float], size: tuple[float, float], pixels: floa
     (width, height), margin = size, MARGIN * pixels
     for radius in RADII:
         for right, up in DIRECTIONS:
-            left = centre[0] + right * radius * pixels + {1: 0.0, 0: -width / 2, -1: -width}[right]
-            bottom = centre[1] + up * radius * pixels + {1: 0.0, 0: -height / 2, -1: -height}[up]
-            box = Bbox.from_bounds(left - margin, bottom - margin, width + 2 * margin, height + 2 * margin)
+            left_edge = centre[0] + right * radius * pixels + {1: 0.0, 0: -width / 2, -1: -width}[right]
+            bottom_edge = centre[1] + up * radius * pixels + {1: 0.0, 0: -height / 2, -1: -height}[up]
+            box = Bbox.from_bounds(left_edge - margin, bottom_edge - margin, width + 2 * margin, height + 2 * margin)
             yield Place(right, up, radius, box)
 
 
 def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
-    """Pixels that a label would share with others, or that would lie outside of the axes."""
-    outside = box.width * box.height - _shared(box, frame)
-    return round(sum(_shared(box, other) for other in taken) + OUTSIDE * outside, 3)
+    """Pixels of a label that lie over others, or outside of the axes, which count `OUTSIDE` times."""
+    outside = box.width * box.height - _overlap(box, frame)
+    return round(sum(_overlap(box, other) for other in taken) + OUTSIDE * outside, 3)
 
 
-def _shared(one: Bbox, other: Bbox) -> float:
+def _overlap(one: Bbox, other: Bbox) -> float:
     from matplotlib.transforms import Bbox
 
     both = Bbox.intersection(one, other)

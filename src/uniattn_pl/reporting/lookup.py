@@ -1,4 +1,4 @@
-"""Where the value of a cell is: in the fit's run, or in that of a benchmark of the same plan and model."""
+"""Looks up the value of a cell: in the fit's run, or in that of a benchmark of the same plan and model."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Lookup:
         if variant is not None and variant.kind == H2O:
             return self._compressed(row, run, column, variant.amount)
         if variant is not None and metric == RETAIN_RATE:
-            own = self._read(run, f"{RETAIN_RATE}_{variant.suffix}", None)
+            of_fit = self._read(run, f"{RETAIN_RATE}_{variant.suffix}", None)
         else:
-            own = self._read(run, metric, column.step) if variant is None else None
-        return own or self._first(self._matching(row, run), column)
+            of_fit = self._read(run, metric, column.step) if variant is None else None
+        return of_fit or self._first(self._matching(row, run), column)
 
     def _compressed(self, row: Row, run: Run, column: Column, rate: float) -> Value | None:
-        """H2O compresses what the prefill has left: as long a prefill, and that share of the cache."""
+        """H2O compresses what the prefill has left: as long a prefill, and that part of the cache."""
         if column.metric != RETAIN_RATE and not column.metric.startswith(TTFT):
             return None
         whole = self._cost(replace(row, variant=None), run, column)
@@ -81,13 +81,13 @@ class Lookup:
     def _matching(self, row: Row, run: Run) -> Iterator[Run]:
         """The benchmarks of a row's plan, newest first."""
         digest = run.data.tags.get(tags.PLAN)
-        wanted = row.variant.suffix if row.variant is not None and row.variant.kind == DROP else None
+        suffix = row.variant.suffix if row.variant is not None and row.variant.kind == DROP else None
         for bench in self._benches(row):
-            said = bench.data.tags
-            architecture = said.get(tags.ARCHITECTURE)
-            same_plan = digest is not None and said.get(tags.PLAN) == digest
+            bench_tags = bench.data.tags
+            architecture = bench_tags.get(tags.ARCHITECTURE)
+            same_plan = digest is not None and bench_tags.get(tags.PLAN) == digest
             unmodified = not row.modified and architecture == tags.BASELINE
-            if architecture != tags.STOCK and said.get(tags.VARIANT) == wanted and (same_plan or unmodified):
+            if architecture != tags.STOCK and bench_tags.get(tags.VARIANT) == suffix and (same_plan or unmodified):
                 yield bench
 
     def _benches(self, row: Row) -> Iterator[Run]:
@@ -99,10 +99,10 @@ class Lookup:
     def _first(self, benches: Iterator[Run], column: Column) -> Value | None:
         """The value of the newest benchmark that has it, with the length of the prompt it was measured at."""
         for bench in benches:
-            found = self._read(bench, column.metric, column.step)
-            if found is not None:
+            value = self._read(bench, column.metric, column.step)
+            if value is not None:
                 steps = self.runs.history(bench.info.run_id, column.metric)
-                return replace(found, step=column.step if column.step is not None else max(steps))
+                return replace(value, step=column.step if column.step is not None else max(steps))
         return None
 
     def _read(self, run: Run, metric: str, step: int | None) -> Value | None:
@@ -119,5 +119,5 @@ def metric_of(row: Row, metric: str) -> str | None:
         return metric
     if not metric.startswith(EVAL):
         return None
-    task, _, own = metric.removeprefix(EVAL).partition("/")
-    return f"{EVAL}{task}_{row.variant.suffix}/{own}"
+    task, _, name_in_task = metric.removeprefix(EVAL).partition("/")
+    return f"{EVAL}{task}_{row.variant.suffix}/{name_in_task}"

@@ -59,15 +59,15 @@ def draw(table: Table, x: str, y: Sequence[str]) -> Figure:
 
 
 def _variant_curves(table: Table, kind: str) -> list[Curve]:
-    """Per row that has such variants, itself and them."""
+    """One curve for each row that has variants of this kind: the row itself, then its variants."""
     scale, start = (100.0 if kind == H2O else 1.0), VARIANT_AXES[kind][1]
-    points: dict[str, list[tuple[float, int]]] = {}
+    points_of: dict[str, list[tuple[float, int]]] = {}
     for index, row in enumerate(table.rows):
         if row.variant is None:
-            points[row.name] = [(start, index)]
+            points_of[row.name] = [(start, index)]
         elif row.variant.kind == kind:
-            points[row.base].append((scale * row.variant.amount, index))
-    return [Curve(name, sorted(found)) for name, found in points.items() if len(found) > 1]
+            points_of[row.base].append((scale * row.variant.amount, index))
+    return [Curve(name, sorted(points)) for name, points in points_of.items() if len(points) > 1]
 
 
 def _points(table: Table, key: str) -> list[tuple[Any, int]]:
@@ -86,8 +86,8 @@ def _setting_curves(table: Table, key: str, points: Sequence[tuple[Any, int]]) -
         groups.setdefault(others, []).append((value, index))
     common = set.intersection(*map(set, groups))
     return [
-        Curve(_name([word for word in others if word not in common]), sorted(found, key=_order))
-        for others, found in groups.items()
+        Curve(_name([word for word in others if word not in common]), sorted(members, key=_order))
+        for others, members in groups.items()
     ]
 
 
@@ -106,42 +106,42 @@ def _is_number(value: Any) -> bool:
 def _lines(table: Table, curves: Sequence[Curve], x_label: str, y: Sequence[str]) -> Figure:
     """Curves; columns of another unit than the first one's are on an axis of their own."""
     figure = new_figure()
-    left = figure.add_subplot()
+    left_axes = figure.add_subplot()
     columns = {column.heading: column for column in table.columns}
     on_right = [heading for heading in y if columns[heading].unit is not columns[y[0]].unit]
-    right = left.twinx() if on_right else left
+    right_axes = left_axes.twinx() if on_right else left_axes
     handles = []
     for number, heading in enumerate(y):
         for position, curve in enumerate(curves):
             color = COLORS[(number if len(curves) == 1 else position) % len(COLORS)]
-            axes, style = (right if heading in on_right else left), STYLES[number % len(STYLES)]
+            axes, style = (right_axes if heading in on_right else left_axes), STYLES[number % len(STYLES)]
             parts = (heading if len(y) > 1 or len(curves) == 1 else "", curve.name if len(curves) > 1 else "")
             label = ", ".join(part for part in parts if part)
             handles.append(_curve(axes, curve, table.column(heading), color, style, label))
-    _label_y(left, [columns[heading] for heading in y if heading not in on_right])
+    _label_y(left_axes, [columns[heading] for heading in y if heading not in on_right])
     if on_right:
-        _label_y(right, [columns[heading] for heading in on_right])
+        _label_y(right_axes, [columns[heading] for heading in on_right])
         if len(curves) == 1 and len(y) == 2:  # then the colour says which axis is whose
-            for axes, color in ((left, COLORS[0]), (right, COLORS[1])):
+            for axes, color in ((left_axes, COLORS[0]), (right_axes, COLORS[1])):
                 axes.yaxis.label.set_color(color)
                 axes.tick_params(axis="y", colors=color)
-    left.set_xlabel(x_label)
-    _ticks(left, [value for curve in curves for value, _ in curve.points])
-    left.grid(alpha=0.3)
-    _legend(figure, left, [handle for handle in handles if handle is not None])
+    left_axes.set_xlabel(x_label)
+    _ticks(left_axes, [value for curve in curves for value, _ in curve.points])
+    left_axes.grid(alpha=0.3)
+    _legend(figure, left_axes, [handle for handle in handles if handle is not None])
     return figure
 
 
 def _curve(axes: Axes, curve: Curve, cells: Sequence[Cell], color: str, style: str, label: str) -> Any:
-    """Draw what there is of a curve; returns its handle for the legend, None when there is nothing."""
-    found = [(x, cells[index]) for x, index in curve.points if cells[index].mean is not None]
-    if not found:
+    """Draw the points of a curve that have a value; returns its handle for the legend, None when there is nothing."""
+    present = [(x, cells[index]) for x, index in curve.points if cells[index].mean is not None]
+    if not present:
         return None
     scale = cells[0].column.unit.scale
-    spreads = [scale * (cell.spread or 0.0) for _, cell in found]
+    spreads = [scale * (cell.spread or 0.0) for _, cell in present]
     return axes.errorbar(
-        [x for x, _ in found],
-        [scale * (cell.mean or 0.0) for _, cell in found],
+        [x for x, _ in present],
+        [scale * (cell.mean or 0.0) for _, cell in present],
         yerr=spreads if any(spreads) else None,
         fmt=style,
         color=color,
@@ -204,7 +204,7 @@ def _over_column(table: Table, x: Column, y: Sequence[str]) -> Figure:
 
 
 def _over_names(table: Table, points: Sequence[tuple[Any, int]], key: str, y: Sequence[str]) -> Figure:
-    """The same over a config key whose values are words, or are shared by rows that differ in everything else."""
+    """The same over a config key whose values are words, or are common to rows that differ in everything else."""
     numeric = all(_is_number(value) for value, _ in points)
     names = list(dict.fromkeys(str(value) for value, _ in points))
     panels = [

@@ -1,4 +1,4 @@
-"""The rows of a report: points that differ by their seed alone are one, what is measured of it again is a variant."""
+"""The rows of a report: one for all points that differ by their seed alone, and one for each of its variants."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way in which a fitted model is measured again: `h2o` with a share of the cache, `drop` of so many layers."""
+    """A way in which a fitted model is measured again: `h2o` keeps a part of the cache, `drop` drops layers."""
 
     kind: str
     amount: float
@@ -75,9 +75,9 @@ class Row:
 
     @property
     def architecture(self) -> str:
-        """As its runs say, or as they will."""
-        said = (member.run.data.tags.get(tags.ARCHITECTURE) for member in self.members if member.run is not None)
-        return next((name for name in said if name), self.loaded.architecture.name)
+        """The architecture's name, from the tags of its runs, else from the config."""
+        tagged = (member.run.data.tags.get(tags.ARCHITECTURE) for member in self.members if member.run is not None)
+        return next((name for name in tagged if name), self.loaded.architecture.name)
 
     @property
     def modified(self) -> bool:
@@ -124,12 +124,12 @@ def _common_name(group: Sequence[Point], sweep: str) -> str:
 
 
 def _with_variants(rows: Sequence[Row]) -> list[Row]:
-    found = []
+    all_rows = []
     for row in rows:
         options = row.loaded.config.evaluation
         variants = [Variant(H2O, rate) for rate in dict.fromkeys(options.h2o)]
         if row.modified:  # an unmodified model has no operated layer to drop
             variants += [Variant(DROP, count) for count in sorted(set(options.drop))]
-        found.append(row)
-        found += [replace(row, name=variant.named(row.name), variant=variant) for variant in variants]
-    return found
+        all_rows.append(row)
+        all_rows += [replace(row, name=variant.named(row.name), variant=variant) for variant in variants]
+    return all_rows

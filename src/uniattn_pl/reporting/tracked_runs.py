@@ -33,16 +33,16 @@ class RunStore:
 
     def _of_kind(self, kind: str) -> list[Run]:
         """All runs of a kind (tracking/tags.py), the newest first."""
-        found: list[Run] = []
+        runs: list[Run] = []
         token: str | None = None
         while True:
             page = self.client.search_runs(
                 [self.experiment_id], f"tags.`{tags.KIND}` = '{kind}'", max_results=PAGE, page_token=token
             )
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return sorted(found, key=_age, reverse=True)
+                return sorted(runs, key=_age, reverse=True)
 
     def _history(self, run_id: str, metric: str) -> dict[int, float]:
         """Step -> the value logged last at it, ascending."""
@@ -79,9 +79,9 @@ def open_store(config: TrackingConfig, filled_by: str) -> RunStore:
     except Exception as error:
         raise answer(error, config) from error
     near = did_you_mean(config.experiment, names) or f" There are: {', '.join(names)}."
-    what = "is deleted in" if experiment is not None else "is not in"
+    problem = "is deleted in" if experiment is not None else "is not in"
     raise UserError(
-        f"tracking.experiment: '{config.experiment}' {what} '{uri}'.{near} This makes its runs: {filled_by}"
+        f"tracking.experiment: '{config.experiment}' {problem} '{uri}'.{near} This makes its runs: {filled_by}"
     )
 
 
@@ -121,10 +121,12 @@ def point_run(runs: RunStore, point: Point, parent: Run | None, base: LoadedConf
 
 def single_run(runs: RunStore, config: LoadedConfig) -> Run | None:
     """The run of a fit that is no sweep's."""
-    own = config.config
-    named = [run for run in runs.of_kind("fit") if run.info.run_name == own.name]
+    experiment = config.config
+    named = [run for run in runs.of_kind("fit") if run.info.run_name == experiment.name]
     return max(
-        (r for r in named if r.data.tags.get(tags.PARENT) == own.tracking.parent_run), key=_finished, default=None
+        (r for r in named if r.data.tags.get(tags.PARENT) == experiment.tracking.parent_run),
+        key=_finished,
+        default=None,
     )
 
 

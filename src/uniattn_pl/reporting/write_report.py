@@ -37,7 +37,7 @@ LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
+    """The report that the user asks for.
 
     Attributes:
         files, overrides: what `loaded` was loaded from.
@@ -54,7 +54,7 @@ def write_report(request: Request) -> None:
     """Read the runs of a config from its tracking store, write their report, print its table.
 
     Raises:
-        UserError: a figure refers to what is not there, the folder is none, there is no such store or experiment.
+        UserError: a figure refers to what is not there, the folder is a file, there is no such store or experiment.
         RunFailure: the store does not answer.
     """
     loaded = request.loaded
@@ -90,12 +90,12 @@ def _checked(request: Request, line: CommandLine, points: Sequence[Point]) -> Ru
 def _unknown_x(loaded: LoadedConfig, points: Sequence[Point]) -> list[str]:
     report = loaded.config.report
     keys = [key for one in (loaded, *(point.loaded for point in points)) for key in one.flatten()]
-    known = list(dict.fromkeys([*report.columns, *VARIANT_AXES, *keys]))
+    allowed = list(dict.fromkeys([*report.columns, *VARIANT_AXES, *keys]))
     return [
         f"report.figures: '{name}' has x '{figure['x']}', which is no column, no config key, and not drop or h2o."
-        + did_you_mean(figure["x"], known)
+        + did_you_mean(figure["x"], allowed)
         for name, figure in report.figures.items()
-        if figure["x"] not in known and report.columns
+        if figure["x"] not in allowed and report.columns
     ]
 
 
@@ -139,7 +139,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _log(runs: RunStore, parent: Run, files: Sequence[Path], description: str) -> None:
-    """Keep the report with the sweep; that the store does not take it does not undo it."""
+    """Store the report in the sweep's run; an error of the store is printed only, as the files are written already."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -151,9 +151,9 @@ def _log(runs: RunStore, parent: Run, files: Sequence[Path], description: str) -
         print(f"it is not in MLflow, which does not take it: {redact(str(error))}")
 
 
-def _columns(said: Mapping[str, Any], rows: Sequence[Row], lookup: Lookup) -> list[Column]:
-    if said:
-        return all_columns.parse(said)
+def _columns(definitions: Mapping[str, Any], rows: Sequence[Row], lookup: Lookup) -> list[Column]:
+    if definitions:
+        return all_columns.parse(definitions)
     logged = {metric for row in rows for m in row.members if m.run is not None for metric in m.run.data.metrics}
     return all_columns.default(logged.union(*(lookup.costs(row) for row in rows)))
 
@@ -164,11 +164,11 @@ def _check_figures(figures: Mapping[str, Any], table: Table) -> None:
     keys = [key for row in table.rows for key in row.loaded.flatten()]
     problems = []
     for name, figure in figures.items():
-        shown = [("x", figure["x"], [*headings, *VARIANT_AXES, *keys]), *(("y", y, headings) for y in figure["y"])]
+        axes = [("x", figure["x"], [*headings, *VARIANT_AXES, *keys]), *(("y", y, headings) for y in figure["y"])]
         problems += [
-            f"report.figures: '{name}' has {axis} '{said}', which the runs do not have.{did_you_mean(said, allowed)}"
-            for axis, said, allowed in shown
-            if said not in allowed
+            f"report.figures: '{name}' has {axis} '{shown}', which the runs do not have.{did_you_mean(shown, allowed)}"
+            for axis, shown, allowed in axes
+            if shown not in allowed
         ]
     if problems:
         raise UserError(*problems, f"Columns found in the runs: {', '.join(headings) or 'none'}.")
@@ -177,10 +177,10 @@ def _check_figures(figures: Mapping[str, Any], table: Table) -> None:
 def _drawn(figures: Mapping[str, Any], table: Table) -> tuple[dict[str, bytes], dict[str, str]]:
     """File name -> image, and name of a figure -> caption."""
     images, captions = {}, {}
-    for name, said in figures.items():
-        captions[name] = f"{', '.join(said['y'])} over {said['x']}."
+    for name, axes in figures.items():
+        captions[name] = f"{', '.join(axes['y'])} over {axes['x']}."
         image = io.BytesIO()
-        figure = draw(table, said["x"], said["y"])
+        figure = draw(table, axes["x"], axes["y"])
         figure.savefig(image, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
         images[f"{name}.png"] = image.getvalue()
     return images, captions
@@ -188,42 +188,42 @@ def _drawn(figures: Mapping[str, Any], table: Table) -> tuple[dict[str, bytes], 
 
 def _stock(table: Table, lookup: Lookup) -> dict[str, str]:
     """Heading -> what the model costs without this package."""
-    found = {}
+    costs = {}
     for column in table.columns:
         if not column.parts and column.metric.startswith(all_columns.COST) and column.metric != all_columns.RETAIN_RATE:
             value = lookup.stock(table.rows[0], column)
             if value is not None:
-                found[column.heading] = column.unit.write(value.number, value.number)
-    return found
+                costs[column.heading] = column.unit.write(value.number, value.number)
+    return costs
 
 
 def _analyses(loaded: LoadedConfig, runs: RunStore) -> dict[str, tuple[bytes, str]]:
     """Name -> image of an analysis of the same model and data, and the id of its run."""
     config = loaded.config
     same = {tags.MODEL: tags.short_name(config.model.source), tags.DATA: tags.short_name(config.data.source)}
-    found: dict[str, tuple[bytes, str]] = {}
+    images: dict[str, tuple[bytes, str]] = {}
     for run in runs.of_kind("analysis"):
-        wanted = [name for name in config.report.analysis if name not in found]
-        if not wanted:
+        missing = [name for name in config.report.analysis if name not in images]
+        if not missing:
             break
         if run.info.status == FINISHED and same.items() <= run.data.tags.items():
-            for name, content in _images(runs, run, wanted).items():
-                found[name] = (content, run.info.run_id)
-    return {name: found[name] for name in config.report.analysis if name in found}
+            for name, content in _images(runs, run, missing).items():
+                images[name] = (content, run.info.run_id)
+    return {name: images[name] for name in config.report.analysis if name in images}
 
 
-def _images(runs: RunStore, run: Run, wanted: Sequence[str]) -> dict[str, bytes]:
-    """Of the wanted images, those that a run has."""
-    there = {artifact.path for artifact in runs.client.list_artifacts(run.info.run_id, "analysis")}
-    found = {}
+def _images(runs: RunStore, run: Run, names: Sequence[str]) -> dict[str, bytes]:
+    """Name -> image, of the named ones that a run has."""
+    stored = {artifact.path for artifact in runs.client.list_artifacts(run.info.run_id, "analysis")}
+    images = {}
     folder = tempfile.mkdtemp()
     try:
-        for name in (name for name in wanted if f"analysis/{name}.png" in there):
+        for name in (name for name in names if f"analysis/{name}.png" in stored):
             file = runs.client.download_artifacts(run.info.run_id, f"analysis/{name}.png", folder)
-            found[name] = Path(file).read_bytes()
+            images[name] = Path(file).read_bytes()
     finally:
         shutil.rmtree(folder)
-    return found
+    return images
 
 
 def _show(request: Request, report: Report, files: Sequence[str]) -> None:

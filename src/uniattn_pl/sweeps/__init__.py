@@ -1,1 +1,1 @@
-"""One experiment at many settings: points, the ledger that workers share, and what they show."""
+"""One experiment at many settings: its points, the ledger that all workers use, and the tables they print."""

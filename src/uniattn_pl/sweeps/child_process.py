@@ -40,7 +40,7 @@ def start(command: str, arguments: Sequence[str], log: Path, lock: int) -> Child
 
 
 def stop(child: Child) -> None:
-    """Let a job keep what it has and end; one that does not, or a second Ctrl-C, kills it."""
+    """Ask a job to save its state and end; kill it when it does not in time, or at a second Ctrl-C."""
     if child.poll() is not None:
         return
     child.terminate()
@@ -56,5 +56,5 @@ def reason(log: Path, code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return told[-1] if told else f"exit code {code}"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"exit code {code}"

@@ -1,4 +1,4 @@
-"""What there is to do at each point: its fit, then, where the experiment asks for one, the evaluation of its model."""
+"""The jobs of a sweep: the fit of each point, then, where its experiment asks for one, the evaluation of its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import fingerprint
-from uniattn_pl.sweeps.ledger import PointState
+from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.view import result_of
 
@@ -27,16 +27,16 @@ class Job:
 
 
 def _evaluation_of(point: Point) -> Job | None:
-    """The evaluation of a point, another one as soon as something else is asked for; None where nothing is."""
-    asked = point.loaded.config.evaluation
-    if not asked.tasks and not asked.probes:
+    """The evaluation of a point, with another key for other options; None where nothing is to be evaluated."""
+    options = point.loaded.config.evaluation
+    if not options.tasks and not options.probes:
         return None
-    return Job(f"{point.key}-{fingerprint(_measured(asked))[:12]}", point, EVALUATE)
+    return Job(f"{point.key}-{fingerprint(_deciding_options(options))[:12]}", point, EVALUATE)
 
 
-def _measured(asked: EvaluationConfig) -> dict[str, object]:
-    """What an evaluation is asked for; rows are scored alike in batches of any size."""
-    return {key: value for key, value in dataclasses.asdict(asked).items() if key != "batch_size"}
+def _deciding_options(options: EvaluationConfig) -> dict[str, object]:
+    """The options that decide an evaluation's results; rows are scored alike in batches of any size."""
+    return {key: value for key, value in dataclasses.asdict(options).items() if key != "batch_size"}
 
 
 def check_evaluations(points: Sequence[Point], *, data: bool) -> None:
@@ -47,8 +47,8 @@ def check_evaluations(points: Sequence[Point], *, data: bool) -> None:
     """
     from uniattn_pl.evaluation.tasks import check_names, open_task
 
-    asked = [point.loaded.config.evaluation for point in points]
-    tasks = {(task, e.data_dir, e.num_fewshot) for e in asked for task in e.tasks}
+    evaluations = [point.loaded.config.evaluation for point in points]
+    tasks = {(task, e.data_dir, e.num_fewshot) for e in evaluations for task in e.tasks}
     if not tasks:
         return
     check_names(sorted({name for name, _, _ in tasks}))
@@ -81,8 +81,8 @@ def due(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapp
 
 def elsewhere(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapping[str, Path]) -> list[str]:
     """Keys of the evaluations that can be done only on another machine, where the model is."""
-    here = {*due(jobs, states, folders)}
-    return [key for key, job in jobs.items() if key not in here and states[job.point.key].place is not None]
+    due_here = {*due(jobs, states, folders)}
+    return [key for key, job in jobs.items() if key not in due_here and states[job.point.key].place is not None]
 
 
 def joined(jobs: Mapping[str, Job], states: Mapping[str, PointState]) -> dict[str, PointState]:

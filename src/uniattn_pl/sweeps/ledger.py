@@ -1,6 +1,6 @@
-"""Who works on what, the fit of a point or its evaluation: an Optuna study that workers on any machines share.
+"""The ledger of a sweep: which worker does which job. It is an Optuna study that workers on all machines use.
 
-Every attempt at one of them, known by its key, is a trial. A worker claims a waiting trial (WAITING becomes RUNNING
+Every attempt at a job, which has a key, is a trial. A worker claims a waiting trial (WAITING becomes RUNNING
 in one step of the database) and holds a lock in the sweep's folder while it works. The claim of a dead worker is
 freed: on the machine it ran on because nobody holds the lock any more, elsewhere because its heartbeat has stopped. A
 trial that failed without an `error` was lost, not tried, and does not count.
@@ -21,7 +21,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -32,35 +31,14 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.sweeps.locks import locked, try_lock
+from uniattn_pl.sweeps.point_state import AGAIN, ERROR, PLACE, RESULT, PointState, state_of
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
 
 HEARTBEAT_S, GRACE_S = 15, 120
 SQLITE_PATIENCE_S = 60
 OPENINGS = 5
-KEY, PLACE, ERROR, AGAIN, RESULT, SWEEP_ID = "point", "place", "error", "again", "result", "sweep_id"
+KEY, SWEEP_ID = "point", "sweep_id"
 LedgerSilentError = StorageInternalError  # the database does not answer now
-
-
-@dataclass(frozen=True)
-class PointState:
-    """What the ledger knows of a point: waiting, running, finished, pruned or failed.
-
-    Attributes:
-        loss: final held-out response loss of a finished point.
-        error: of its last attempt that failed.
-        failures: attempts that failed since it was last given up.
-        place: machine and folder of the sweep where a finished point was done, None when that is here.
-        step: the last one of a finished point.
-        kv_rate: KV retain rate of a finished point.
-    """
-
-    state: str
-    loss: float | None = None
-    error: str | None = None
-    failures: int = 0
-    place: str | None = None
-    step: int | None = None
-    kv_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,19 +55,19 @@ class Ledger:
 
     Args:
         url: SQLAlchemy URL of the database; None: an sqlite file in the sweep's folder.
-        name: of the study; workers that name the same study of a database share its points.
+        name: of the study; workers that name the same study of a database divide its points.
         folder: of the sweep.
         retries: attempts after the first one that failed.
         prune_after: finished points before one may be pruned; None: pruned points count as not run.
 
     Raises:
-        UserError: the URL is none, or its driver is missing.
+        UserError: the URL is not a database's, or its driver is missing.
         RunFailure: the database does not answer.
     """
 
     def __init__(self, url: str | None, name: str, folder: SweepFolder, *, retries: int, prune_after: int | None):
         self.folder, self.retries, self.prune_after = folder, retries, prune_after
-        self.url = url or f"sqlite:///{folder.own.absolute() / 'ledger.db'}"
+        self.url = url or f"sqlite:///{folder.bookkeeping.absolute() / 'ledger.db'}"
         self._place = f"{socket.gethostname()}:{folder.root.resolve()}"
         logging.getLogger("alembic").setLevel(logging.WARNING)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -157,7 +135,7 @@ class Ledger:
     def states(self, keys: Iterable[str]) -> dict[str, PointState]:
         """The state of each point."""
         trials = self._trials()
-        return {key: self._state(trials[key]) for key in keys}
+        return {key: self._state_of(trials[key]) for key in keys}
 
     def enqueue(self, keys: Iterable[str], *, again: bool = False) -> None:
         """Add a trial for each point that is to be run and has none waiting or running: new, lost or failed ones.
@@ -175,7 +153,7 @@ class Ledger:
     def _due(self, keys: list[str], *, again: bool) -> list[tuple[str, bool]]:
         trials, due = self._trials(), []
         for key in keys:
-            state = self._state(trials[key])
+            state = self._state_of(trials[key])
             if state.state == "failed" and (again or not self.given_up(state)):
                 due.append((key, self.given_up(state)))
         return due
@@ -187,7 +165,7 @@ class Ledger:
     def claim(self, keys: Iterable[str]) -> Claim | None:
         """Claim the first of `keys` that waits, new ones before those that failed; None when there is none."""
         trials = self._trials()
-        states = {one: self._state(trials[one]) for one in keys}
+        states = {one: self._state_of(trials[one]) for one in keys}
         waiting = [one for one, state in states.items() if state.state == "waiting"]
         waiting.sort(key=lambda one: states[one].failures)
         for key, trial in ((one, trial) for one in waiting for trial in trials[one]):
@@ -271,34 +249,19 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _trials(self) -> dict[str, list[FrozenTrial]]:
-        found: dict[str, list[FrozenTrial]] = defaultdict(list)
+        by_key: dict[str, list[FrozenTrial]] = defaultdict(list)
         for trial in self._study.get_trials(deepcopy=False):
-            found[trial.user_attrs[KEY]].append(trial)
-        return found
+            by_key[trial.user_attrs[KEY]].append(trial)
+        return by_key
 
-    def _state(self, trials: list[FrozenTrial]) -> PointState:
-        by_state: dict[TrialState, Any] = {trial.state: trial for trial in trials}
-        if TrialState.COMPLETE in by_state:
-            done = by_state[TrialState.COMPLETE]
-            place = done.user_attrs.get(PLACE)
-            elsewhere = None if place == self._place else place
-            return PointState("finished", loss=done.value, place=elsewhere, **done.user_attrs.get(RESULT, {}))
-        if TrialState.PRUNED in by_state and self.prune_after is not None:
-            return PointState("pruned")
-        failures, error = 0, None
-        for trial in trials:
-            failures = 0 if trial.user_attrs.get(AGAIN) else failures
-            if trial.state is TrialState.FAIL and ERROR in trial.user_attrs:
-                failures, error = failures + 1, trial.user_attrs[ERROR]
-        live = (TrialState.RUNNING, "running"), (TrialState.WAITING, "waiting")
-        state = next((name for kind, name in live if kind in by_state), "failed")
-        return PointState(state, error=error, failures=failures)
+    def _state_of(self, trials: list[FrozenTrial]) -> PointState:
+        return state_of(trials, place=self._place, pruning=self.prune_after is not None)
 
 
 def in_a_line(error: BaseException) -> str:
-    """What a database or its driver says, in a line and without SQLAlchemy's hints."""
-    said = str(getattr(error, "orig", None) or error.__cause__ or error)
-    return str(redact(" ".join(said.split())))
+    """Return the message of a database or its driver, in a line and without SQLAlchemy's hints."""
+    message = str(getattr(error, "orig", None) or error.__cause__ or error)
+    return str(redact(" ".join(message.split())))
 
 
 def _older(trial: FrozenTrial, seconds: float) -> bool:

@@ -16,7 +16,7 @@ Tell = Callable[[str], None]
 def open_parent(base: LoadedConfig, folder: SweepFolder, sweep_id: str, tell: Tell) -> str | None:
     """Create or reopen the sweep's run; returns its id, None while MLflow does not answer.
 
-    Whoever calls it is alone: two workers that ask for the run at once would create two.
+    The caller keeps other workers out (`Ledger.alone`): two that ask for the run at once would create two.
 
     Raises:
         UserError: as `MLflowRun.open`.
@@ -40,7 +40,7 @@ def close_parent(
     table: str,
     tell: Tell,
 ) -> None:
-    """Give the sweep's run its table and figures, and end it; whoever calls it is alone."""
+    """Give the sweep's run its table and figures, and end it; the caller keeps other workers out."""
     run = _opened(base, folder, sweep_id, tell)
     run.log_metrics(metrics, 0)
     run.log_text(table, folder.table.name)
@@ -57,7 +57,7 @@ def _opened(base: LoadedConfig, folder: SweepFolder, sweep_id: str, tell: Tell) 
             **tags.describing(base.config, "sweep", base.architecture.name),
             tags.FOLDER: str(folder.root.resolve()),
         },
-        folder=folder.own,
+        folder=folder.bookkeeping,
         tell=tell,
     )
 

@@ -13,10 +13,10 @@ from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.training.planning import checked_shape, chosen_plan, compile_plan
 
-Known = tuple[LayerPlan, ModelShape]
+PlanAndShape = tuple[LayerPlan, ModelShape]
 
 
-def known_plans(points: Sequence[Point], folders: Mapping[str, Path]) -> dict[str, Known | None]:
+def known_plans(points: Sequence[Point], folders: Mapping[str, Path]) -> dict[str, PlanAndShape | None]:
     """Key -> plan of each point and its model's shape; None where its fit has not chosen the layers yet.
 
     Args:
@@ -26,11 +26,11 @@ def known_plans(points: Sequence[Point], folders: Mapping[str, Path]) -> dict[st
         UserError: with every point whose architecture does not fit its model, or has too few layers for
             evaluation.drop.
     """
-    plans: dict[str, Known | None] = {}
+    plans: dict[str, PlanAndShape | None] = {}
     problems: list[str] = []
     for point in points:
         try:
-            plans[point.key] = _known(point.loaded, folders[point.key])
+            plans[point.key] = _plan_if_known(point.loaded, folders[point.key])
         except UserError as error:
             problems += [f"point '{point.name}': {problem}" for problem in error.problems]
     if problems:
@@ -38,7 +38,7 @@ def known_plans(points: Sequence[Point], folders: Mapping[str, Path]) -> dict[st
     return plans
 
 
-def _known(loaded: LoadedConfig, folder: Path) -> Known | None:
+def _plan_if_known(loaded: LoadedConfig, folder: Path) -> PlanAndShape | None:
     trainer = dataclasses.replace(loaded.config.trainer, default_root_dir=str(folder))
     placed = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, trainer=trainer))
     if loaded.architecture.measured and chosen_plan(placed) is None:

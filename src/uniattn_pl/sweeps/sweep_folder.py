@@ -18,35 +18,35 @@ from uniattn_pl.sweeps.points import Point
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Where a sweep keeps what; `root` is the trainer.default_root_dir of its config."""
+    """The paths of a sweep's files; `root` is the trainer.default_root_dir of its config."""
 
     root: Path
 
     @property
-    def own(self) -> Path:
-        """Manifest, ledger, logs and the journal of the sweep's MLflow run."""
+    def bookkeeping(self) -> Path:
+        """Folder of the manifest, the ledger, the logs and the journal of the sweep's MLflow run."""
         return self.root / SWEEP_ENTRY
 
     @property
     def lock(self) -> Path:
         """Held while the folder, the ledger or the sweep's MLflow run is made or closed."""
-        return self.own / ".lock"
+        return self.bookkeeping / ".lock"
 
     @property
     def manifest(self) -> Path:
-        return self.own / "manifest.json"
+        return self.bookkeeping / "manifest.json"
 
     @property
     def table(self) -> Path:
-        return self.own / "table.txt"
+        return self.bookkeeping / "table.txt"
 
     def claim(self, key: str) -> Path:
         """The lock of whoever works on a point on this machine."""
-        return self.own / "claims" / f"{key}.lock"
+        return self.bookkeeping / "claims" / f"{key}.lock"
 
     def log(self, folder: Path) -> Path:
-        """What the fit of a point has printed."""
-        return self.own / "logs" / f"{folder.name}.log"
+        """The file of what the jobs of a point print."""
+        return self.bookkeeping / "logs" / f"{folder.name}.log"
 
     def check(self) -> None:
         """Raise UserError when something the sweep writes to is a link out of its folder."""
@@ -67,7 +67,7 @@ class SweepFolder:
         return folders
 
     def record(self, points: Sequence[Point]) -> dict[str, Path]:
-        """As `planned`, written down; whoever holds `lock` calls it."""
+        """Return the same as `planned`, and write it into the manifest; the caller holds `lock`."""
         folders = self.planned(points)
         entries = self._recorded()
         for point in points:
@@ -91,6 +91,6 @@ class SweepFolder:
 
 
 def _started_as(folder: Path) -> str | None:
-    """The key of the experiment that a run folder was started with."""
+    """The key of the experiment that a run folder was started with; None where it has no manifest."""
     manifest = Manifest.read(folder)
     return None if manifest is None else key_of(manifest.config)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from uniattn_pl.resilience.manifest import Manifest
-from uniattn_pl.sweeps.ledger import PointState
+from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.tracking.journal import FILE, FOLDER, entries
@@ -29,12 +29,12 @@ FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 @dataclass
 class Progress:
-    """How far a running point's training is, read from its journal as it grows; `left` are seconds of its stage."""
+    """How far a running point's training is, read from its journal as it grows; the seconds are those of its stage."""
 
     folder: Path
     step: int | None = None
     loss: float | None = None
-    left: float | None = None
+    seconds_left: float | None = None
     _offset: int = field(default=0, repr=False)
 
     def read(self) -> None:
@@ -48,7 +48,7 @@ class Progress:
                 case {"op": "metric", "key": "stage1/loss" | "stage2/loss", "step": step, "value": value}:
                     self.step, self.loss = step, value
                 case {"op": "metric", "key": "stage1/seconds_left" | "stage2/seconds_left", "value": value}:
-                    self.left = value
+                    self.seconds_left = value
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         loss: the training loss while it runs, then the held-out response loss.
-        left: seconds that its stage still takes; None where nothing is trained now.
+        seconds_left: that its stage still takes; None where nothing is trained now.
         place: where its run folder is, None when it is here.
     """
 
@@ -66,7 +66,7 @@ class Row:
     step: int | None
     loss: float | None
     kv_rate: float | None
-    left: float | None
+    seconds_left: float | None
     folder: Path
     place: str | None
 
@@ -116,13 +116,13 @@ class SweepView:
             self._live.update(_table(self._fitting(rows), title, live=True), refresh=True)
             return
         for (key, state), row in zip(states.items(), rows, strict=True):
-            before = self._shown.get(key, "waiting")
+            previous = self._shown.get(key, "waiting")
             self._shown[key] = row.state
-            if row.state != before:
+            if row.state != previous:
                 self.tell(f"[{done}/{len(rows)}] {row.name}: {_event(row, state)}")
 
     def _fitting(self, rows: Sequence[Row]) -> list[Row]:
-        """Those that a terminal has room for: what has ended gives way first, then what has not begun."""
+        """The rows that a terminal has room for: ended points are left out first, then those that have not begun."""
         urgent = sorted(rows, key=lambda row: (row.state in ENDED, row.state == "waiting"))
         kept = urgent[: max(1, self.console.height - FRAME)]
         return [row for row in rows if row in kept]
@@ -144,13 +144,13 @@ class SweepView:
         rate = self.rates[key] if state.kv_rate is None else state.kv_rate
         if rate is None and result is not None:
             rate = result.cache.retain_rate
-        left = progress.left if word == "running" else None
+        seconds_left = progress.seconds_left if word == "running" else None
         place = None if result is not None else state.place
-        return Row(self.names[key], word, step, loss, rate, left, folder, place)
+        return Row(self.names[key], word, step, loss, rate, seconds_left, folder, place)
 
 
 def result_of(folder: Path) -> FitResult | None:
-    """What the finished fit of a folder has measured; None before it is finished."""
+    """The measurements of the fit in a folder; None before it is finished."""
     manifest = Manifest.read(folder)
     return manifest.result(folder, "") if manifest is not None and manifest.phase == "done" else None
 
@@ -194,7 +194,13 @@ def _table(rows: Sequence[Row], title: str, best: Row | None = None, *, live: bo
     for row in rows:
         name = f"* {row.name}" if row is best else row.name
         step = UNKNOWN if row.step is None else str(row.step)
-        cells = [row.state, step, _number(row.loss), _percent(row.kv_rate), *([_time(row.left)] if live else [])]
+        cells = [
+            row.state,
+            step,
+            _number(row.loss),
+            _percent(row.kv_rate),
+            *([_time(row.seconds_left)] if live else []),
+        ]
         table.add_row(Text(name), *cells)
     return table
 

@@ -1,4 +1,4 @@
-"""What one point has measured and fitted, another starts from."""
+"""Warm starts: a point begins with what another point has measured or calibrated under equal settings."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def start_from_others(folder: Path, name: str, config: dict[str, Any], others: I
     """
     if Manifest.read(folder) is not None:
         return None
-    found = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
-    for other, manifest in found:
+    begun = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
+    for other, manifest in begun:
         if _past("initialise", manifest) and _same(START, config, manifest.config) and (other / INITIAL).is_dir():
             results = {phase: manifest.results[phase] for phase in ("prepare", "initialise")}
             with atomic_folder(folder / INITIAL) as temporary:
                 shutil.copytree(other / INITIAL, temporary, dirs_exist_ok=True)
             _begin(folder, other, Manifest(config, phase="stage1", results=results), name, lambda _: True)
             return f"starts from the calibrated model of {other.name}"
-    for other, manifest in found:
+    for other, manifest in begun:
         if _past("prepare", manifest) and _same(BASELINE, config, manifest.config):
             results = {"prepare": {"milestones": {ORIGINAL: manifest.results["prepare"]["milestones"][ORIGINAL]}}}
             _begin(folder, other, Manifest(config, results=results), name, _of_original)
@@ -64,10 +64,10 @@ def _of_original(operation: dict[str, Any]) -> bool:
     return operation["op"] == "metric" and operation["key"].startswith(f"{ORIGINAL}/")
 
 
-def _begin(folder: Path, other: Path, manifest: Manifest, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Write the journal, then the manifest that vouches for it; a kill in between begins anew."""
+def _begin(folder: Path, other: Path, manifest: Manifest, name: str, takes: Callable[[dict[str, Any]], bool]) -> None:
+    """Write the journal, then the manifest: a folder without a manifest, after a kill in between, is begun anew."""
     journal = Journal(folder, fit_id=manifest.fit_id, name=name)
-    for operation in filter(wanted, _before_training(other / FOLDER / FILE)):
+    for operation in filter(takes, _before_training(other / FOLDER / FILE)):
         if operation["op"] == "metric":
             journal.metrics({operation["key"]: operation["value"]}, operation["step"])
         else:

@@ -22,9 +22,10 @@ from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.sweeps import child_process
 from uniattn_pl.sweeps.jobs import FIT, Job, due, elsewhere, jobs_of, joined
-from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, Ledger, LedgerSilentError, PointState, in_a_line
+from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, Ledger, LedgerSilentError, in_a_line
 from uniattn_pl.sweeps.locks import locked
 from uniattn_pl.sweeps.parent_run import close_parent, open_parent
+from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
 from uniattn_pl.sweeps.view import ENDED, SweepView, best_of, final_table, result_of
@@ -130,12 +131,12 @@ class _Worker:
         return True
 
     def _nothing_left(self, possible: list[str], states: dict[str, PointState]) -> bool:
-        """Whether all that can be done here is done, and no worker elsewhere is still at it or about to go on."""
+        """Whether all that can be done here is done, and no worker elsewhere is working or expected to go on."""
         if any(states[key].state not in ENDED for key in possible) or "running" in {s.state for s in states.values()}:
             self._last_sign = time.monotonic()
             return False
-        theirs = [states[key] for key in elsewhere(self.jobs, states, self.folders)]
-        expected = [state for state in theirs if state.state != "finished" and not self.ledger.given_up(state)]
+        other_machines = [states[key] for key in elsewhere(self.jobs, states, self.folders)]
+        expected = [state for state in other_machines if state.state != "finished" and not self.ledger.given_up(state)]
         return not expected or time.monotonic() - self._last_sign > GRACE_S
 
     def _heed_signals(self) -> None:
@@ -171,7 +172,7 @@ class _Worker:
         """Run a job's command, or what is left of it; returns its exit code, None when it is a fit that was pruned."""
         words = [*job.point.words, f"trainer.default_root_dir={dump_value(str(folder))}"]
         if job.command == FIT:
-            self._reuse(job.point, folder)
+            self._warm_start(job.point, folder)
         if self.parent is not None:
             words.append(f"tracking.parent_run={self.parent}")
         child = child_process.start(job.command, [*self.arguments, *words], self.folder.log(folder), claim.lock)
@@ -196,7 +197,7 @@ class _Worker:
         finally:
             child_process.stop(child)
 
-    def _reuse(self, point: Point, folder: Path) -> None:
+    def _warm_start(self, point: Point, folder: Path) -> None:
         config = redact(dataclasses.asdict(point.loaded.config))
         config["trainer"]["default_root_dir"] = str(folder)
         others = [other for other in self.folders.values() if other != folder]
@@ -205,7 +206,7 @@ class _Worker:
             self.view.tell(f"{point.name} {taken}")
 
     def _report(self, claim: Claim, folder: Path) -> bool:
-        """Tell the ledger the losses that a fit has come by; returns whether it is to be pruned."""
+        """Tell the ledger the losses that a fit has measured so far; returns whether it is to be pruned."""
         manifest = Manifest.read(folder)
         if manifest is None:
             return False
@@ -238,14 +239,16 @@ class _Worker:
             raise RunFailure("\n".join(problems))
 
     def _problems(self, states: Mapping[str, PointState]) -> list[str]:
-        """What was not done, and what does it, in lines."""
+        """Lines about the points that failed or are not evaluated, and the command that does it."""
         failed = {key: state for key, state in states.items() if state.state == "failed"}
-        left = {key: state for key, state in states.items() if state.state not in ENDED}
+        unfinished = {key: state for key, state in states.items() if state.state not in ENDED}
         lines = [f"{len(failed)} of {len(states)} points failed; the same command tries them again."] if failed else []
         for key, state in failed.items():
             lines.append(f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})")
-        if left:
-            lines.append(f"{len(left)} of {len(states)} points are not evaluated; the same command there does it.")
-        for key, state in left.items():
+        if unfinished:
+            lines.append(
+                f"{len(unfinished)} of {len(states)} points are not evaluated; the same command there does it."
+            )
+        for key, state in unfinished.items():
             lines.append(f"{self.view.names[key]}: its model is in {state.place or self.folders[key]}")
         return lines

@@ -1,4 +1,4 @@
-"""How far a run's journal is delivered, kept beside it."""
+"""The state of a journal's delivery, kept in a file beside the journal."""
 
 from __future__ import annotations
 

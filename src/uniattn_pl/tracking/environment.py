@@ -1,4 +1,4 @@
-"""What a run ran on: package versions, platform and the state of the working tree."""
+"""The environment of a run: package versions, platform and the state of the working tree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name)) is not None},
         "devices": _devices(),
         "git": git_state(Path.cwd()) or git_state(Path(__file__).parent),
     }
@@ -49,7 +49,7 @@ def _cpu_lines() -> list[str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return commit, branch, whether tracked files changed, and the change's SHA-256; None outside one."""
+    """Return commit, branch, whether tracked files changed, and the change's SHA-256; None outside a repository."""
     if _git(folder, "rev-parse", "--git-dir") is None:
         return None
     difference = _git(folder, "diff", "HEAD", "--no-ext-diff", "--binary") or ""

@@ -1,4 +1,4 @@
-"""The table a fit ends with: what was lost, what was saved, and how to go on."""
+"""The table a fit ends with: quality by milestone, cache bytes, speed, and the commands that use the result."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _python() -> str:
     """How to call this interpreter from here: `python` where the environment is active, else its path."""
     if shutil.which("python") == sys.executable:
         return "python"
-    executable, here = Path(sys.executable), Path.cwd()
-    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
+    executable, current = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(current) if executable.is_relative_to(current) else executable))
 
 
 def _quality(result: FitResult) -> Table:

@@ -1,4 +1,4 @@
-"""What a fit measured, as plain data that the manifest keeps."""
+"""The measurements of a fit, as plain data that the manifest keeps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Milestone:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What one training stage did."""
+    """Steps and speed of one training stage."""
 
     name: str
     steps: int
@@ -79,15 +79,15 @@ class FitResult:
 
     @property
     def gap_closed(self) -> float | None:
-        """Share of the loss that unification costs which the initialisation wins back; None without both ends."""
+        """Fraction of the loss that unification costs which the initialisation wins back; None without both ends."""
         loss = {milestone.name: milestone.response_loss for milestone in self.milestones}
         if not {ORIGINAL, CONVERTED, INITIAL} <= loss.keys() or loss[CONVERTED] <= loss[ORIGINAL]:
             return None
         return (loss[CONVERTED] - loss[INITIAL]) / (loss[CONVERTED] - loss[ORIGINAL])
 
     @classmethod
-    def from_results(cls, results: dict[str, dict[str, Any]], **where: Any) -> FitResult:
-        """Read the results of a manifest's phases, whatever of them there is."""
+    def from_results(cls, results: dict[str, dict[str, Any]], **places: Any) -> FitResult:
+        """Read the results of a manifest's phases, some may be missing; `places` are its folders and its run."""
         quality: dict[str, dict[str, Any]] = {}
         for phase in results.values():
             quality.update(phase.get("milestones", {}))
@@ -97,4 +97,4 @@ class FitResult:
             if name in quality
         )
         stages = tuple(StageSummary(**results[n]["stage"]) for n in (STAGE1, STAGE2) if "stage" in results.get(n, {}))
-        return cls(milestones=milestones, cache=CacheCost(**results["prepare"]["cache"]), stages=stages, **where)
+        return cls(milestones=milestones, cache=CacheCost(**results["prepare"]["cache"]), stages=stages, **places)

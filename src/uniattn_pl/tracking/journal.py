@@ -1,4 +1,4 @@
-"""What a run has logged, kept in the run folder before any server sees it."""
+"""The journal of a run: all that it logs, written to the run folder before it is sent to any server."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ class Journal:
 
     def history(self, key: str) -> list[tuple[int, float]]:
         """The (step, value) points of a metric, in order of steps."""
-        found = (o for o, _ in entries(self.path) if o["op"] == "metric" and o["key"] == key)
-        return [(operation["step"], operation["value"]) for operation in found]
+        points = (o for o, _ in entries(self.path) if o["op"] == "metric" and o["key"] == key)
+        return [(operation["step"], operation["value"]) for operation in points]
 
     def count_until(self, offset: int) -> int:
         """How many operations end at or before a byte offset."""

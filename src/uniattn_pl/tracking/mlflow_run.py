@@ -56,7 +56,7 @@ class MLflowRun:
             tell: called with each line for people, also from the thread.
 
         Raises:
-            UserError: the URI is none, the sqlite file is damaged, or the store does not have the recorded run.
+            UserError: the URI is not a store's, the sqlite file is damaged, or the store lacks the recorded run.
         """
         journal, delivery = _opened(config, fit_id, name, run_id, folder, tell)
         _start(journal, delivery)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from urllib.parse import urlsplit
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.files import exclusive_lock
 from uniattn_pl.redaction import redact
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
     """Return a client, creating an sqlite database exactly once even when several fits start together.
 
     Raises:
-        UserError: the URI is none, or the database's folder cannot be written to.
+        UserError: the URI is not a store's, or the database's folder cannot be written to.
         DamagedDatabaseError: the sqlite file is no database, or is corrupt.
     """
     check_uri(config.uri)
@@ -99,7 +98,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
     file = database(config)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_name(file.name + ".lock")):
+        with exclusive_lock(file.with_name(file.name + ".lock")):
             if file.exists():
                 _check_database(file)
             else:
@@ -163,22 +162,22 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     """The experiment's id; a new one keeps its artifacts where the config says."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(config.experiment)
-    if found is None:
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
         local = is_local(config) and config.artifact_location is not None
         location = Path(str(config.artifact_location)).resolve().as_uri() if local else None
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location, tags=KIND))
         except MlflowException:
-            found = client.get_experiment_by_name(config.experiment)  # another fit was faster
-            if found is None:
+            experiment = client.get_experiment_by_name(config.experiment)  # another fit was faster
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow experiment '{config.experiment}' is deleted; "
             "restore it with 'mlflow experiments restore', or set another tracking.experiment."
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _create_database(file: Path) -> None:
@@ -206,10 +205,3 @@ def _check_database(file: Path) -> None:
             f"{file} (tracking.uri) is not a usable SQLite database: {verdict}. "
             "Move it away, so that a new one is made there, or set another tracking.uri."
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

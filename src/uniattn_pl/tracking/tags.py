@@ -45,10 +45,10 @@ def plan_digest(plan: LayerPlan) -> str:
 
 
 def h2o_variant(rate: float) -> str:
-    """Suffix of what is measured with each prompt's cache compressed to this share."""
+    """Suffix of what is measured with each prompt's cache compressed to this fraction."""
     return f"h2o_{rate:g}"
 
 
 def drop_variant(count: int) -> str:
-    """Suffix of what is measured with the attention of so many reuse layers dropped."""
+    """Suffix of what is measured with the attention of this many reuse layers dropped."""
     return f"drop_{count}"
