@@ -64,7 +64,7 @@ def _chunk_sums(maps: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cosines of maps [N, H, C, S], summed over the C queries."""
     averaged = normalize(maps.mean(dim=1), dim=-1)
     per_head = normalize(maps, dim=-1)
-    joint = normalize(maps.transpose(1, 2).flatten(2), dim=-1)
+    joint = normalize(maps.transpose(1, 2).flatten(2), dim=-1)  # [N, C, H * S]
     rest = normalize(maps[..., 1:], dim=-1)  # a cosine does not see the renormalisation
     matrix = torch.einsum("ncs,mcs->nm", averaged, averaged).double().cpu()
     pairs = torch.einsum("nhcs,ngcs->nhg", per_head[1:], per_head[:-1]).double().cpu()

@@ -81,9 +81,9 @@ class HeadAlignment:
     def _output_error(self, seen: Observation, sequence: int, start: int, stop: int) -> torch.Tensor:
         source = map_rows(seen.source, sequence, start, stop)
         count = len(source)
-        value = seen.value[sequence].repeat_interleave(count // seen.value.shape[1], dim=0).float()
-        target = seen.heads[sequence, start:stop].float().unflatten(-1, (count, -1)).transpose(0, 1)
-        per_head = seen.o_weight.float().unflatten(-1, (count, -1)).transpose(0, 1)  # H, d, D
+        value = seen.value[sequence].repeat_interleave(count // seen.value.shape[1], dim=0).float()  # [H, S, D]
+        target = seen.heads[sequence, start:stop].float().unflatten(-1, (count, -1)).transpose(0, 1)  # [H, C, D]
+        per_head = seen.o_weight.float().unflatten(-1, (count, -1)).transpose(0, 1)  # [H, d, D]
         rows = []
         for head in range(count):
             difference = source @ value[head] - target[head]  # [H of the source, C, D]

@@ -85,10 +85,10 @@ def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tup
     questions = _questions(batch)
     if questions is not None:
         is_needed[questions, batch["answer_position"][questions]] = True
-    positions = is_needed.flatten().nonzero().squeeze(-1)
+    positions = is_needed.flatten().nonzero().squeeze(-1)  # [N] of [B * L]
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     logits = logits_at(model, inputs, positions.to(device)).float()
-    scored = targets.flatten()[positions]
+    scored = targets.flatten()[positions]  # [N]
     loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)
     num_questions = 0 if questions is None else len(questions)

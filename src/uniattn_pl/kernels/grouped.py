@@ -53,7 +53,7 @@ def grouped_attention(
     # The CPU kernel reads each row whole before it writes it; others promise no such thing.
     attention_map = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
     output = grouped_product(attention_map.view(batch, heads, length, total), value)  # [B, L, H, D]
-    return output, attention_map.view(batch, heads, length, total)
+    return output, attention_map.view(batch, heads, length, total)  # [B, H, L, S]
 
 
 def causal_mask(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
@@ -72,7 +72,7 @@ def _mask(
     if mask is None:
         return
     if mask.dtype != torch.bool:
-        scores += mask.unsqueeze(2)
+        scores += mask.unsqueeze(2)  # [B or 1, 1, 1, L, S]
         return
     first, end = masked_span(mask)
     if first < end:
@@ -82,7 +82,7 @@ def _mask(
 
 def masked_span(mask: torch.Tensor) -> tuple[int, int]:
     """First, and one past the last, column of a boolean mask [B, 1, L, S] that is False for any query."""
-    masked = (~mask).flatten(0, -2).any(dim=0).nonzero()
+    masked = (~mask).flatten(0, -2).any(dim=0).nonzero()  # columns, of [B * L, S]
     return (int(masked[0]), int(masked[-1]) + 1) if len(masked) else (0, 0)
 
 

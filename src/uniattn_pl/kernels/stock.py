@@ -49,7 +49,7 @@ def eager_attention(
     """
     mask = additive_mask(mask, query, key)
     if mask is not None and mask.shape[1] > 1:  # one per key head
-        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)  # [B, H, L, S]
     output, attention_map = family_module(attention).eager_attention_forward(
         attention, query, key, value, mask, **arguments
     )

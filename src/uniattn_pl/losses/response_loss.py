@@ -32,8 +32,8 @@ class ScoredTokens:
     @classmethod
     def of(cls, labels: Tensor) -> ScoredTokens:
         """From labels [B, L] in the Hugging Face layout: the state at t predicts label t + 1, -100 is not scored."""
-        shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
-        positions = (shifted != IGNORED).nonzero().squeeze(-1)
+        shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)  # [B * L]
+        positions = (shifted != IGNORED).nonzero().squeeze(-1)  # [N]
         return cls(positions, shifted[positions])
 
 
@@ -47,14 +47,14 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], positions: Tensor) -> 
 
     def keep_rows(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = args[0]
-        return (states.flatten(0, 1)[positions].unsqueeze(0), *args[1:])
+        return (states.flatten(0, 1)[positions].unsqueeze(0), *args[1:])  # [1, N, d] of [B, L, d]
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_rows)  # type: ignore[operator]
     try:
         output = model(**_inputs(batch), use_cache=False)
     finally:
         handle.remove()
-    logits: Tensor = output.logits.squeeze(0)
+    logits: Tensor = output.logits.squeeze(0)  # [N, vocabulary]
     return logits
 
 

@@ -44,9 +44,9 @@ class ShareKVAttention(OperatedAttention):
         per_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         norm = getattr(self, "q_norm", None)
         if norm is None:
-            query = query.view(per_head)
+            query = query.view(per_head)  # [B, L, H, D]
         elif norm.weight.shape[-1] == self.head_dim:
-            query = norm(query.view(per_head))
+            query = norm(query.view(per_head))  # over D
         else:
-            query = norm(query).view(per_head)
-        return query.transpose(1, 2)
+            query = norm(query).view(per_head)  # over H * D
+        return query.transpose(1, 2)  # [B, H, L, D]

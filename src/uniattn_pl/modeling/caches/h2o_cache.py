@@ -91,16 +91,18 @@ class H2OCache(DynamicCache):
         positions = self.groups[root].positions if root in self.groups else None
         if positions is None or mask is None:
             return mask
-        wide = mask.expand(*positions.shape[:2], *mask.shape[2:])
+        wide = mask.expand(*positions.shape[:2], *mask.shape[2:])  # [B, Hkv, L, S]
         return wide.gather(3, positions[:, :, None, :].expand(-1, -1, mask.shape[2], -1))
 
     def observe(self, root: int, attention_map: torch.Tensor, num_groups: int, mask: torch.Tensor | None) -> None:
         """Add up what the queries of a map [B, H, L, K] give to each token; queries of padding do not count."""
         batch, _, length, held = attention_map.shape
-        given = attention_map.view(batch, num_groups, -1, length, held).float().sum(2)
+        given = (
+            attention_map.view(batch, num_groups, -1, length, held).float().sum(2)
+        )  # [B, Hkv, L, K], summed over the heads of a group
         if mask is not None:
             real = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            given = given * real[:, :1, -1:, -length:].transpose(2, 3)
+            given = given * real[:, :1, -1:, -length:].transpose(2, 3)  # [B, 1, L, 1]: padding gives nothing
         self.groups[root].add(given.sum(2))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -154,7 +156,7 @@ class Kept:
         assert self.scores is not None
         held, recent = self.scores.shape[-1], math.ceil(RECENT_FRACTION * budget)
         heavy = self.scores[..., : held - recent].topk(budget - recent, dim=-1).indices
-        last = torch.arange(held - recent, held, device=heavy.device).expand(*heavy.shape[:2], -1)
+        last = torch.arange(held - recent, held, device=heavy.device).expand(*heavy.shape[:2], -1)  # [B, Hkv, recent]
         chosen = torch.cat([heavy.sort(dim=-1).values, last], dim=-1)
         self.scores = self.scores.gather(-1, chosen)
         self.positions = chosen if self.positions is None else self.positions.gather(-1, chosen)
