@@ -65,9 +65,9 @@ def batch_of(rows):
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-rows = embedded_rows(96 + BATCH * args.steps)  # no two have the same input
+rows = embedded_rows(48 + BATCH * args.steps)  # no two have the same input
 held_out, fitted, trained = [
-    [batch_of(part[i : i + BATCH]) for i in range(0, len(part), BATCH)] for part in (rows[:32], rows[32:96], rows[96:])
+    [batch_of(part[i : i + BATCH]) for i in range(0, len(part), BATCH)] for part in (rows[:16], rows[16:48], rows[48:])
 ]
 
 
@@ -84,7 +84,8 @@ def cache_bytes(model, length=512):
     return uniattn_pl.kv_cache_bytes(model(torch.ones(1, length, dtype=torch.long), use_cache=True).past_key_values)
 
 
-# ---- calibration: W_c in closed form, layer by layer, from one pass over 64 rows --------------------------------
+# ---- calibration: W_c in closed form, layer by layer, from one pass over 32 rows --------------------------------
+print("held-out losses and calibration ...")
 losses = {"original": held_out_loss(original), "unified, no W_c": held_out_loss(model)}
 # joint_least_squares, the default, also corrects W_o of the reuse layers (of `model` only: it gets its own)
 report = calibrate(original, model, fitted, held_out)

@@ -92,9 +92,9 @@ def main():
     model.train()  # load_model returns it for evaluation, and Lightning leaves that as it is
 
     questions = Questions(load_tokenizer(args.model))
-    rows = embedded_rows(80 + BATCH * args.steps)
+    rows = embedded_rows(48 + BATCH * args.steps)
     held_out, fitted, trained = (
-        DataLoader(part, batch_size=BATCH, collate_fn=questions.collate) for part in (rows[:16], rows[16:80], rows[80:])
+        DataLoader(part, batch_size=BATCH, collate_fn=questions.collate) for part in (rows[:16], rows[16:48], rows[48:])
     )  # not shuffled: the rows have no order
 
     init = CompensationInit(
