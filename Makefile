@@ -20,7 +20,7 @@ test: $(READY)  ## run the tests
 	$(PYTEST)
 
 test-fast: $(READY)  ## run those of them that are fast, most behaviour in less than a minute
-	$(PYTEST) --fast
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ Nothing here is hidden in a framework; copy it and change what you like. The row
     python examples/minimal.py
     python examples/minimal.py --model tiny-llama --steps 3     # random weights, in seconds: only to see it run
 
-SmolLM2-135M with 20 steps takes about N minutes on two CPU cores.
+SmolLM2-135M with 20 steps takes about 3 minutes on two CPU cores.
 """
 
 import argparse
@@ -112,7 +112,7 @@ print("\n".join(f"KV cache of 512 tokens, {name}: {value:,} B" for name, value i
 prompt = torch.tensor([tokens_of(rows[0])[0]])  # [1, L]; a held-out row
 options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
 tokens = model.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
-print(f"prompt: {rows[0].instruction} {rows[0].input!r}\nanswer: {tokenizer.decode(tokens)!r}\ntokens: {tokens}")
+print(f"prompt: {rows[0].instruction}\n{rows[0].input}\nanswer: {tokenizer.decode(tokens)!r}\ntokens: {tokens}")
 model.save_pretrained(args.output)
 tokenizer.save_pretrained(args.output)
 again = AutoModelForCausalLM.from_pretrained(args.output)  # the import of uniattn_pl made the Auto classes know it
