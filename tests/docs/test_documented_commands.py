@@ -64,7 +64,7 @@ def test_the_collector_finds_what_a_reader_sees() -> None:
     places = {command.place.partition(":")[0] for command in DOCUMENTED}
     assert {"README.md", "docs/training.md", "docs/RESULTS.md", "experiments/quickstart.yaml"} <= places
     assert {"CONTRIBUTING.md", "examples/minimal.py", "examples/own_trainer.py"} <= places
-    assert {f"src/uniattn_pl/commands/{name}.py" for name in COMMANDS} <= places
+    assert {f"src/uniattn_pl/commands/{name}_command.py" for name in COMMANDS} <= places
     assert {command.name for command in OURS} == set(COMMANDS)
     assert {"make", "benchmarks", "examples"} <= {command.program for command in DOCUMENTED}
     words = {" ".join(command.words) for command in OURS}
