@@ -6,7 +6,7 @@ Nothing here is hidden in a framework; copy it and change what you like. The row
     python examples/minimal.py
     python examples/minimal.py --model tiny-llama --steps 3     # random weights, in seconds: only to see it run
 
-SmolLM2-135M with 20 steps takes about 3 minutes on two CPU cores.
+SmolLM2-135M with 20 steps takes about 2 minutes on two CPU cores, and half a minute more the first time.
 """
 
 import argparse

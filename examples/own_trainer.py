@@ -7,7 +7,7 @@ take those you need.
     python examples/own_trainer.py
     python examples/own_trainer.py --model tiny-llama --steps 3     # random weights, in seconds: only to see it run
 
-SmolLM2-135M with 20 steps a stage takes about 4 minutes on two CPU cores. Every tenth step of stage 2 writes a
+SmolLM2-135M with 20 steps a stage takes about 2 minutes on two CPU cores. Every tenth step of stage 2 writes a
 checkpoint of three times the space of the model (1.6 GB), from which `stage2.fit(..., ckpt_path=...)` goes on.
 """
 
