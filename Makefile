@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint audit ui
+.PHONY: help quickstart test test-fast lint audit ui
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 quickstart: $(READY)  ## post-train a 135M model with UniAttn and compare it with the original
 	$(BIN)/python -m uniattn_pl fit --config experiments/quickstart.yaml
 
+PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-fast: $(READY)  ## run those of them that are fast, most behaviour in less than a minute
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -6,10 +6,65 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
 LONG = ("training", "sweeps", "tracking", "faults")
+# What `make test-fast` leaves out: folders, files and tests that run whole fits, other processes, compilers or every
+# shipped file; and all families but these two, which differ most. A new test is fast until it is named here.
+SLOW = (
+    "analysis/",
+    "calibration/test_alignment_and_rank.py",
+    "calibration/test_resume.py",
+    "calibration/test_sharded.py",
+    "config/test_loading.py::test_the_printed_config_loads_to_the_same_config",
+    "config/test_shipped_files.py",
+    "data/test_loader.py::test_a_lightning_run_continues_with_other_micro_batches",
+    "data/test_loader.py::test_a_lightning_run_that_was_stopped_continues_exactly",
+    "data/test_loader.py::test_a_restored_loader_continues_with_the_next_batch",
+    "data/test_token_cache.py::test_a_second_fit_tokenises_only_without_the_cache",
+    "data/test_token_cache.py::test_another_process_finds_the_tokens",
+    "docs/",
+    "evaluation/test_evaluate.py",
+    "evaluation/test_probes.py::test_retrieval_of_a_real_model_is_seeded",
+    "examples/",
+    "exporting/",
+    "inference/test_bench.py",
+    "inference/test_measuring.py",
+    "kernels/test_grouped.py::test_flex_attention_replays_the_map",
+    "modeling/test_convert.py::test_a_saved_model_is_refused_without_the_package",
+    "modeling/test_convert.py::test_cached_stepwise_and_left_padded_equal_one_forward",
+    "modeling/test_convert.py::test_generate_is_token_identical_to_no_cache",
+    "modeling/test_convert.py::test_gradients_are_the_same_with_checkpointing",
+    "modeling/test_decoding.py::test_beams_samples_and_assistants_give_the_tokens_of_the_uncached_model",
+    "modeling/test_further_plans.py::test_a_second_plan_is_its_result_at_once",
+    "modeling/test_loading.py",
+    "modeling/test_lora.py::test_a_reloaded_adapter_gives_the_same_and_export_merges_it",
+    "modeling/test_saving.py::test_a_saved_model_comes_back_bit_for_bit",
+    "modeling/test_training_features.py::test_a_compiled_model_has_the_same_gradients",
+    "modeling/test_unlisted_families.py::test_a_saved_folder_loads_here_and_in_a_fresh_process",
+    "plan/test_memory.py::test_activations_are_what_autograd_saves",
+    "plan/test_new_role.py",
+    "plan/test_saved_form.py::test_a_search_that_the_former_version_began_goes_on",
+    "plan/test_saved_form.py::test_a_calibration_that_the_former_version_began_goes_on",
+    "reporting/",
+    "search/test_search.py",
+    "security/",
+    "sweeps/",
+    "test_auto_registration.py",
+    "test_cli.py::test_help_has_an_example_and_imports_nothing_heavy",
+    "tracking/test_mlflow_run.py",
+    "tracking/test_server_faults.py",
+    "tracking/test_store_faults.py",
+    "training/faults/",
+    "training/test_kill_and_resume.py",
+    "training/test_measured_fit.py",
+    "training/test_runner.py",
+    "training/test_strategies.py",
+)
+FAST_FAMILIES = ("llama", "gemma3_text")
+TESTS = Path(__file__).parent
 
 # Before any test imports transformers or datasets: both read these once.
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
@@ -25,6 +80,21 @@ if "UNIATTN_PL_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["UNIATTN_PL_CACHE"], ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what a fast run leaves out: that takes as long as some of the tests."""
+    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that run whole fits first: behind the others one worker would be left with them alone."""
     items.sort(key=lambda item: item.path.parent.name not in LONG)
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if is_slow(item.path, item.name) or parameters.get("family", "llama") not in FAST_FAMILIES:
+            item.add_marker(pytest.mark.slow)
+
+
+def is_slow(path: Path, test: str = "") -> bool:
+    """Whether a file, a folder or one of a file's tests is named in `SLOW`."""
+    within = path.relative_to(TESTS).as_posix() if path.is_relative_to(TESTS) else ""
+    return f"{within}::{test}".startswith(SLOW) or f"{within}/".startswith(SLOW)

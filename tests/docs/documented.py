@@ -1,4 +1,4 @@
-"""The command lines that README, docs/, the comments of shipped YAML files and the help of the commands show."""
+"""The command lines that README, docs/, comments of YAML files, examples and the help of the commands show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pathlib import Path
 from uniattn_pl.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHIPPED = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")])
 
 # Words that stand for something of the reader's, and what is put there to try a command.
@@ -28,7 +32,7 @@ PLACEHOLDERS = {
     "WORDS": "seed=1",
     "TEXT": "text",
 }
-STARTS = r"(?:uniattn-pl|python -m uniattn_pl|torchrun|make|python benchmarks/)"
+STARTS = r"(?:uniattn-pl|python -m uniattn_pl|torchrun|make|python benchmarks/|python examples/)"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Command:
     """A command line somebody may copy.
 
     Attributes:
-        program: `uniattn_pl`, `make` or `benchmarks`.
+        program: `uniattn_pl`, `make`, `benchmarks` or `examples`.
         words: what follows the program, with placeholders replaced.
         place: file and line, relative to the repository.
     """
@@ -72,6 +76,7 @@ def documented() -> list[Command]:
         *(command for page in PAGES for command in in_markdown(page)),
         *(command for file in SHIPPED for command in in_comments(file)),
         *(command for name in COMMANDS for command in in_help(name)),
+        *(command for file in EXAMPLES for command in in_docstring(file)),
     ]
     return [command for command in found if command is not None]
 
@@ -111,6 +116,13 @@ def in_help(name: str) -> Iterator[Command | None]:
     yield from _lines(import_module(f"uniattn_pl.commands.{name}_command").EXAMPLE, file, line)
 
 
+def in_docstring(file: Path) -> Iterator[Command | None]:
+    """The indented lines of an example's docstring, which is the help of its command line, too."""
+    for number, line in enumerate(file.read_text(encoding="utf-8").split('"""')[1].splitlines(), start=1):
+        if line.startswith("    "):
+            yield _command(line.strip(), file, number)
+
+
 def _lines(text: str, file: Path, first: int) -> Iterator[Command | None]:
     joined, start = "", first
     for number, line in enumerate(text.splitlines(), start=first):
@@ -130,8 +142,8 @@ def _command(text: str, file: Path, line: int) -> Command | None:
     place = f"{_relative(file)}:{line}"
     text = re.sub(r"^(?:[A-Z_]+=\S+ +|srun +)+", "", text)
     text = re.sub(r"^torchrun .*?-m uniattn_pl\b|^uniattn-pl(?= )|^python -m uniattn_pl\b", "uniattn_pl", text)
-    text = re.sub(r"^python benchmarks/", "benchmarks ", text)
-    if not re.match(r"(?:uniattn_pl|make|benchmarks) +\S", text):
+    text = re.sub(r"^python (benchmarks|examples)/", r"\1 ", text)
+    if not re.match(r"(?:uniattn_pl|make|benchmarks|examples) +\S", text):
         return None
     program, *words = shlex.split(text, comments=True)
     named_only = program == "uniattn_pl" and len(words) == 1

@@ -1,4 +1,4 @@
-"""Every command that README, docs/, shipped YAML files and the help show can be run, or is listed with its time."""
+"""Every command that README, docs/, YAML files, examples and the help show can be run, or is listed with its time."""
 
 from __future__ import annotations
 
@@ -63,9 +63,10 @@ def test_the_collector_finds_what_a_reader_sees() -> None:
     """So that no change of its patterns lets a kind of place slip away."""
     places = {command.place.partition(":")[0] for command in DOCUMENTED}
     assert {"README.md", "docs/training.md", "docs/RESULTS.md", "experiments/quickstart.yaml"} <= places
+    assert {"CONTRIBUTING.md", "examples/minimal.py", "examples/own_trainer.py"} <= places
     assert {f"src/uniattn_pl/commands/{name}_command.py" for name in COMMANDS} <= places
     assert {command.name for command in OURS} == set(COMMANDS)
-    assert {"make", "benchmarks"} <= {command.program for command in DOCUMENTED}
+    assert {"make", "benchmarks", "examples"} <= {command.program for command in DOCUMENTED}
     words = {" ".join(command.words) for command in OURS}
     assert "fit --config exp.yaml trainer.devices=8 trainer.num_nodes=4 training.batch_size=64" in words, "behind srun"
     assert "sweep --config experiments/smollm2/sweep_size.yaml --only 4x4" in words, "words added by a comment"
@@ -112,17 +113,19 @@ def test_a_make_target_exists(target: str) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("script", sorted({c.name for c in DOCUMENTED if c.program == "benchmarks"}))
-def test_a_benchmark_has_help_with_the_options_that_are_documented(
+@pytest.mark.parametrize(
+    "script", sorted({f"{c.program}/{c.name}" for c in DOCUMENTED if c.program in ("benchmarks", "examples")})
+)
+def test_a_script_has_help_with_the_options_that_are_documented(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", [script, "--help"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+        runpy.run_path(str(ROOT / script), run_name="__main__")
     assert ended.value.code in (None, 0)
     printed = capsys.readouterr().out
     for command in DOCUMENTED:
-        if command.name == script:
+        if f"{command.program}/{command.name}" == script:
             for option in (word for word in command.words if word.startswith("--")):
                 assert f"{option} " in printed or f"{option}]" in printed, f"{command.place}: {option}"
 
