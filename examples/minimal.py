@@ -73,7 +73,8 @@ held_out, fitted, trained = [
 
 
 @torch.no_grad()
-def held_out_loss(model):  # nats per response token (the mean of the batches' means)
+def held_out_loss(model):
+    """Nats per response token (the mean of the batches' means)."""
     model.eval()
     return sum(model(**batch).loss.item() for batch in held_out) / len(held_out)
 
@@ -85,7 +86,6 @@ def cache_bytes(model, length=512):
 
 
 # ---- calibration: W_c in closed form, layer by layer, from one pass over 32 rows --------------------------------
-print("held-out losses and calibration ...")
 losses = {"original": held_out_loss(original), "unified, no W_c": held_out_loss(model)}
 # joint_least_squares, the default, also corrects W_o of the reuse layers (of `model` only: it gets its own)
 report = calibrate(original, model, fitted, held_out)
