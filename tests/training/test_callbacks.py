@@ -276,6 +276,38 @@ def test_compensation_init_fits_once_and_never_after_a_resume(tmp_path: Path) ->
     assert callback.report is None
 
 
+class Tuned(Hosting):
+    """Trains the whole model in one Trainer, whose optimizer is built before any callback runs."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        ids = torch.arange(12)[None]
+        return self.model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+
+def test_what_compensation_init_has_fitted_trains_on_in_the_same_trainer(tmp_path: Path) -> None:
+    from uniattn_pl.modeling.conversion.convert import apply_architecture
+
+    tokens = torch.randint(0, 32, (4, 12), generator=torch.Generator().manual_seed(1))
+    samples = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]
+    model = apply_architecture(tiny_model(), "uniattn", superblock_size=2, num_superblocks=1)
+    start = model.model.layers[2].self_attn.o_proj.weight.detach().clone()
+    fitted: dict[str, torch.Tensor] = {}
+
+    class Fitted(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            fitted.update({name: p.detach().clone() for name, p in model.model.layers[2].self_attn.named_parameters()})
+
+    callback = CompensationInit(tiny_model, samples, samples, initialiser="joint_least_squares")
+    run(Tuned(model), [callback, Fitted()], tmp_path, steps=2)
+    assert not torch.equal(fitted["o_proj.weight"], start), "calibration corrected W_o"
+    for name, parameter in model.model.layers[2].self_attn.named_parameters():
+        assert not torch.equal(parameter, fitted[name]), name
+    torch.testing.assert_close(start, tiny_model().model.layers[2].self_attn.o_proj.weight, rtol=0, atol=0)
+
+
 def test_compensation_init_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="apply_architecture"):
         run(Regression(), [CompensationInit(tiny_model, [], [])], tmp_path)

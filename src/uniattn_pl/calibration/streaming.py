@@ -145,7 +145,7 @@ class _StreamingPass(LayerStreams):
         attention = decoder_layers(self.converted)[row.index].self_attn
         if solved.heads_from is not None:
             self._use_heads(row, solved.heads_from)
-        write_weights(attention, solved.weights)
+        write_weights(attention, solved.weights, decoder_layers(self.original)[row.index].self_attn)
         self._advance_both(row)
         self._forget_below(row.index)
         self.total -= len(self._moving_on(row)) + self.num_fitted * aligned
@@ -214,7 +214,9 @@ class _StreamingPass(LayerStreams):
                 scale.add(seen["target"], mask)
         if self.distributed:
             solver.sum_over_ranks()
-        set_fit(decoder_layers(self.converted)[row.index].self_attn, solver.solve())
+        layers = (decoder_layers(model)[row.index] for model in (self.converted, self.original))
+        attention, original = (layer.self_attn for layer in layers)
+        set_fit(attention, solver.solve(), original)
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}

@@ -22,15 +22,21 @@ def adjusts_output_projection(row: LayerRow) -> bool:
     return linear and OUTPUT in row.does.projections
 
 
-def set_fit(attention: Any, fit: Fit | None) -> None:
-    """Write a solution into W_c, and into a new W_o of the converted model (the old one is the original's, too)."""
+def set_fit(attention: Any, fit: Fit | None, original: Any) -> None:
+    """Write a solution into W_c, and into W_o where it takes part: W_o + dW_o.
+
+    Args:
+        attention: of the converted model.
+        fit: None leaves it as it is.
+        original: the same layer's attention in the original model, whose W_o may be this very one.
+    """
     if fit is None:
         return
     set_compensation(attention.w_c, fit.w_c, fit.gram, bias=fit.bias, mean=fit.mean)
     if fit.delta_o is not None:
-        o_proj = attention.o_proj
-        updated = o_proj.weight.double() + fit.delta_o.to(o_proj.weight.device)
-        o_proj.weight = nn.Parameter(updated.to(o_proj.weight.dtype), requires_grad=o_proj.weight.requires_grad)
+        weight = attention.o_proj.weight
+        updated = weight.double() + fit.delta_o.to(weight.device)
+        _put(attention.o_proj, "weight", updated.to(weight.dtype), original)
 
 
 def read_weights(attention: Any, row: LayerRow) -> Weights:
@@ -41,10 +47,23 @@ def read_weights(attention: Any, row: LayerRow) -> Weights:
     return weights
 
 
-def write_weights(attention: Any, weights: Weights) -> None:
-    """Put what `read_weights` gave into the attention of another converted model."""
+def write_weights(attention: Any, weights: Weights, original: Any = None) -> None:
+    """Put what `read_weights` gave into the attention of another converted model.
+
+    Args:
+        original: as of `set_fit`; None: parameters are replaced by new ones on these very tensors, nothing is copied.
+    """
     for name, weight in weights.items():
         module, _, parameter = name.rpartition(".")
-        owner = attention.get_submodule(module)
-        present = getattr(owner, parameter)
-        setattr(owner, parameter, nn.Parameter(weight.to(present.device), requires_grad=present.requires_grad))
+        _put(attention.get_submodule(module), parameter, weight, original)
+
+
+@torch.no_grad()
+def _put(owner: Any, name: str, value: torch.Tensor, original: Any) -> None:
+    """Write a parameter in place, as an optimizer may hold it already; in place of one that the original has, too, a
+    new one."""
+    present = getattr(owner, name)
+    if original is None or present.data_ptr() in {parameter.data_ptr() for parameter in original.parameters()}:
+        setattr(owner, name, nn.Parameter(value.to(present.device), requires_grad=present.requires_grad))
+    else:
+        present.copy_(value)

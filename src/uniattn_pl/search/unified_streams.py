@@ -111,7 +111,7 @@ class UnifiedStreams:
             if row.index in refit and row.compensated:
                 fit = self._fit(model, row, running, states)
                 attention = decoder_layers(model)[row.index].self_attn
-                set_fit(attention, fit)
+                set_fit(attention, fit, decoder_layers(self.original)[row.index].self_attn)
                 if keep:
                     self.fitted[row.index] = read_weights(attention, row)
             if not keep:
