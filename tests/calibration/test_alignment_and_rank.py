@@ -13,7 +13,7 @@ from tests.parity import recorded, stock_llama
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.calibration.solvers import RIDGES, LeastSquares, Sample
+from uniattn_pl.calibration.solvers import RIDGES, LayerSample, LeastSquares
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.modeling.attention.compensation_layer import LowRankLinear, set_compensation
 from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
@@ -168,12 +168,12 @@ def test_low_rank_saves_and_trains(tmp_path: Path) -> None:
     assert all(gradient.abs().sum() > 0 for gradient in up)
 
 
-def sample(tokens: int, noise: float, seed: int) -> Sample:
+def sample(tokens: int, noise: float, seed: int) -> LayerSample:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, tokens, 20, generator=generator)
     weights = torch.randn(20, 5, generator=torch.Generator().manual_seed(9))
     error = x @ weights + noise * torch.randn(1, tokens, 5, generator=generator)
-    return Sample(x, error, None, torch.ones(1, tokens, dtype=torch.bool))
+    return LayerSample(x, error, None, torch.ones(1, tokens, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("tokens", "noise"), [(22, 20.0), (400, 0.1)])
@@ -189,7 +189,7 @@ def test_auto_takes_the_ridge_with_the_least_error_on_what_it_observes_and_then_
     assert torch.equal(solved(best, [fitted], [observed]), expected), "a fixed ridge has nothing to choose"
 
 
-def solved(ridge: float | str, fitted: list[Sample], observed: list[Sample]) -> torch.Tensor:
+def solved(ridge: float | str, fitted: list[LayerSample], observed: list[LayerSample]) -> torch.Tensor:
     solver = LeastSquares(ridge, joint=False)
     for batch in fitted:
         solver.update(batch)
@@ -200,7 +200,7 @@ def solved(ridge: float | str, fitted: list[Sample], observed: list[Sample]) -> 
     return fit.w_c
 
 
-def error_left(w_c: torch.Tensor, seen: Sample) -> float:
+def error_left(w_c: torch.Tensor, seen: LayerSample) -> float:
     return float((seen.error - seen.x @ w_c.float().T).square().sum())
 
 

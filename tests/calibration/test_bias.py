@@ -11,7 +11,7 @@ from tests.parity import recorded, stock_llama
 from transformers import AutoModelForCausalLM
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.calibration.solvers import LeastSquares, Sample
+from uniattn_pl.calibration.solvers import LayerSample, LeastSquares
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation, set_compensation
 from uniattn_pl.modeling.conversion.convert import converted_copy
@@ -34,12 +34,12 @@ PLAIN = LayerPlan.unmodified(8).reuse([5, 6], 4, compensated=True).drop([7], com
 BIASED = with_bias(PLAIN)
 
 
-def sample(constant: float) -> Sample:
+def sample(constant: float) -> LayerSample:
     """Errors that are linear in x but for a constant; x has a mean, too."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, TOKENS // 2, READ, generator=generator) + 2 * torch.randn(READ, generator=generator)
     weight = torch.randn(READ, ADDED, generator=generator)
-    return Sample(x, x @ weight + constant, None, torch.ones(2, TOKENS // 2, dtype=torch.bool))
+    return LayerSample(x, x @ weight + constant, None, torch.ones(2, TOKENS // 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("rank", [None, 64, 5])

@@ -15,7 +15,7 @@ from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.inference import bench_report, benchmark
 from uniattn_pl.inference.benchmark import Measured, Setting, quartiles, run_setting, subjects_of
 from uniattn_pl.inference.roofline import Machine
-from uniattn_pl.inference.timing import Sample, Subject, measure, peak_memory
+from uniattn_pl.inference.timing import TimedModel, Timing, measure, peak_memory
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError, kv_cache_bytes
 from uniattn_pl.plan import LayerPlan, costs
 
@@ -25,9 +25,9 @@ SETTING = Setting(LENGTH, 2, "sdpa")
 UNMODIFIED = LayerPlan.unmodified(6)
 
 
-def subject(architecture: str = "uniattn", *, chunked: bool = True, chunk_size: int | None = None) -> Subject:
+def subject(architecture: str = "uniattn", *, chunked: bool = True, chunk_size: int | None = None) -> TimedModel:
     plan = plan_of("llama", architecture)
-    return Subject(architecture, converted("llama", architecture), plan, chunked=chunked, chunk_size=chunk_size)
+    return TimedModel(architecture, converted("llama", architecture), plan, chunked=chunked, chunk_size=chunk_size)
 
 
 def recorded(model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -37,12 +37,12 @@ def recorded(model: PreTrainedModel) -> list[dict[str, Any]]:
     return calls
 
 
-def several() -> list[Subject]:
+def several() -> list[TimedModel]:
     plans = {name: plan_of("llama", name) for name in ("uniattn", "cla")}
     return subjects_of(stock("llama"), plans, "sdpa", chunk_size=None)
 
 
-def run(subjects: list[Subject], *, rounds: int, told: Callable[[str], None] = lambda _: None) -> list[Measured]:
+def run(subjects: list[TimedModel], *, rounds: int, told: Callable[[str], None] = lambda _: None) -> list[Measured]:
     return run_setting(subjects, SETTING, new_tokens=NEW_TOKENS, rounds=rounds, seed=0, progress=told)
 
 
@@ -80,7 +80,7 @@ def test_chunks_and_one_forward_find_the_same_next_token(architecture: str) -> N
     assert len({kv_cache_bytes(output.past_key_values) for output in outputs}) == 1
 
 
-class Allocating(Subject):
+class Allocating(TimedModel):
     """Instead of a prefill, writes to 64 MiB, and keeps them or not."""
 
     kept: torch.Tensor | None = None
@@ -96,7 +96,7 @@ class Releasing(Allocating):
     keeps = False
 
 
-class Idle(Subject):
+class Idle(TimedModel):
     def prefill(self, ids: torch.Tensor) -> Any:
         return None
 
@@ -155,7 +155,7 @@ def test_the_order_rotates_and_every_subject_has_its_turn(monkeypatch: pytest.Mo
     subjects, calls = several(), []
     labels = [one.label for one in subjects]
 
-    def recording(one: Subject, ids: torch.Tensor, new_tokens: int) -> Sample:
+    def recording(one: TimedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
         calls.append((one.label, ids, new_tokens))
         return measure(one, ids, new_tokens)
 
@@ -179,11 +179,11 @@ def test_samples_go_to_the_subject_they_were_taken_of(monkeypatch: pytest.Monkey
     seconds = {one.label: 10.0**i for i, one in enumerate(subjects)}
     taken = dict.fromkeys(seconds, 0)
 
-    def fake(one: Subject, ids: torch.Tensor, new_tokens: int) -> Sample:
+    def fake(one: TimedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
         sample = measure(one, ids, 2)
         if new_tokens == NEW_TOKENS:
             taken[one.label] += 1
-        return Sample(seconds[one.label] * taken[one.label], seconds[one.label], sample.kv_bytes)
+        return Timing(seconds[one.label] * taken[one.label], seconds[one.label], sample.kv_bytes)
 
     monkeypatch.setattr(benchmark, "measure", fake)
     for entry in run(subjects, rounds=3):
@@ -196,14 +196,14 @@ def test_a_cache_of_other_bytes_than_the_plan_predicts_is_an_error() -> None:
     shape = shape_of(subjects[0].model.config)
     size = {"batch_size": 2, "length": LENGTH, "bytes_per_element": 4}
     held, predicted = (costs.kv_cache_bytes(p, shape, **size) for p in (plan_of("llama", "cla"), UNMODIFIED))
-    liar = Subject("liar", converted("llama", "cla"), UNMODIFIED, chunked=True)
+    liar = TimedModel("liar", converted("llama", "cla"), UNMODIFIED, chunked=True)
     match = f"liar: the cache holds {held} bytes after {LENGTH} tokens, the plan predicts {predicted}"
     with pytest.raises(CacheMismatchError, match=match):
         run([*subjects, liar], rounds=1)
 
 
 def of_times(label: str, ttft: list[float], tpot: list[float]) -> Measured:
-    samples = [Sample(a, b, 400) for a, b in zip(ttft, tpot, strict=True)]
+    samples = [Timing(a, b, 400) for a, b in zip(ttft, tpot, strict=True)]
     return Measured(
         label, SETTING, 400, 0.5, prefill_flops=60, decode_bytes=30, peak_memory_bytes=None, samples=samples
     )

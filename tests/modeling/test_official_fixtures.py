@@ -18,7 +18,7 @@ from tests.parity import ROUNDS_ALIKE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.calibration import calibrate
-from uniattn_pl.calibration.solvers import Sample, make_solver
+from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
 from uniattn_pl.plan import LayerPlan
 
@@ -132,7 +132,7 @@ def test_theorem_37_on_whole_forwards_gives_the_official_w_c(family: str) -> Non
                 watched(ids, use_cache=False)
         solver = make_solver("theorem37", 0.0)
         error = seen[0]["after"] - seen[1]["after"]
-        solver.update(Sample(seen[1]["x"], error, None, torch.ones_like(ids, dtype=torch.bool)))
+        solver.update(LayerSample(seen[1]["x"], error, None, torch.ones_like(ids, dtype=torch.bool)))
         fit = solver.solve()
         assert fit is not None
         assert (fit.w_c - expected.T).norm() < 1e-4 * expected.norm(), f"layer {layer}"
@@ -155,7 +155,7 @@ def test_streaming_sees_what_whole_forwards_see(family: str) -> None:
                 with watching(watched, layer, into):
                     watched(ids, use_cache=False)
         solver = make_solver("theorem37", 0.0)
-        solver.update(Sample(seen[1]["x"], seen[0]["after"] - seen[1]["after"], None, mask.bool()))
+        solver.update(LayerSample(seen[1]["x"], seen[0]["after"] - seen[1]["after"], None, mask.bool()))
         fit = solver.solve()
         assert fit is not None
         literal.get_parameter(f"model.layers.{layer}.self_attn.w_c.weight").data.copy_(fit.w_c)

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from uniattn_pl.families.inspection import FAMILIES, decoder_layers
-from uniattn_pl.modeling.loading.sharded_weights import fill, skeleton
+from uniattn_pl.modeling.loading.sharded_weights import fill_weights, skeleton
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 
@@ -34,7 +34,7 @@ def sharded(folder: Path, mesh: DeviceMesh, *, stage: int, family: str = "llama"
     if freeze:
         freeze_for_stage(model, stage)
     Sharding(stage).shard(model, mesh)
-    fill(model, folder, "cpu")
+    fill_weights(model, folder, "cpu")
     return model
 
 

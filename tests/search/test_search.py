@@ -22,12 +22,12 @@ from uniattn_pl.plan import LayerPlan, PlanError
 from uniattn_pl.plan.changes import Change, possible_changes, searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.search.frontier import is_dominated, write_frontier
-from uniattn_pl.search.greedy import GreedySearch, Point, Settings
+from uniattn_pl.search.greedy import FrontierPoint, GreedySearch, SearchSettings
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
 Batch = dict[str, torch.Tensor]
-ALL = Settings(tuple(searched_roles()), Cost("kv_bytes", 96), budget=0.6)
+ALL = SearchSettings(tuple(searched_roles()), Cost("kv_bytes", 96), budget=0.6)
 
 
 def batches() -> list[Batch]:
@@ -154,7 +154,10 @@ def test_each_step_is_the_best_single_change() -> None:
 @pytest.mark.parametrize("candidates", [0, 4])
 @pytest.mark.parametrize("evaluations", [3, 9])
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(candidates: int, evaluations: int, tmp_path: Path) -> None:
-    settings, shape = Settings(("reuse", "drop"), ALL.cost, 0.7, candidates=candidates), shape_of(stock_llama().config)
+    settings, shape = (
+        SearchSettings(("reuse", "drop"), ALL.cost, 0.7, candidates=candidates),
+        shape_of(stock_llama().config),
+    )
     expected = GreedySearch(streams(), shape, settings).run()
     record, calls = tmp_path / "record.json", 0
 
@@ -178,7 +181,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(candidates: int, eva
 
 def test_every_point_of_a_frontier_is_a_plan_that_can_be_given(tmp_path: Path) -> None:
     shape = shape_of(stock_llama().config)
-    points = GreedySearch(streams(), shape, Settings(("drop",), ALL.cost, 0.7)).run()
+    points = GreedySearch(streams(), shape, SearchSettings(("drop",), ALL.cost, 0.7)).run()
     folder = write_frontier(tmp_path, points, ALL.cost)
     rows = json.loads((folder / "frontier.json").read_text())["points"]
     assert [row["loss"] for row in rows] == [point.loss for point in points]
@@ -201,7 +204,7 @@ def test_a_budget_that_is_never_reached_is_named_and_the_plans_on_the_way_are_ke
 @pytest.mark.parametrize("compensated", [False, True])
 def test_progress_says_how_far_the_whole_search_is(compensated: bool) -> None:
     seen: list[tuple[int, int]] = []
-    settings = Settings(("drop",), ALL.cost, 0.75, compensated)
+    settings = SearchSettings(("drop",), ALL.cost, 0.75, compensated)
     shape = shape_of(stock_llama().config)
     GreedySearch(streams(), shape, settings, progress=lambda done, total, _: seen.append((done, total))).run()
     assert [done for done, _ in seen] == list(range(1, 8 + 7 + 1))
@@ -210,7 +213,7 @@ def test_progress_says_how_far_the_whole_search_is(compensated: bool) -> None:
 
 
 def test_dominated_points() -> None:
-    points = [Point(1.0, 2.0, {}), Point(0.9, 2.5, {}), Point(0.8, 2.4, {})]
+    points = [FrontierPoint(1.0, 2.0, {}), FrontierPoint(0.9, 2.5, {}), FrontierPoint(0.8, 2.4, {})]
     assert [is_dominated(point, points) for point in points] == [False, True, False]
 
 

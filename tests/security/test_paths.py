@@ -16,7 +16,7 @@ from uniattn_pl.plan.cost_ratio import Cost
 from uniattn_pl.resilience.model_folders import phase_folder
 from uniattn_pl.run_folder import RUN_ENTRIES, check_run_folder
 from uniattn_pl.search.frontier import write_frontier
-from uniattn_pl.search.greedy import Point
+from uniattn_pl.search.greedy import FrontierPoint
 
 WORDS = [
     "model.source=tiny-llama",
@@ -115,6 +115,6 @@ def test_a_replaced_folder_with_links_takes_nothing_along(folder: Path) -> None:
 
 def test_names_inside_a_search_record_make_no_file_names(folder: Path) -> None:
     plan = {**LayerPlan.unmodified(4).to_dict(), "file": "../../precious/thesis"}
-    written = write_frontier(folder / "run", [Point(1.0, 2.0, plan, 0, "drop")], Cost("kv_bytes", 8))
+    written = write_frontier(folder / "run", [FrontierPoint(1.0, 2.0, plan, 0, "drop")], Cost("kv_bytes", 8))
     assert all(path.is_relative_to(written) for path in written.rglob("*"))
     assert json.loads((written / "frontier.json").read_text())["points"][0]["plan"] == "plans/00.json"

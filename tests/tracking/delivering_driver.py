@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.tracking import delivery, mlflow_store
-from uniattn_pl.tracking.delivery_state import Progress
+from uniattn_pl.tracking.delivery_state import DeliveryState
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 STEPS, KEYS = 60, ("stage1/loss", "stage1/lr")
@@ -99,7 +99,7 @@ def kill_points() -> list[Callable[[], None]]:
         on_call(1, MlflowClient, "log_batch", after=True),  # sent and not recorded
         on_call(2, MlflowClient, "log_batch", after=True),
         on_call(2, MlflowClient, "log_batch"),
-        *(on_call(anywhere.randint(2, 3), Progress, "write", after=anywhere.random() < 0.5) for _ in range(6)),
+        *(on_call(anywhere.randint(2, 3), DeliveryState, "write", after=anywhere.random() < 0.5) for _ in range(6)),
         on_call(1, MlflowClient, "set_terminated", after=True),
     ]
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.families.inspection import decoder_layers
-
-Batch = dict[str, torch.Tensor]
 
 
 @torch.no_grad()

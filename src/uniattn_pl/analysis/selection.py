@@ -9,7 +9,7 @@ from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.changes import Change
 from uniattn_pl.plan.cost_ratio import Cost
-from uniattn_pl.search.greedy import Settings
+from uniattn_pl.search.greedy import SearchSettings
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
@@ -42,7 +42,7 @@ def selection_traces(measurements: ModelMeasurements, *, count: int, tokens: int
     streams = UnifiedStreams(measurements.model, [], measurements.batches(tokens, 0), initialiser="zero", ridge=0.0)
     traces = {name: _trace(streams, order) for name, order in orders.items()}
     budget = 1 - count / (2 * shape.num_layers)  # a reuse layer gives up its K cache, half of what it kept
-    points = measurements.search(Settings(("reuse",), Cost("key_caches", 1), budget, False, CANDIDATES), tokens)
+    points = measurements.search(SearchSettings(("reuse",), Cost("key_caches", 1), budget, False, CANDIDATES), tokens)
     chosen = [point.layer for point in points if point.layer is not None]
     return {**traces, "greedy": SelectionTrace(chosen, [point.loss for point in points])}
 

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.search.map_similarity import map_chunks
 
-Batch = dict[str, torch.Tensor]
 VARIANTS = {
     "head_averaged": "maps averaged over heads (the paper's figure)",
     "concatenated": "all heads of a layer as one vector",

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import LayerInputs, Progress, layer_inputs
+from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_inputs
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
-Batch = dict[str, torch.Tensor]
 KEPT_INPUT_BYTES = 2**24
 LENGTH_STEP = 16
 PUBLISHED_TENSORS = ("query", "key", "value")

@@ -15,6 +15,10 @@ from transformers import PreTrainedModel
 from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.plan import Compensation, LayerRow
 
+Batch = dict[str, torch.Tensor]
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what is being done)."""
+
 
 @dataclass(frozen=True)
 class LayerInputs:
@@ -64,7 +68,7 @@ class _Stop(Exception):
 
 
 @dataclass(frozen=True)
-class Point:
+class WatchPoint:
     """A place in a layer whose hidden states can be watched: what enters a module, or what leaves it."""
 
     module: nn.Module
@@ -72,7 +76,7 @@ class Point:
 
 
 @contextmanager
-def capture(point: Point, seen: dict[str, torch.Tensor], name: str, *, stop: bool = False) -> Iterator[None]:
+def capture(point: WatchPoint, seen: dict[str, torch.Tensor], name: str, *, stop: bool = False) -> Iterator[None]:
     """Put the hidden states [B, L, n] at `point` into `seen[name]`; with `stop`, end the block there, silently."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
@@ -92,24 +96,21 @@ def capture(point: Point, seen: dict[str, torch.Tensor], name: str, *, stop: boo
         handle.remove()
 
 
-def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Point:
+def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> WatchPoint:
     """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
     placed = row.compensation or Compensation()
     if placed.output == "heads":
-        return Point(layer.self_attn.o_proj)
+        return WatchPoint(layer.self_attn.o_proj)
     if placed.output == "layer_output":
-        return Point(layer, leaving=True)
-    return Point(getattr(layer, norm_after_attention))
+        return WatchPoint(layer, leaving=True)
+    return WatchPoint(getattr(layer, norm_after_attention))
 
 
-def read_point(attention: Any, row: LayerRow) -> Point:
+def read_point(attention: Any, row: LayerRow) -> WatchPoint:
     """What W_c reads in a converted attention."""
     placed = row.compensation or Compensation()
     if placed.input == "heads":
-        return Point(attention.o_proj)
+        return WatchPoint(attention.o_proj)
     if placed.input == "value":
-        return Point(attention.projection("v_proj"), leaving=True)
-    return Point(attention)
-
-
-Progress = Callable[[int, int, str], None]
+        return WatchPoint(attention.projection("v_proj"), leaving=True)
+    return WatchPoint(attention)

@@ -21,7 +21,7 @@ RIDGES = (1e-4, 1e-3, DEFAULT_RIDGE, 1e-1, 1.0)
 
 
 @dataclass(frozen=True)
-class Sample:
+class LayerSample:
     """One batch at one layer: x [B, L, d] and error [B, L, d]; heads [B, L, H*D] enters W_o (None if it has none);
     mask [B, L] is True on tokens that count."""
 
@@ -50,10 +50,10 @@ class Solver(ABC):
     """Accumulates sums over batches, then solves once; memory does not depend on the number of samples."""
 
     @abstractmethod
-    def update(self, sample: Sample) -> None:
+    def update(self, sample: LayerSample) -> None:
         """Add one batch to the sums."""
 
-    def observe(self, sample: Sample) -> None:
+    def observe(self, sample: LayerSample) -> None:
         """See one batch that choices are made by; solvers that choose nothing fit it like any other."""
         self.update(sample)
 
@@ -69,7 +69,7 @@ class Solver(ABC):
 class Zero(Solver):
     """W_c = 0 (paper Table 2, zero-init)."""
 
-    def update(self, sample: Sample) -> None:
+    def update(self, sample: LayerSample) -> None:
         pass
 
     def sum_over_ranks(self) -> None:
@@ -91,7 +91,7 @@ class Theorem37(Solver):
     def __init__(self) -> None:
         self.x = self.error = self.count = torch.zeros(0)  # [L, d], [L, d], [L, 1]: sums over samples
 
-    def update(self, sample: Sample) -> None:
+    def update(self, sample: LayerSample) -> None:
         mask = sample.mask[..., None]
         self.x = _grow_and_add(self.x, (sample.x * mask).float().sum(0))
         self.error = _grow_and_add(self.error, (sample.error * mask).float().sum(0))
@@ -184,12 +184,12 @@ class LeastSquares(Solver):
         self.fitted, self.observed = _Sums(), _Sums()
         self.blocks: list[int] = []
 
-    def update(self, sample: Sample) -> None:
+    def update(self, sample: LayerSample) -> None:
         blocks = self._features(sample)
         self.blocks = [block.shape[-1] for block in blocks]
         self.fitted.add(blocks, sample.error[sample.mask].float())
 
-    def observe(self, sample: Sample) -> None:
+    def observe(self, sample: LayerSample) -> None:
         if self.ridge == "auto":
             self.observed.add(self._features(sample), sample.error[sample.mask].float())
         else:
@@ -216,7 +216,7 @@ class LeastSquares(Solver):
         centred = gram - tokens * torch.outer(mean, mean)
         return Fit(parts[0], parts[1] if len(parts) > 2 else None, centred, bias=parts[-1].squeeze(-1), mean=mean)
 
-    def _features(self, sample: Sample) -> list[torch.Tensor]:
+    def _features(self, sample: LayerSample) -> list[torch.Tensor]:
         blocks = [sample.x[sample.mask].float()]  # [T, d]
         if self.joint and sample.heads is not None:
             blocks.append(sample.heads[sample.mask].float())  # [T, H * D]

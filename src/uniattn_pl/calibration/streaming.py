@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.alignment import HeadAlignment, Observation
 from uniattn_pl.calibration.calibration_report import CalibrationReport, LayerError
-from uniattn_pl.calibration.layer_streams import Batch, LayerStreams
-from uniattn_pl.calibration.layers import LayerInputs, Point, Progress, capture, read_point, repaired_point
+from uniattn_pl.calibration.layer_streams import LayerStreams
+from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, WatchPoint, capture, read_point, repaired_point
 from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
-from uniattn_pl.calibration.solvers import Sample, make_solver
+from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.errors import UserError
@@ -173,14 +173,14 @@ class _StreamingPass(LayerStreams):
             seen["kwargs"] = kwargs
 
         handle = original.self_attn.register_forward_pre_hook(keep, with_kwargs=True)
-        with capture(Point(original.self_attn.o_proj), seen, "heads"):
+        with capture(WatchPoint(original.self_attn.o_proj), seen, "heads"):
             self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
         handle.remove()
         state, twin = Publications(), publishing_copy(original.self_attn)
         twin.publishes = frozenset({"map"})
         twin(**seen["kwargs"], **{PUBLICATIONS: state})
         attention = decoder_layers(self.converted)[row.index].self_attn
-        with capture(Point(attention.projection("v_proj"), leaving=True), seen, "value"):
+        with capture(WatchPoint(attention.projection("v_proj"), leaving=True), seen, "value"):
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         return Observation(
             own=state[row.index].replayed,
@@ -231,19 +231,19 @@ class _StreamingPass(LayerStreams):
         return LayerError(row.index, before.value, after.value, scale.value)
 
     def _unified_sample(
-        self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, repaired: Point
-    ) -> Sample:
+        self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, repaired: WatchPoint
+    ) -> LayerSample:
         """What the unified model makes of this batch up to where W_c repairs it, its W_c still zero."""
         attention = decoder_layers(self.converted)[row.index].self_attn
         seen: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
             stack.enter_context(capture(read_point(attention, row), seen, "x"))
             if adjusts_output_projection(row):
-                stack.enter_context(capture(Point(attention.o_proj), seen, "heads"))
+                stack.enter_context(capture(WatchPoint(attention.o_proj), seen, "heads"))
             stack.enter_context(capture(repaired, seen, "unified", stop=True))
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         error = target.float() - seen["unified"].float()
-        return Sample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
+        return LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
 
 
 class _Mean:

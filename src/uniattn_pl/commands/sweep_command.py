@@ -110,7 +110,7 @@ def _dry_run(
 
 def _memory_text(point: Point, plan: LayerPlan, shape: ModelShape) -> str:
     from uniattn_pl.display.text_table import bytes_text
-    from uniattn_pl.training.memory_estimate import peak_memory
+    from uniattn_pl.training.memory_estimate import estimated_peak_memory
 
-    memory = peak_memory(point.loaded.config, plan, shape)
+    memory = estimated_peak_memory(point.loaded.config, plan, shape)
     return "-" if memory is None else bytes_text(memory)

@@ -18,7 +18,7 @@ from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.typing_rules import default_of, field_hints, fit, show
+from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
 from uniattn_pl.config.yaml_documents import (
     DEFAULT,
     Entry,
@@ -151,7 +151,7 @@ class _Assembly:
         return None if default is dataclasses.MISSING else default
 
     def _fitted(self, entry: Entry, value: Any, text: str | None, field: Field) -> Any:
-        value, problem = fit(value, text, *field)
+        value, problem = fit_to_type(value, text, *field)
         if problem:
             self._report(entry, problem)
             return self._fallback(entry.path)

@@ -100,7 +100,7 @@ def show(value: Any) -> str:
     return "nothing" if value is None else repr(value)
 
 
-def fit(value: Any, text: str | None, hint: Any, field: dataclasses.Field[Any]) -> tuple[Any, str | None]:
+def fit_to_type(value: Any, text: str | None, hint: Any, field: dataclasses.Field[Any]) -> tuple[Any, str | None]:
     """Return the converted value and, if it is unusable, what is wrong with it (type, `allowed` or `minimum`)."""
     try:
         value = coerce(value, text, hint)

@@ -16,7 +16,7 @@ from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation import probes
 from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
-from uniattn_pl.evaluation.evaluation_results import Figure, Result, ResultFiles
+from uniattn_pl.evaluation.evaluation_results import Estimate, Result, ResultFiles
 from uniattn_pl.evaluation.mlflow_logging import check_store, track
 from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.subject import Subject
@@ -166,5 +166,5 @@ def _write(results: list[Result], subject: Subject, folder: Path) -> None:
     print(f"\nwritten to {folder}")
 
 
-def _interval(figure: Figure) -> str:
+def _interval(figure: Estimate) -> str:
     return "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"

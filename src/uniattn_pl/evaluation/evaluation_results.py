@@ -17,7 +17,7 @@ Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """One measured value and its 95 % interval, None where there is none."""
 
     value: float
@@ -25,7 +25,7 @@ class Figure:
     high: float | None = None
 
     @classmethod
-    def proportion(cls, right: float, count: int) -> Figure:
+    def proportion(cls, right: float, count: int) -> Estimate:
         """A proportion of `count` rows with Wilson's interval, which also holds near 0 and 1 and for few rows."""
         scale = 1 + Z**2 / count
         middle = (right + Z**2 / (2 * count)) / scale
@@ -33,7 +33,7 @@ class Figure:
         return cls(right, max(0.0, middle - half), min(1.0, middle + half))
 
     @classmethod
-    def with_error(cls, value: float, standard_error: float | None) -> Figure:
+    def with_error(cls, value: float, standard_error: float | None) -> Estimate:
         """A value with the normal interval of its standard error (None or NaN: without)."""
         if standard_error is None or math.isnan(standard_error):
             return cls(value)
@@ -53,7 +53,7 @@ class Result:
 
     name: str
     rows: int
-    figures: dict[str, Figure]
+    figures: dict[str, Estimate]
     details: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "figures": {name: Figure(**figure) for name, figure in data["figures"].items()}})
+        return cls(**{**data, "figures": {name: Estimate(**figure) for name, figure in data["figures"].items()}})
 
 
 class ResultFiles:

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uniattn_pl.evaluation.evaluation_results import Figure, Result
+from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
@@ -94,9 +94,9 @@ def _result(name: str, metrics: dict[str, Any], count: int, samples: list[dict[s
         label = metric if kind == DEFAULT_FILTER else f"{metric}_{kind}"
         is_proportion = metric in PROPORTIONS and samples
         figures[label] = (
-            Figure.proportion(value, count)
+            Estimate.proportion(value, count)
             if is_proportion
-            else Figure.with_error(value, error if isinstance(error, int | float) else None)
+            else Estimate.with_error(value, error if isinstance(error, int | float) else None)
         )
     details = [
         {"row": sample["doc_id"]} | {m: sample[m] for m in sample["metrics"] if isinstance(sample[m], int | float)}

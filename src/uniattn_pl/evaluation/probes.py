@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.compressed import compressed_response_loss
-from uniattn_pl.evaluation.evaluation_results import Figure, Result
+from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.subsample import choose_rows
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
 
@@ -55,9 +55,9 @@ def compressed_held_out(model: PreTrainedModel, rows: Iterable[dict[str, Any]], 
     """As `held_out`, with each prompt's cache compressed by H2O; `rows` are batches of one sequence."""
     single = list(rows)
     score = compressed_response_loss(model, single, retain_rate)
-    loss = Figure(score.response_loss)
+    loss = Estimate(score.response_loss)
     figures = {"response_loss": loss, "perplexity": _exponential(loss, math.exp(loss.value))}
-    return Result("held_out", len(single), figures | {"kv_bytes_per_token": Figure(score.kv_bytes_per_token)})
+    return Result("held_out", len(single), figures | {"kv_bytes_per_token": Estimate(score.kv_bytes_per_token)})
 
 
 @torch.no_grad()
@@ -125,22 +125,22 @@ def _buckets(window: int) -> list[tuple[int, int]]:
     return list(zip(edges, [*edges[1:], window], strict=True))
 
 
-def _mean(values: Tensor) -> Figure:
+def _mean(values: Tensor) -> Estimate:
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Figure.with_error(float(values.mean()), error)
+    return Estimate.with_error(float(values.mean()), error)
 
 
-def _ratio(losses: list[tuple[float, int]]) -> Figure:
+def _ratio(losses: list[tuple[float, int]]) -> Estimate:
     """Loss per token over rows of different lengths: a ratio of two sums, with its linearised error."""
     count, tokens = len(losses), sum(length for _, length in losses)
     mean = sum(total for total, _ in losses) / tokens
     if count < 2:
-        return Figure(mean)
+        return Estimate(mean)
     squares = sum((total - mean * length) ** 2 for total, length in losses)
-    return Figure.with_error(mean, math.sqrt(squares * count / (count - 1)) / tokens)
+    return Estimate.with_error(mean, math.sqrt(squares * count / (count - 1)) / tokens)
 
 
-def _exponential(loss: Figure, value: float) -> Figure:
+def _exponential(loss: Estimate, value: float) -> Estimate:
     if loss.low is None or loss.high is None:
-        return Figure(value)
-    return Figure(value, math.exp(loss.low), math.exp(loss.high))
+        return Estimate(value)
+    return Estimate(value, math.exp(loss.low), math.exp(loss.high))

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.evaluation.evaluation_results import Figure, Result
+from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: the needle opens the text; 1: it is right before the question
@@ -144,7 +144,7 @@ def _ask(model: PreTrainedModel, tokenizer: Any, question: Question, retain_rate
     return {"tokens": len(prompt), "distance": distance, "right": best == 0, "exact": scores[0].greedy}
 
 
-def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
+def _figures(details: list[dict[str, Any]]) -> dict[str, Estimate]:
     figures = {"accuracy": _proportion(details, "right"), "exact": _proportion(details, "exact")}
     for depth in DEPTHS:
         at_depth = [row for row in details if row["depth"] == depth]
@@ -152,5 +152,5 @@ def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
     return figures
 
 
-def _proportion(rows: list[dict[str, Any]], key: str) -> Figure:
-    return Figure.proportion(sum(row[key] for row in rows) / len(rows), len(rows))
+def _proportion(rows: list[dict[str, Any]], key: str) -> Estimate:
+    return Estimate.proportion(sum(row[key] for row in rows) / len(rows), len(rows))

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from uniattn_pl.config.schema import EvaluationConfig
-from uniattn_pl.evaluation.evaluation_results import Figure, Result
+from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking.tags import drop_variant, h2o_variant
 
@@ -41,4 +41,6 @@ def variants_of(options: EvaluationConfig, retain_rate: float | None) -> list[Va
 def importance_result(model: PreTrainedModel, batches: list[dict[str, Any]]) -> Result:
     """How much the attention of each layer changes the stream, as a result that is kept like others."""
     importance = attention_importance(model, batches)
-    return Result(IMPORTANCE, len(batches), {f"layer_{layer}": Figure(value) for layer, value in enumerate(importance)})
+    return Result(
+        IMPORTANCE, len(batches), {f"layer_{layer}": Estimate(value) for layer, value in enumerate(importance)}
+    )

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import shape_of
-from uniattn_pl.inference.timing import Sample, Subject, measure, peak_memory
+from uniattn_pl.inference.timing import TimedModel, Timing, measure, peak_memory
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import converted_copy, unmodified_copy
@@ -49,7 +49,7 @@ class Measured:
     prefill_flops: int
     decode_bytes: int
     peak_memory_bytes: int | None
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Timing] = field(default_factory=list)
 
     def median(self, metric: str) -> float:
         """Of `ttft_s` or `tpot_s` over the rounds."""
@@ -84,7 +84,7 @@ def subjects_of(
     *,
     chunk_size: int | None,
     bounds: bool = True,
-) -> list[Subject]:
+) -> list[TimedModel]:
     """The stock model, the baseline, every plan, and the bound of each plan: its operated layers dropped.
 
     All use the original's weights.
@@ -100,22 +100,24 @@ def subjects_of(
     unmodified = LayerPlan.unmodified(shape.num_layers)
     stock = aliased_copy(original)
     stock.set_attn_implementation(backend)
-    subjects = [Subject(STOCK, stock, unmodified, chunked=False)]
+    subjects = [TimedModel(STOCK, stock, unmodified, chunked=False)]
     if backend != REFERENCE_BACKEND and _has_sdpa(original):
         fused = aliased_copy(original)
         fused.set_attn_implementation(REFERENCE_BACKEND)
         subjects = [
-            Subject(STOCK, fused, unmodified, chunked=False),
-            Subject(f"{STOCK} {backend}", stock, unmodified, chunked=False),
+            TimedModel(STOCK, fused, unmodified, chunked=False),
+            TimedModel(f"{STOCK} {backend}", stock, unmodified, chunked=False),
         ]
-    subjects.append(Subject(BASELINE, unmodified_copy(stock), unmodified, chunked=True, chunk_size=chunk_size))
+    subjects.append(TimedModel(BASELINE, unmodified_copy(stock), unmodified, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items():
-        subjects.append(Subject(label, converted_copy(stock, plan), plan, chunked=True, chunk_size=chunk_size))
+        subjects.append(TimedModel(label, converted_copy(stock, plan), plan, chunked=True, chunk_size=chunk_size))
     for label, plan in plans.items() if bounds else ():
         dropped = unmodified.drop(list(plan.operated), compensated=False)
         if dropped.rows not in [subject.plan.rows for subject in subjects]:
             name = BOUND if len(plans) == 1 else f"{BOUND} as {label}"
-            subjects.append(Subject(name, converted_copy(stock, dropped), dropped, chunked=True, chunk_size=chunk_size))
+            subjects.append(
+                TimedModel(name, converted_copy(stock, dropped), dropped, chunked=True, chunk_size=chunk_size)
+            )
     return subjects
 
 
@@ -131,7 +133,7 @@ def _has_sdpa(model: PreTrainedModel) -> bool:
 
 
 def run_setting(
-    subjects: Sequence[Subject],
+    subjects: Sequence[TimedModel],
     setting: Setting,
     *,
     new_tokens: int,
@@ -166,7 +168,7 @@ def run_setting(
 
 
 def _predicted(
-    subject: Subject, setting: Setting, shape: ModelShape, bytes_per_element: int, peak: int | None
+    subject: TimedModel, setting: Setting, shape: ModelShape, bytes_per_element: int, peak: int | None
 ) -> Measured:
     size = {"batch_size": setting.batch_size, "length": setting.length}
     return Measured(
@@ -180,7 +182,7 @@ def _predicted(
     )
 
 
-def _check_bytes(expected: Measured, sample: Sample) -> None:
+def _check_bytes(expected: Measured, sample: Timing) -> None:
     if sample.kv_bytes != expected.kv_bytes:
         raise CacheMismatchError(
             f"{expected.label}: the cache holds {sample.kv_bytes} bytes after {expected.setting.length} tokens, "

@@ -30,7 +30,7 @@ from uniattn_pl.inference.benchmark import (
 )
 from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.inference.roofline import Machine, measure_machine
-from uniattn_pl.inference.timing import Subject
+from uniattn_pl.inference.timing import TimedModel
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.redaction import redact
@@ -108,7 +108,7 @@ def _load(loaded: LoadedConfig) -> PreTrainedModel:
     return model.to(trainer_device(loaded.config.trainer.accelerator))  # type: ignore[arg-type]
 
 
-def _configure(subjects: Sequence[Subject], loaded: LoadedConfig) -> None:
+def _configure(subjects: Sequence[TimedModel], loaded: LoadedConfig) -> None:
     for subject in subjects:
         if hasattr(subject.model.config, "reuse_mode"):
             subject.model.config.reuse_mode = loaded.config.model.reuse

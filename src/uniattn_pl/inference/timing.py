@@ -25,7 +25,7 @@ RESET_PEAK = "5"
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedModel:
     """A model to measure: `chunked` prompts go through in chunks of queries, others in one forward."""
 
     label: str
@@ -44,7 +44,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Timing:
     """Seconds to the first token, seconds per further token, and bytes of keys and values after the prompt."""
 
     ttft_s: float
@@ -52,7 +52,7 @@ class Sample:
     kv_bytes: int
 
 
-def measure(subject: Subject, ids: torch.Tensor, new_tokens: int) -> Sample:
+def measure(subject: TimedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
     """Prefill [B, L] tokens and decode `new_tokens` greedily, the first of them by the prefill."""
     device = ids.device
     with torch.no_grad():
@@ -67,10 +67,10 @@ def measure(subject: Subject, ids: torch.Tensor, new_tokens: int) -> Sample:
             output = subject.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
         end = _now(device)
-    return Sample(first - start, (end - begin) / max(new_tokens - 1, 1), kv_bytes)
+    return Timing(first - start, (end - begin) / max(new_tokens - 1, 1), kv_bytes)
 
 
-def peak_memory(subject: Subject, ids: torch.Tensor) -> int | None:
+def peak_memory(subject: TimedModel, ids: torch.Tensor) -> int | None:
     """Bytes that a prefill of [B, L] tokens needs at its peak, above what the process holds before it.
 
     On CUDA what the allocator gave out, on a Linux CPU what the process had resident; None elsewhere.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.reporting.columns import COST, Column
 from uniattn_pl.reporting.lookup import Lookup, Value
-from uniattn_pl.reporting.report_rows import Member, Row
+from uniattn_pl.reporting.report_rows import Member, ReportRow
 
 MISSING = "-"
 BEST, SECOND = 1, 2
@@ -67,7 +67,7 @@ class Table:
     """Rows x columns."""
 
     columns: list[Column]
-    rows: list[Row]
+    rows: list[ReportRow]
     cells: list[list[Cell]]
 
     def column(self, heading: str) -> list[Cell]:
@@ -90,12 +90,12 @@ class Table:
         return marks
 
 
-def fill(rows: list[Row], columns: list[Column], lookup: Lookup) -> Table:
+def fill(rows: list[ReportRow], columns: list[Column], lookup: Lookup) -> Table:
     """Look every cell up."""
     return Table(columns, rows, [[_cell(row, column, lookup) for column in columns] for row in rows])
 
 
-def _cell(row: Row, column: Column, lookup: Lookup) -> Cell:
+def _cell(row: ReportRow, column: Column, lookup: Lookup) -> Cell:
     values = [value for member in row.members if (value := _value(row, member, column, lookup)) is not None]
     if len({value.source for value in values}) == 1:
         values = values[:1]  # seeds of one plan have one benchmark: that is one measurement
@@ -106,7 +106,7 @@ def _cell(row: Row, column: Column, lookup: Lookup) -> Cell:
     return Cell(column, tuple(value.number for value in values), len(row.members), interval, steps)
 
 
-def _value(row: Row, member: Member, column: Column, lookup: Lookup) -> Value | None:
+def _value(row: ReportRow, member: Member, column: Column, lookup: Lookup) -> Value | None:
     """One seed's value in a column; for a column that is a mean, the mean of its parts, None where one is missing."""
     if not column.parts:
         return lookup.find(row, member, column)
@@ -118,7 +118,7 @@ def _value(row: Row, member: Member, column: Column, lookup: Lookup) -> Value | 
     return Value(statistics.fmean(value.number for value in present), None, None, sources)
 
 
-def _ranked(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[int, int]:
+def _ranked(cells: Sequence[Cell], rows: Sequence[ReportRow]) -> dict[int, int]:
     """Row -> rank; values that read the same are equally good, and a single one is compared with nothing."""
     unit = cells[0].column.unit
     comparable = {

@@ -13,7 +13,7 @@ from uniattn_pl.errors import did_you_mean
 from uniattn_pl.reporting.cells import Table
 from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
 from uniattn_pl.reporting.lookup import Lookup, metric_of
-from uniattn_pl.reporting.report_rows import H2O, Member, Row
+from uniattn_pl.reporting.report_rows import H2O, Member, ReportRow
 from uniattn_pl.sweeps.points import is_sweep
 
 OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")
@@ -100,12 +100,12 @@ def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[Missin
                         yield *cause, column.heading, _named(row, member)
 
 
-def _named(row: Row, member: Member) -> str:
+def _named(row: ReportRow, member: Member) -> str:
     return f"{row.name} (seed {member.seed})" if len(row.members) > 1 else row.name
 
 
 def _why(
-    row: Row, member: Member, column: Column, line: CommandLine, logged: Sequence[str]
+    row: ReportRow, member: Member, column: Column, line: CommandLine, logged: Sequence[str]
 ) -> tuple[str, str | None] | None:
     """Reason and command; None where the run is missing, which is said once for all its cells."""
     metric = column.metric
@@ -127,14 +127,14 @@ def _why(
     return f"the runs have no metric `{metric}`{at}.{near}", None
 
 
-def _bench(row: Row, column: Column, line: CommandLine) -> str:
+def _bench(row: ReportRow, column: Column, line: CommandLine) -> str:
     lengths = row.loaded.config.bench.lengths
     if column.step is None or column.step in lengths:
         return line.of("bench")
     return line.of("bench", f"bench.lengths={sorted({*lengths, column.step})}")
 
 
-def _why_not_evaluated(row: Row, member: Member, column: Column, line: CommandLine) -> tuple[str, str | None]:
+def _why_not_evaluated(row: ReportRow, member: Member, column: Column, line: CommandLine) -> tuple[str, str | None]:
     assert member.run is not None
     task, _, _ = column.metric.removeprefix(EVAL).partition("/")
     options = row.loaded.config.evaluation

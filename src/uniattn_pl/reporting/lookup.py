@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from uniattn_pl.reporting.columns import BOUNDS, COST, EVAL, RETAIN_RATE, TTFT, Column
-from uniattn_pl.reporting.report_rows import DROP, H2O, Member, Row
+from uniattn_pl.reporting.report_rows import DROP, H2O, Member, ReportRow
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore
 from uniattn_pl.tracking import tags
 
@@ -37,7 +37,7 @@ class Lookup:
     def __init__(self, runs: RunStore) -> None:
         self.runs = runs
 
-    def find(self, row: Row, member: Member, column: Column) -> Value | None:
+    def find(self, row: ReportRow, member: Member, column: Column) -> Value | None:
         """The value of a metric column for one seed of a row; None where it is missing.
 
         A run that has not ended says what its plan costs, and nothing yet of quality.
@@ -49,17 +49,17 @@ class Lookup:
         metric = metric_of(row, column.metric)
         return self._read(member.run, metric, column.step) if member.finished and metric else None
 
-    def stock(self, row: Row, column: Column) -> Value | None:
+    def stock(self, row: ReportRow, column: Column) -> Value | None:
         """The cost of the model without this package, from the newest benchmark of it."""
         benches = (r for r in self._benches(row) if r.data.tags.get(tags.ARCHITECTURE) == tags.STOCK)
         return self._first(benches, column)
 
-    def costs(self, row: Row) -> set[str]:
+    def costs(self, row: ReportRow) -> set[str]:
         """The names of what was measured of a row by benchmarks."""
         matching = [bench for m in row.members if m.run for bench in self._matching(row, m.run)]
         return {metric for bench in matching for metric in bench.data.metrics}
 
-    def _cost(self, row: Row, run: Run, column: Column) -> Value | None:
+    def _cost(self, row: ReportRow, run: Run, column: Column) -> Value | None:
         variant, metric = row.variant, column.metric
         if variant is not None and variant.kind == H2O:
             return self._compressed(row, run, column, variant.amount)
@@ -69,7 +69,7 @@ class Lookup:
             of_fit = self._read(run, metric, column.step) if variant is None else None
         return of_fit or self._first(self._matching(row, run), column)
 
-    def _compressed(self, row: Row, run: Run, column: Column, rate: float) -> Value | None:
+    def _compressed(self, row: ReportRow, run: Run, column: Column, rate: float) -> Value | None:
         """H2O compresses what the prefill has left: as long a prefill, and that part of the cache."""
         if column.metric != RETAIN_RATE and not column.metric.startswith(TTFT):
             return None
@@ -78,7 +78,7 @@ class Lookup:
             return whole
         return replace(whole, number=whole.number * rate)
 
-    def _matching(self, row: Row, run: Run) -> Iterator[Run]:
+    def _matching(self, row: ReportRow, run: Run) -> Iterator[Run]:
         """The benchmarks of a row's plan, newest first."""
         digest = run.data.tags.get(tags.PLAN)
         suffix = row.variant.suffix if row.variant is not None and row.variant.kind == DROP else None
@@ -90,7 +90,7 @@ class Lookup:
             if architecture != tags.STOCK and bench_tags.get(tags.VARIANT) == suffix and (same_plan or unmodified):
                 yield bench
 
-    def _benches(self, row: Row) -> Iterator[Run]:
+    def _benches(self, row: ReportRow) -> Iterator[Run]:
         model = tags.short_name(row.loaded.config.model.source)
         for bench in self.runs.of_kind("bench"):
             if bench.info.status == FINISHED and bench.data.tags.get(tags.MODEL) == model:
@@ -113,7 +113,7 @@ class Lookup:
         return Value(number, low, high, run.info.run_id)
 
 
-def metric_of(row: Row, metric: str) -> str | None:
+def metric_of(row: ReportRow, metric: str) -> str | None:
     """The name under which the row's variant has a metric; None for what is not measured of a variant."""
     if row.variant is None:
         return metric

@@ -10,7 +10,7 @@ from uniattn_pl.display.figure import new_figure
 from uniattn_pl.reporting.cells import Cell, Table
 from uniattn_pl.reporting.columns import Column
 from uniattn_pl.reporting.label_placement import Dot, place_labels
-from uniattn_pl.reporting.report_rows import DROP, H2O, Row
+from uniattn_pl.reporting.report_rows import DROP, H2O, ReportRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +38,13 @@ class Curve:
 class Spot:
     """A row as a dot: its place on the x axis and its value."""
 
-    row: Row
+    row: ReportRow
     x: float
     x_error: float | None
     y: Cell
 
 
-def draw(table: Table, x: str, y: Sequence[str]) -> Figure:
+def draw_figures(table: Table, x: str, y: Sequence[str]) -> Figure:
     """One figure: a line per column of `y` (and per group of rows), or dots where no line would mean anything."""
     columns = {column.heading: column for column in table.columns}
     if x in columns:

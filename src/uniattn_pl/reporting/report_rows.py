@@ -37,7 +37,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Variant:
+class RowVariant:
     """A way in which a fitted model is measured again: `h2o` keeps a part of the cache, `drop` drops layers."""
 
     kind: str
@@ -56,7 +56,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One line of the table.
 
     Attributes:
@@ -71,7 +71,7 @@ class Row:
     loaded: LoadedConfig
     settings: tuple[str, ...]
     members: tuple[Member, ...]
-    variant: Variant | None = None
+    variant: RowVariant | None = None
 
     @property
     def architecture(self) -> str:
@@ -86,7 +86,7 @@ class Row:
         return self.variant is not None or self.architecture != tags.BASELINE or min(rates, default=1.0) < 1
 
 
-def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base: LoadedConfig) -> list[Row]:
+def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base: LoadedConfig) -> list[ReportRow]:
     """The rows of a sweep, each followed by its variants, in the order of the points."""
     groups: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
@@ -95,15 +95,15 @@ def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base
     for settings, group in groups.items():
         name = _common_name(group, base.config.name)
         members = tuple(_member(point, point_run(runs, point, parent, base)) for point in group)
-        rows.append(Row(name, name, group[0].loaded, settings, members))
+        rows.append(ReportRow(name, name, group[0].loaded, settings, members))
     return _with_variants(rows)
 
 
-def single_row(runs: RunStore, loaded: LoadedConfig) -> list[Row]:
+def single_row(runs: RunStore, loaded: LoadedConfig) -> list[ReportRow]:
     """The row of a config without a sweep, and its variants."""
     name = loaded.config.name
     member = Member(name, loaded.config.seed, single_run(runs, loaded))
-    return _with_variants([Row(name, name, loaded, (), (member,))])
+    return _with_variants([ReportRow(name, name, loaded, (), (member,))])
 
 
 def _member(point: Point, run: Run | None) -> Member:
@@ -123,13 +123,13 @@ def _common_name(group: Sequence[Point], sweep: str) -> str:
     return " / ".join(names)
 
 
-def _with_variants(rows: Sequence[Row]) -> list[Row]:
+def _with_variants(rows: Sequence[ReportRow]) -> list[ReportRow]:
     all_rows = []
     for row in rows:
         options = row.loaded.config.evaluation
-        variants = [Variant(H2O, rate) for rate in dict.fromkeys(options.h2o)]
+        variants = [RowVariant(H2O, rate) for rate in dict.fromkeys(options.h2o)]
         if row.modified:  # an unmodified model has no operated layer to drop
-            variants += [Variant(DROP, count) for count in sorted(set(options.drop))]
+            variants += [RowVariant(DROP, count) for count in sorted(set(options.drop))]
         all_rows.append(row)
         all_rows += [replace(row, name=variant.named(row.name), variant=variant) for variant in variants]
     return all_rows

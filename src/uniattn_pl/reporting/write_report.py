@@ -21,8 +21,8 @@ from uniattn_pl.reporting.columns import Column
 from uniattn_pl.reporting.document import Links, Report, csv_text, markdown, summary
 from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
-from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw
-from uniattn_pl.reporting.report_rows import Row, single_row, sweep_rows
+from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw_figures
+from uniattn_pl.reporting.report_rows import ReportRow, single_row, sweep_rows
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, answer, open_store, sweep_run
 from uniattn_pl.sweeps.points import Point, load_points
 from uniattn_pl.tracking import tags
@@ -100,7 +100,7 @@ def _unknown_x(loaded: LoadedConfig, points: Sequence[Point]) -> list[str]:
 
 
 def _composed(
-    loaded: LoadedConfig, line: CommandLine, rows: list[Row], parent: Run | None, runs: RunStore
+    loaded: LoadedConfig, line: CommandLine, rows: list[ReportRow], parent: Run | None, runs: RunStore
 ) -> tuple[Report, dict[str, bytes]]:
     """The report, and its files by name."""
     config, lookup = loaded.config, Lookup(runs)
@@ -151,7 +151,7 @@ def _log(runs: RunStore, parent: Run, files: Sequence[Path], description: str) -
         print(f"it is not in MLflow, which does not take it: {redact(str(error))}")
 
 
-def _columns(definitions: Mapping[str, Any], rows: Sequence[Row], lookup: Lookup) -> list[Column]:
+def _columns(definitions: Mapping[str, Any], rows: Sequence[ReportRow], lookup: Lookup) -> list[Column]:
     if definitions:
         return all_columns.parse(definitions)
     logged = {metric for row in rows for m in row.members if m.run is not None for metric in m.run.data.metrics}
@@ -180,7 +180,7 @@ def _drawn(figures: Mapping[str, Any], table: Table) -> tuple[dict[str, bytes], 
     for name, axes in figures.items():
         captions[name] = f"{', '.join(axes['y'])} over {axes['x']}."
         image = io.BytesIO()
-        figure = draw(table, axes["x"], axes["y"])
+        figure = draw_figures(table, axes["x"], axes["y"])
         figure.savefig(image, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
         images[f"{name}.png"] = image.getvalue()
     return images, captions

@@ -39,7 +39,7 @@ def load_shards(state: dict[str, Any], folder: Path) -> None:
     Raises:
         pickle.UnpicklingError: the folder holds anything but tensors and plain values.
     """
-    load(state, storage_reader=_Reader(folder), planner=_Planner())
+    load(state, storage_reader=_ShardReader(folder), planner=_Planner())
 
 
 class _Index(pickle.Unpickler):
@@ -53,7 +53,7 @@ class _Index(pickle.Unpickler):
         raise pickle.UnpicklingError(f"UnpicklingError: the index of a checkpoint names {module}.{name}")
 
 
-class _Reader(FileSystemReader):
+class _ShardReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
         with (Path(self.path) / _INDEX).open("rb") as file:
             index: metadata.Metadata = _Index(file).load()

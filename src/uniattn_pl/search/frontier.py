@@ -13,7 +13,7 @@ from uniattn_pl.display.figure import new_figure
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.plan.changes import searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
-from uniattn_pl.search.greedy import Point
+from uniattn_pl.search.greedy import FrontierPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ FRONTIER = "frontier"
 STYLES = (("#4c72b0", "o"), ("#dd8452", "^"), ("#c44e52", "x"), ("#55a868", "D"), ("#8172b3", "v"))
 
 
-def is_dominated(point: Point, others: Sequence[Point]) -> bool:
+def is_dominated(point: FrontierPoint, others: Sequence[FrontierPoint]) -> bool:
     """Whether another plan costs no more and loses no more, and one of both less."""
     return any(
         other.cost <= point.cost and other.loss <= point.loss and (other.cost, other.loss) != (point.cost, point.loss)
@@ -30,7 +30,7 @@ def is_dominated(point: Point, others: Sequence[Point]) -> bool:
     )
 
 
-def write_frontier(folder: Path, points: Sequence[Point], cost: Cost) -> Path:
+def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost) -> Path:
     """Write `frontier/` inside `folder`: table.txt, frontier.json, frontier.png and plans/NN.json; returns it.
 
     A plan file is what `architecture: {name: given, plan: FILE}` takes.
@@ -49,7 +49,7 @@ def write_frontier(folder: Path, points: Sequence[Point], cost: Cost) -> Path:
     return target
 
 
-def table(points: Sequence[Point], cost: Cost) -> list[str]:
+def table(points: Sequence[FrontierPoint], cost: Cost) -> list[str]:
     """One line per plan: its cost, its loss, the change that led to it, and whether another plan beats it."""
     lines = [f"{'plan':>4} {'cost':>7} {'loss':>8}  change   (cost: {COSTS[cost.kind]}, {cost.length} tokens)"]
     for number, point in enumerate(points):
@@ -59,7 +59,7 @@ def table(points: Sequence[Point], cost: Cost) -> list[str]:
     return lines
 
 
-def figure(points: Sequence[Point], cost: Cost) -> Figure:
+def figure(points: Sequence[FrontierPoint], cost: Cost) -> Figure:
     """Loss against cost, each plan marked by the kind of change that led to it."""
     drawing = new_figure()
     axes = drawing.add_subplot()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from uniattn_pl.calibration.layers import Progress
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan import LayerPlan, ModelShape
@@ -21,12 +22,11 @@ from uniattn_pl.plan.cost_ratio import Cost
 from uniattn_pl.plan.saved_form import current_role
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
-Progress = Callable[[int, int, str], None]
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontierPoint:
     """A plan the search went through: its cost relative to the unmodified model, and its loss on the search's tokens.
 
     `layer` and `kind` are the change that led to it (None for the unmodified model).
@@ -40,7 +40,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """What a search is asked for.
 
     Args:
@@ -79,7 +79,7 @@ class GreedySearch:
         self,
         streams: UnifiedStreams,
         shape: ModelShape,
-        settings: Settings,
+        settings: SearchSettings,
         *,
         record: Path | None = None,
         progress: Progress | None = None,
@@ -92,7 +92,7 @@ class GreedySearch:
         self.evaluations = 0
         self._resume()
 
-    def run(self) -> list[Point]:
+    def run(self) -> list[FrontierPoint]:
         """Search until the budget is met or nothing more can change; returns the unmodified model and every step."""
         while not self.budget_met:
             changes = possible_changes(
@@ -163,9 +163,9 @@ class GreedySearch:
         increase, saved = loss - self.points[-1].loss, self._saved(plan)
         return increase / saved if increase > 0 else increase * saved
 
-    def _point(self, plan: LayerPlan, loss: float, change: Change | None = None) -> Point:
+    def _point(self, plan: LayerPlan, loss: float, change: Change | None = None) -> FrontierPoint:
         where = (change.layer, change.kind) if change else (None, None)
-        return Point(self.settings.cost.ratio(plan, self.shape), loss, plan.to_dict(), *where)
+        return FrontierPoint(self.settings.cost.ratio(plan, self.shape), loss, plan.to_dict(), *where)
 
     def _save(self) -> None:
         if self.record is None:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import Point, capture, layer_inputs
+from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs
 from uniattn_pl.families.inspection import Anatomy, anatomy_of, decoder_layers
-
-Batch = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
@@ -40,7 +38,7 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
     return (totals / max(tokens, 1)).tolist()
 
 
-def _contribution(layer: torch.nn.Module, anatomy: Anatomy) -> Point:
+def _contribution(layer: torch.nn.Module, anatomy: Anatomy) -> WatchPoint:
     """Where what the attention adds to the stream leaves: behind its own norm, where it has one (Gemma, OLMo-2)."""
     own_norm = anatomy.norm_after_attention in anatomy.attention_norms
-    return Point(getattr(layer, anatomy.norm_after_attention if own_norm else "self_attn"), leaving=True)
+    return WatchPoint(getattr(layer, anatomy.norm_after_attention if own_norm else "self_attn"), leaving=True)

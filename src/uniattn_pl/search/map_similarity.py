@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.calibration.maps import map_rows
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.kernels.stock import PREFIX
@@ -14,7 +15,6 @@ from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.plan.roles import MAP
 
-Batch = dict[str, torch.Tensor]
 CHUNK_BYTES = 2**28
 
 

@@ -8,20 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.layers import Batch, Progress
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.plan.saved_form import former_role
 from uniattn_pl.search.frontier import write_frontier
-from uniattn_pl.search.greedy import ROUNDING, GreedySearch, Point, Progress, Settings
+from uniattn_pl.search.greedy import ROUNDING, FrontierPoint, GreedySearch, SearchSettings
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.search.map_similarity import adjacent_similarity
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
-Batch = dict[str, torch.Tensor]
 SEARCH_INITIALISER = "joint_least_squares"
 FITTED_PER_MEASURED = 3
 
@@ -77,7 +76,7 @@ class ModelMeasurements:
         Raises:
             UserError: no row is left to fit on, or the budget cannot be reached.
         """
-        settings = Settings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
+        settings = SearchSettings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
         points = self.search(settings, tokens)
         frontier = write_frontier(self.folder, points, settings.cost)
         if points[-1].cost > budget + ROUNDING:
@@ -88,7 +87,7 @@ class ModelMeasurements:
             )
         return LayerPlan.from_dict(points[-1].plan)
 
-    def search(self, settings: Settings, tokens: int) -> list[Point]:
+    def search(self, settings: SearchSettings, tokens: int) -> list[FrontierPoint]:
         """The unmodified model and every step of a search that measures on about so many tokens.
 
         Raises:
@@ -107,14 +106,14 @@ class ModelMeasurements:
         return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
 
 
-def _record(folder: Path, settings: Settings, tokens: int) -> Path:
+def _record(folder: Path, settings: SearchSettings, tokens: int) -> Path:
     """The file of this search's evaluations; one that a former version began is continued."""
     kinds = tuple(former_role(kind) for kind in settings.kinds)
     former = folder / f"record-{_digest(replace(settings, kinds=kinds), tokens)}.json"
     return former if former.exists() else folder / f"record-{_digest(settings, tokens)}.json"
 
 
-def _digest(settings: Settings, tokens: int) -> str:
+def _digest(settings: SearchSettings, tokens: int) -> str:
     """Names a search, so that several keep their records in one folder."""
     text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -14,8 +14,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import Point, capture, layer_inputs, read_point, repaired_point, replaced_layers
-from uniattn_pl.calibration.solvers import Fit, Sample, make_solver
+from uniattn_pl.calibration.layers import (
+    Batch,
+    WatchPoint,
+    capture,
+    layer_inputs,
+    read_point,
+    repaired_point,
+    replaced_layers,
+)
+from uniattn_pl.calibration.solvers import Fit, LayerSample, make_solver
 from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
@@ -23,8 +31,6 @@ from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
-
-Batch = dict[str, torch.Tensor]
 
 
 class UnifiedStreams:
@@ -91,7 +97,7 @@ class UnifiedStreams:
     def _run_original(self) -> float:
         hidden = self.streams[0]
         for index, layer in enumerate(decoder_layers(self.original)):
-            point = Point(getattr(layer, self.norm_name))
+            point = WatchPoint(getattr(layer, self.norm_name))
             targets, following = [], []
             for inputs, states in zip(self.inputs, hidden, strict=True):
                 seen: dict[str, torch.Tensor] = {}
@@ -151,12 +157,12 @@ class UnifiedStreams:
             with ExitStack() as stack:
                 stack.enter_context(capture(read_point(layer.self_attn, row), seen, "x"))
                 if adjusts_output_projection(row):
-                    stack.enter_context(capture(Point(layer.self_attn.o_proj), seen, "heads"))
+                    stack.enter_context(capture(WatchPoint(layer.self_attn.o_proj), seen, "heads"))
                 point = repaired_point(layer, row, self.norm_name)
                 stack.enter_context(capture(point, seen, "unified", stop=True))
                 self._layer(model, row, batch, running[batch], states[batch])
             error = self.targets[row.index][batch].float() - seen["unified"].float()
-            solver.update(Sample(seen["x"], error, seen.get("heads"), self.masks[batch]))
+            solver.update(LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch]))
         return solver.solve()
 
     def _loss(self, model: PreTrainedModel, last: dict[int, torch.Tensor]) -> float:

@@ -28,7 +28,7 @@ FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 
 @dataclass
-class Progress:
+class PointProgress:
     """How far a running point's training is, read from its journal as it grows; the seconds are those of its stage."""
 
     folder: Path
@@ -52,7 +52,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Row:
+class ViewRow:
     """One point in a table.
 
     Attributes:
@@ -90,7 +90,7 @@ class SweepView:
     ) -> None:
         self.names = {point.key: point.name for point in points}
         self.folders, self.rates, self.console = folders, rates, console
-        self._progress = {key: Progress(folders[key]) for key in self.names}
+        self._progress = {key: PointProgress(folders[key]) for key in self.names}
         self._shown: dict[str, str] = {}
         self._live: Live | None = None
 
@@ -121,7 +121,7 @@ class SweepView:
             if row.state != previous:
                 self.tell(f"[{done}/{len(rows)}] {row.name}: {_event(row, state)}")
 
-    def _fitting(self, rows: Sequence[Row]) -> list[Row]:
+    def _fitting(self, rows: Sequence[ViewRow]) -> list[ViewRow]:
         """The rows that a terminal has room for: ended points are left out first, then those that have not begun."""
         urgent = sorted(rows, key=lambda row: (row.state in ENDED, row.state == "waiting"))
         kept = urgent[: max(1, self.console.height - FRAME)]
@@ -131,11 +131,11 @@ class SweepView:
         """Print one line as it is, above the table."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def rows(self, states: Mapping[str, PointState]) -> list[Row]:
+    def rows(self, states: Mapping[str, PointState]) -> list[ViewRow]:
         """Every point, in order."""
         return [self._row(key, state) for key, state in states.items()]
 
-    def _row(self, key: str, state: PointState) -> Row:
+    def _row(self, key: str, state: PointState) -> ViewRow:
         progress, folder, result = self._progress[key], self.folders[key], result_of(self.folders[key])
         progress.read()
         step = progress.step if state.step is None else state.step
@@ -146,7 +146,7 @@ class SweepView:
             rate = result.cache.retain_rate
         seconds_left = progress.seconds_left if word == "running" else None
         place = None if result is not None else state.place
-        return Row(self.names[key], word, step, loss, rate, seconds_left, folder, place)
+        return ViewRow(self.names[key], word, step, loss, rate, seconds_left, folder, place)
 
 
 def result_of(folder: Path) -> FitResult | None:
@@ -155,7 +155,7 @@ def result_of(folder: Path) -> FitResult | None:
     return manifest.result(folder, "") if manifest is not None and manifest.phase == "done" else None
 
 
-def _event(row: Row, state: PointState) -> str:
+def _event(row: ViewRow, state: PointState) -> str:
     if row.state == "finished":
         return f"finished, held-out loss {_number(row.loss)}, KV {_percent(row.kv_rate)}"
     if row.state in ("failed", "to retry"):
@@ -163,13 +163,13 @@ def _event(row: Row, state: PointState) -> str:
     return row.state
 
 
-def best_of(rows: Sequence[Row]) -> Row | None:
+def best_of(rows: Sequence[ViewRow]) -> ViewRow | None:
     """The finished point with the least held-out loss."""
     finished = [row for row in rows if row.state == "finished" and row.loss is not None and math.isfinite(row.loss)]
     return min(finished, key=lambda row: row.loss or 0.0, default=None)
 
 
-def final_table(rows: Sequence[Row], tracking_uri: str, run_id: str | None) -> Group:
+def final_table(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None) -> Group:
     """All points, the best one marked, and the commands that go on from here."""
     best = best_of(rows)
     python = shlex.quote(sys.executable)
@@ -185,7 +185,7 @@ def final_table(rows: Sequence[Row], tracking_uri: str, run_id: str | None) -> G
     return Group(*parts, Text("\n" + "\n".join(commands)))
 
 
-def _table(rows: Sequence[Row], title: str, best: Row | None = None, *, live: bool = False) -> Table:
+def _table(rows: Sequence[ViewRow], title: str, best: ViewRow | None = None, *, live: bool = False) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("point", overflow="fold")  # the one that gives way on a narrow terminal
     table.add_column("state", no_wrap=True)

@@ -14,8 +14,8 @@ from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store
-from uniattn_pl.tracking.delivery_state import FILE, Progress
-from uniattn_pl.tracking.journal import ARTIFACTS, Entry, Journal, entries
+from uniattn_pl.tracking.delivery_state import FILE, DeliveryState
+from uniattn_pl.tracking.journal import ARTIFACTS, Journal, JournalEntry, entries
 from uniattn_pl.tracking.mlflow_requests import RunRequests, short_reason
 
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
@@ -65,15 +65,15 @@ class Delivery:
         self.refused: UserError | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
 
-    def _starting_point(self, run_id: str | None) -> Progress:
+    def _starting_point(self, run_id: str | None) -> DeliveryState:
         place = mlflow_store.place(self.config)
-        progress = Progress.read(self._file)
+        progress = DeliveryState.read(self._file)
         if progress is None:
-            return Progress(place, run_id)
+            return DeliveryState(place, run_id)
         moved_away = mlflow_store.is_local(self.config) and not mlflow_store.database(self.config).exists()
         if progress.place != place or moved_away:
             # written before the new database is made: a kill in between must not bring the old run's id back
-            progress = Progress(place)
+            progress = DeliveryState(place)
             progress.write(self._file)
         # a power cut can take from the journal what the store has; it is journaled again and then compared
         return replace(progress, offset=min(progress.offset, self.journal.size))
@@ -171,7 +171,7 @@ class Delivery:
                 raise ArtifactsNotStoredError
             self._advance(held=[other for other in self._progress.held if other != name])
 
-    def _next_batch(self) -> list[Entry]:
+    def _next_batch(self) -> list[JournalEntry]:
         """The next operations of one kind that fit into one request."""
         coming = entries(self.journal.path, self._progress.offset)
         first = next(coming, None)

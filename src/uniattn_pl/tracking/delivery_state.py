@@ -12,7 +12,7 @@ FILE = "delivered.json"
 
 
 @dataclass(frozen=True)
-class Progress:
+class DeliveryState:
     """How far delivery has come.
 
     Attributes:
@@ -28,7 +28,7 @@ class Progress:
     held: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Progress | None:
+    def read(cls, path: Path) -> DeliveryState | None:
         """Return what the file says, or None when there is none or it is damaged: nothing is sent twice anyway."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -16,7 +16,7 @@ from uniattn_pl.redaction import redact
 FOLDER, FILE, ARTIFACTS = "tracking", "journal.jsonl", "artifacts"
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """One journaled operation, and the byte offset behind its line."""
 
     operation: dict[str, Any]
@@ -56,7 +56,7 @@ class Journal:
 
     def _move_foreign_aside(self, fit_id: str) -> None:
         """A run folder whose manifest was deleted has another fit's journal, whose steps are not ours."""
-        owner = identity(self.folder.parent)
+        owner = journal_owner(self.folder.parent)
         if owner is not None and owner["fit_id"] != fit_id:
             os.rename(self.folder, self.folder.with_name(f"{FOLDER}-{owner['fit_id']}"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class Journal:
         return sum(end <= offset for _, end in entries(self.path))
 
 
-def entries(path: Path, offset: int = 0) -> Iterator[Entry]:
+def entries(path: Path, offset: int = 0) -> Iterator[JournalEntry]:
     """Yield a journal's operations behind a byte offset, up to the first line that is not whole."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -162,10 +162,10 @@ def entries(path: Path, offset: int = 0) -> Iterator[Entry]:
             if not line.endswith(b"\n") or not isinstance(operation, dict):
                 return
             offset += len(line)
-            yield Entry(operation, offset)
+            yield JournalEntry(operation, offset)
 
 
-def identity(folder: Path) -> dict[str, Any] | None:
+def journal_owner(folder: Path) -> dict[str, Any] | None:
     """The fit id and the name that the journal of a run folder was begun with; None when there is no journal."""
     path = folder / FOLDER / FILE
     return next((entry.operation for entry in entries(path)), None) if path.exists() else None

@@ -12,7 +12,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store
 from uniattn_pl.tracking.delivery import Delivery
-from uniattn_pl.tracking.journal import Journal, identity
+from uniattn_pl.tracking.journal import Journal, journal_owner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +144,7 @@ def deliver_pending(
     Raises:
         UserError: as `MLflowRun.open`.
     """
-    owner = identity(folder)
+    owner = journal_owner(folder)
     if owner is None:
         return 0
     journal, delivery = _opened(config, owner["fit_id"], owner["name"], run_id, folder, tell)

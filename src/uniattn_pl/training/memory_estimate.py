@@ -34,7 +34,7 @@ def stage_memory(
     )
 
 
-def peak_memory(config: ExperimentConfig, plan: LayerPlan, shape: ModelShape) -> int | None:
+def estimated_peak_memory(config: ExperimentConfig, plan: LayerPlan, shape: ModelShape) -> int | None:
     """Bytes per device of the larger of the stages that are enabled; None when nothing is trained.
 
     Devices that are only known where it runs count as one.

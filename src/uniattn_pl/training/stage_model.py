@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.weights import adjusts_output_projection
 from uniattn_pl.modeling.loading.pretrained import load_folder
-from uniattn_pl.modeling.loading.sharded_weights import fill
+from uniattn_pl.modeling.loading.sharded_weights import fill_weights
 from uniattn_pl.modeling.lora import initialise_updates, lora_config
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.model_folders import phase_folder, save_model
@@ -36,7 +36,7 @@ def build_model(
 
 def fill_shards(experiment: Experiment, models: FitModels, model: nn.Module, source: Path) -> None:
     """Give a sharded skeleton its weights, in main memory where shards are offloaded."""
-    fill(model, source, "cpu" if experiment.config.training.cpu_offload else models.device)
+    fill_weights(model, source, "cpu" if experiment.config.training.cpu_offload else models.device)
     initialise_updates(model, experiment.config.seed)
 
 

@@ -28,7 +28,7 @@ def skeleton(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> P
     return model.eval()
 
 
-def fill(model: nn.Module, folder: Path, device: torch.device | str) -> None:
+def fill_weights(model: nn.Module, folder: Path, device: torch.device | str) -> None:
     """Give a sharded skeleton memory on `device` and its weights from the folder's safetensors files.
 
     What peft has added is left uninitialised.

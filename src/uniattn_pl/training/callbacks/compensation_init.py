@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration import CalibrationReport, calibrate
+from uniattn_pl.calibration.layers import Progress
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience import ranks
 
 Batches = Sequence[dict[str, Tensor]]
-Progress = Callable[[int, int, str], None]
 
 
 class CompensationInit(pl.Callback):
