@@ -1,7 +1,7 @@
 """How much memory a training stage takes on each device: an estimate, a pure function of plan, shape and sizes.
 
 Activations are counted tensor by tensor as autograd saves them in transformers' decoder layers with a fused kernel
-(`tests/test_memory.py` counts the same in real models); `benchmarks/memory.py` measures whole stages.
+(`tests/plan/test_memory.py` counts the same in real models); `benchmarks/memory.py` measures whole stages.
 """
 
 from __future__ import annotations
