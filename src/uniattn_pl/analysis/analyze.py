@@ -20,6 +20,7 @@ from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.roles import KEY_VALUE, MAP
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.search.importance import attention_importance
@@ -165,7 +166,7 @@ def _share_kv_instead(plan: LayerPlan) -> LayerPlan:
     """The plan with CLA in place of every reused map, without compensation (Proposition 3.6's counterpart)."""
     share_kv_plan = LayerPlan.unmodified(len(plan.rows))
     for row in plan.rows:
-        if row.role == "reuse" and row.source is not None and plan.rows[row.source].role == "full":
+        if row.does.reads == MAP and row.source is not None and KEY_VALUE in plan.rows[row.source].does.gives:
             share_kv_plan = share_kv_plan.share_kv([row.index], row.source, compensated=False)
     return share_kv_plan
 
