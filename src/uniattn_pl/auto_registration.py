@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 AUTO_CLASSES = "transformers.models.auto.configuration_auto"
-WATCHED = ("transformers", "uniattn_pl.modeling")
+WATCHED = ("transformers", "uniattn_pl")
 
 
 class _RegisterAfterImport(MetaPathFinder):

@@ -101,6 +101,17 @@ def test_the_command_writes_tables_and_figures_to_disk_and_mlflow(
     assert artifacts == {path.name for path in folder.iterdir()}
 
 
+def test_an_analysis_that_needs_no_plan_searches_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(
+        "name: tiny\nmodel: {source: tiny-llama, dtype: float32}\ndata: {validation_size: 8, num_samples: 24}\n"
+        "architecture: {name: search, budget: 0.9, search_tokens: 100}\n"
+    )
+    assert main(["analyze", "--config", "a.yaml", "--tokens", "400", "--only", "similarity"]) == 0
+    assert (tmp_path / "runs/tiny/analysis/similarity.txt").is_file()
+    assert not (tmp_path / "runs/tiny/search").exists()
+
+
 def test_wrong_requests_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: tiny\nmodel: {source: tiny-llama}\n")
     assert main(["analyze", "--config", str(tmp_path / "a.yaml"), "--only", "similarty", "--tokens", "0"]) == 2

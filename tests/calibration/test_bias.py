@@ -17,6 +17,7 @@ from uniattn_pl.modeling.attention.compensation_layer import make_compensation, 
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import Compensation, LayerPlan, costs
 from uniattn_pl.plan.drawing import draw
+from uniattn_pl.tracking.tags import plan_digest
 
 TOKENS, READ, ADDED = 400, 64, 64
 
@@ -76,6 +77,37 @@ def test_without_a_bias_the_fit_is_what_it_was() -> None:
     gram = x.T @ x
     expected = torch.linalg.solve(gram + 1e-2 * gram.diagonal().mean() * torch.eye(READ), x.T @ error).T
     torch.testing.assert_close(fit.w_c, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_the_ridge_leaves_the_bias_alone() -> None:
+    """A constant error, and x that has nothing to do with it: only the bias can repair it, however strong the ridge."""
+    x = torch.randn(1, TOKENS, READ, generator=torch.Generator().manual_seed(0))
+    x = x - x.mean(dim=1, keepdim=True)
+    solver = LeastSquares(100.0, joint=False, bias=True)
+    solver.update(LayerSample(x, torch.full((1, TOKENS, ADDED), 3.0), None, torch.ones(1, TOKENS, dtype=torch.bool)))
+    fit = solver.solve()
+    assert fit is not None
+    assert fit.bias is not None
+    torch.testing.assert_close(fit.bias.float(), torch.full((ADDED,), 3.0), rtol=1e-4, atol=1e-4)
+
+
+def test_jointly_with_w_o_all_three_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, heads = (torch.randn(1, TOKENS, size, generator=generator) for size in (8, 12))
+    w_c, delta_o = (torch.randn(5, size, generator=generator) for size in (8, 12))
+    error = x @ w_c.T + heads @ delta_o.T + 2.0
+    solver = LeastSquares(1e-8, joint=True, bias=True)
+    solver.update(LayerSample(x, error, heads, torch.ones(1, TOKENS, dtype=torch.bool)))
+    fit = solver.solve()
+    assert fit is not None
+    assert fit.delta_o is not None
+    assert fit.bias is not None
+    for found, expected in ((fit.w_c, w_c), (fit.delta_o, delta_o), (fit.bias, torch.full((5,), 2.0))):
+        torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_runs_of_plans_with_and_without_it_are_told_apart() -> None:
+    assert plan_digest(BIASED) != plan_digest(PLAIN)
 
 
 @pytest.mark.parametrize("initialiser", ["zero", "theorem37", "least_squares", "joint_least_squares"])

@@ -43,6 +43,10 @@ def sections() -> Iterator[tuple[str, str]]:
         yield title, text
 
 
+def test_every_dotted_name_is_one_of_the_package() -> None:
+    assert {name for name in NAME.findall(PAGE) if name.split(".")[0] not in ROOMS} == set()
+
+
 @pytest.mark.parametrize("name", sorted(set(names(PAGE))))
 def test_every_name_is_there(name: str) -> None:
     assert resolve(name) is not None

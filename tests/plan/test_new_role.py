@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_it_computes_what_its_attention_says(plan: LayerPlan) -> None:
     output, attention_map = attention(hidden)
     torch.testing.assert_close(output, attention.o_proj(heads) + attention.w_c(value), rtol=0, atol=1e-6)
     assert attention_map is None
+
+
+@pytest.mark.parametrize(
+    ("projections", "modules"),
+    [({"value", "output"}, {"qkv_proj": "v"}), ({"key", "value", "output"}, {"k_proj": "k", "v_proj": "v"})],
+)
+def test_of_a_fused_projection_a_role_keeps_the_rows_it_names(
+    projections: set[str], modules: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROLES, "own_value", replace(OWN_VALUE, projections=frozenset(projections)))
+    original = stock("phi3")
+    fused = original.model.layers[2].self_attn.qkv_proj.weight.detach().clone()
+    spans = {"k": slice(32, 48), "v": slice(48, 64)}  # behind 4 heads of 8 queries, 2 of keys, 2 of values
+    attention = apply_plan(original, LayerPlan.unmodified(LAYERS).assign([2], "own_value")).model.layers[2].self_attn
+    assert {name for name, _ in attention.named_children()} == {*modules, "o_proj"}
+    for name, part in modules.items():
+        assert torch.equal(attention.get_submodule(name).weight, fused[spans[part]])
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ def test_the_drawing_names_every_operated_layer_and_what_it_caches(plan: LayerPl
 
 def test_a_chain_resolves_to_the_layer_that_computes_the_map() -> None:
     plan = LayerPlan.unmodified(4).reuse([2], 1, compensated=False).reuse([3], 2, compensated=True)
-    assert [row.source for row in plan.rows] == [None, None, 1, 1]
+    full, reuse = ("full", None), ("reuse", 1)
+    assert [(row.role, row.source) for row in plan.rows] == [full, full, reuse, reuse]
     assert plan.sources("map") == (1,)
     assert plan.compensated == (3,)
 

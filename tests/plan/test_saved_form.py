@@ -15,11 +15,13 @@ from tests.search.test_search import Batch, batches
 from transformers import AutoModelForCausalLM
 
 from uniattn_pl.architectures import Given
-from uniattn_pl.calibration import calibrate
+from uniattn_pl.calibration import calibrate, streaming
+from uniattn_pl.config import load_config
+from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.families.inspection import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import Compensation, LayerPlan, LayerRow, PlanError
-from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.resilience.manifest import Manifest, key_of
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.tracking.tags import plan_digest
 
@@ -93,6 +95,7 @@ def test_a_model_folder_of_the_former_version_loads_and_gives_its_logits(tmp_pat
         torch.testing.assert_close(model(expected["ids"]).logits, expected["logits"], rtol=0, atol=1e-5)
     model.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())["layer_plan"]
+    assert saved["format"] == 2
     assert LayerPlan.from_dict(saved) == MODEL_PLAN
 
 
@@ -131,15 +134,19 @@ def record(folder: Path) -> Path:
     return file
 
 
-def test_a_calibration_that_the_former_version_began_goes_on(tmp_path: Path) -> None:
+def test_a_calibration_that_the_former_version_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(FORMER / "calibration", tmp_path / "calibration")
     plan = LayerPlan.unmodified(8).reuse([5, 6, 7], 4, compensated=True)
     original = stock_llama()
     resumed, anew = converted_copy(original, plan), converted_copy(original, plan)
-    solved = [file.stat().st_mtime_ns for file in sorted(folder.glob("layer-*"))]
+    solvers: list[str] = []
+    make = streaming.make_solver
+    monkeypatch.setattr(streaming, "make_solver", lambda *args, **kw: (solvers.append(args[0]), make(*args, **kw))[1])
     calibrate(original, resumed, batches(), batches()[:1], record=folder)
-    assert [file.stat().st_mtime_ns for file in sorted(folder.glob("layer-*"))][:2] == solved, "not solved again"
+    assert len(solvers) == 1, "layers 5 and 6 are not solved again"
+    assert {file.name for file in folder.glob("layer-*")} == {f"layer-00{layer}.safetensors" for layer in (5, 6, 7)}
     calibrate(original, anew, batches(), batches()[:1])
+    assert len(solvers) == 1 + 3
     for name, expected in anew.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], expected, rtol=0, atol=1e-5)
 
@@ -164,6 +171,8 @@ def test_a_manifest_of_the_former_version_is_of_the_same_experiment(tmp_path: Pa
         ({"compensated": True, "compensation_input": "head"}, "layer 1: .* Did you mean 'heads'"),
         ({"compensated": True, "compensation_rank": "4"}, "not a whole number"),
         ({"map_form": 1}, "map_form"),
+        ({"map_from": "one"}, "layer plan|which is not in the model|not below"),
+        ({"index": 3}, "there is no layer 3"),
     ],
 )
 def test_impossible_rows_of_the_former_version_are_refused_by_name(changed: dict[str, Any], message: str) -> None:
@@ -174,3 +183,9 @@ def test_impossible_rows_of_the_former_version_are_refused_by_name(changed: dict
 def test_a_plan_of_a_later_version_is_refused() -> None:
     with pytest.raises(PlanError, match="has format 3; this version reads formats 1 and 2"):
         LayerPlan.from_dict({"format": 3, "num_layers": 2, "rows": []})
+
+
+@pytest.mark.parametrize(("architecture", "key"), [("search", "41983f88909a3c8a"), ("uniattn", "f0a0ecddf3a7afeb")])
+def test_experiments_have_the_keys_that_the_former_version_gave_their_runs(architecture: str, key: str) -> None:
+    """Reports and sweeps find a fit's MLflow run by it."""
+    assert key_of(plain_config(load_config([], [f"architecture={architecture}"]))) == key

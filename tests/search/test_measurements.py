@@ -88,7 +88,8 @@ class Answers:
 def test_architectures_take_the_best_ones() -> None:
     shape = shape_of(stock("llama").config)
     plan = UniAttn(selection="similarity", num_reused=3).choose(shape, Answers())  # type: ignore[arg-type]
-    assert [row.source for row in plan.rows] == [None, None, 1, 1, None, 4]
+    full = ("full", None)
+    assert [(r.role, r.source) for r in plan.rows] == [full, full, ("reuse", 1), ("reuse", 1), full, ("reuse", 4)]
     dropped = LLMDrop(num_dropped=2).choose(shape, Answers())  # type: ignore[arg-type]
     assert dropped.operated == (4, 5)
     everywhere = LLMDrop(num_dropped=2, among="all").choose(shape, Answers())  # type: ignore[arg-type]

@@ -75,7 +75,8 @@ def test_readers_follow_when_their_source_changes() -> None:
     plan = LayerPlan.unmodified(6).reuse([3, 4], 2, compensated=True)
     chained = Change(2, "reuse").apply(plan, compensated=True)
     assert chained is not None
-    assert [row.source for row in chained.rows] == [None, None, 1, 1, 1, None]
+    full, reuse = ("full", None), ("reuse", 1)
+    assert [(row.role, row.source) for row in chained.rows] == [full, full, reuse, reuse, reuse, full]
     assert Change(2, "drop").apply(plan, compensated=True) is None
     sharing = Change(2, "share_kv").apply(plan, compensated=True)
     assert sharing is not None

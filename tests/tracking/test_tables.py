@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from uniattn_pl.tracking.final_table import as_text, final_report
+from uniattn_pl.tracking.final_table import as_text, final_table
 from uniattn_pl.tracking.fit_result import FitResult
 
 RESULTS = {
@@ -43,16 +43,16 @@ def result(changed: dict[str, Any] | None = None) -> FitResult:
 
 def test_the_initialisation_is_credited_with_its_share_of_the_gap() -> None:
     assert result().gap_closed == 0.75
-    assert "closed 75%" in as_text(final_report(result()))
+    assert "closed 75%" in as_text(final_table(result()))
 
 
 def test_an_initialisation_that_harms_is_said_to() -> None:
     harmful = {"initialise": {"milestones": {"initial": {"response_loss": 6.0, "answer_accuracy": 0.4}}}}
-    assert "widened the loss that unification opened by 50%" in as_text(final_report(result(harmful)))
+    assert "widened the loss that unification opened by 50%" in as_text(final_table(result(harmful)))
 
 
 def test_every_milestone_and_cost_is_in_the_table() -> None:
-    text = as_text(final_report(result()))
+    text = as_text(final_table(result()))
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert [row.split("│")[1].strip() for row in rows[:4]] == [
         "original",
@@ -65,7 +65,7 @@ def test_every_milestone_and_cost_is_in_the_table() -> None:
 
 
 def test_the_commands_can_be_copied() -> None:
-    lines = as_text(final_report(result())).splitlines()
+    lines = as_text(final_table(result())).splitlines()
     assert any("-m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlruns/mlflow.db" in line for line in lines)
     assert any("-m uniattn_pl generate --from 'runs/my run'" in line for line in lines)
     assert any("-m uniattn_pl export --from 'runs/my run' --to 'exported/my run'" in line for line in lines)

@@ -50,6 +50,14 @@ def config(*overrides: str) -> LoadedConfig:
     )
 
 
+def test_a_plan_that_does_not_fit_is_refused_before_anything_is_tracked(folder: Path) -> None:
+    store = folder / "other.db"
+    with pytest.raises(UserError, match=r"rank 1000; it must be from 1 to 32"):
+        fit(config("calibration.rank=1000", f"tracking.uri=sqlite:///{store}"))
+    assert not store.exists()
+    assert {path.name for path in (folder / "runs" / "tiny").iterdir()} <= {"manifest.json", ".lock"}
+
+
 def test_a_model_with_nothing_to_compensate_skips_initialisation_and_stage_1() -> None:
     result = fit(load_config([Path("tiny.yaml")], ["architecture.name=baseline"]))
     assert [milestone.name for milestone in result.milestones] == ["original", "stage2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,24 +38,20 @@ if TYPE_CHECKING:
 FOLDER = "analysis"
 
 
-@dataclass(frozen=True)
 class Analysed:
-    """An experiment, its models and its plan: the one a fit has recorded, or the one it would have."""
+    """An experiment and its models, on this process alone."""
 
-    experiment: Experiment
-    models: FitModels
-    plan: LayerPlan
-    console: Console
+    def __init__(self, loaded: LoadedConfig, console: Console) -> None:
+        self.cluster, self.console = Cluster.alone(loaded.config), console
+        self.experiment = Experiment(loaded, self.cluster)
+        self.models = FitModels(self.experiment, self.cluster.device)
 
-    @classmethod
-    def of(cls, loaded: LoadedConfig, console: Console) -> Analysed:
-        """Open an experiment on this process alone."""
-        cluster = Cluster.alone(loaded.config)
-        experiment = Experiment(loaded, cluster)
-        models, manifest = FitModels(experiment, cluster.device), Manifest.read(experiment.folder)
+    @cached_property
+    def plan(self) -> LayerPlan:
+        """The plan that the fit has recorded, or the one it would have, which may have to be searched for."""
+        manifest = Manifest.read(self.experiment.folder)
         recorded = manifest.results.get("prepare", {}).get("plan") if manifest is not None else None
-        plan = fit_plan(experiment, models, recorded, cluster=cluster, console=console)
-        return cls(experiment, models, plan, console)
+        return fit_plan(self.experiment, self.models, recorded, cluster=self.cluster, console=self.console)
 
     def train_batches(self, tokens: int) -> list[dict[str, torch.Tensor]]:
         """Training rows that together hold about so many tokens, one per batch."""
@@ -79,7 +76,7 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
         UserError: the config cannot be analysed, or `compensation` is among the topics and the plan has no W_c.
     """
     console = Console()
-    analysed = Analysed.of(loaded, console)
+    analysed = Analysed(loaded, console)
     if topics is None:
         topics = [topic for topic in TOPICS if topic != "compensation" or analysed.plan.compensated]
     folder = analysed.experiment.folder / FOLDER
@@ -166,7 +163,7 @@ def _share_kv_instead(plan: LayerPlan) -> LayerPlan:
     """The plan with CLA in place of every reused map, without compensation (Proposition 3.6's counterpart)."""
     share_kv_plan = LayerPlan.unmodified(len(plan.rows))
     for row in plan.rows:
-        if row.does.reads == MAP and row.source is not None and KEY_VALUE in plan.rows[row.source].does.gives:
+        if row.traits.reads == MAP and row.source is not None and KEY_VALUE in plan.rows[row.source].traits.gives:
             share_kv_plan = share_kv_plan.share_kv([row.index], row.source, compensated=False)
     return share_kv_plan
 

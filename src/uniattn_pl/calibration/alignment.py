@@ -76,7 +76,7 @@ class HeadAlignment:
             torch.nn.functional.normalize(map_rows(replayed, sequence, start, stop), dim=-1)
             for replayed in (seen.own, seen.source)
         )
-        return -torch.einsum("hcs,gcs->hg", own, source)
+        return -torch.einsum("hcs,gcs->hg", own, source)  # [H, H of the source]
 
     def _output_error(self, seen: Observation, sequence: int, start: int, stop: int) -> torch.Tensor:
         source = map_rows(seen.source, sequence, start, stop)
@@ -89,7 +89,7 @@ class HeadAlignment:
             difference = source @ value[head] - target[head]  # [H of the source, C, D]
             metric = per_head[head].T @ per_head[head]
             rows.append(((difference @ metric) * difference).sum(dim=(1, 2)))
-        return torch.stack(rows)
+        return torch.stack(rows)  # [H, H of the source]
 
 
 def _chunks(replayed: ReplayedMap, length: int) -> Iterator[tuple[int, int]]:

@@ -98,19 +98,19 @@ def capture(point: WatchPoint, seen: dict[str, torch.Tensor], name: str, *, stop
 
 def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> WatchPoint:
     """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
-    placed = row.compensation or Compensation()
-    if placed.output == "heads":
+    compensation = row.compensation or Compensation()
+    if compensation.output == "heads":
         return WatchPoint(layer.self_attn.o_proj)
-    if placed.output == "layer_output":
+    if compensation.output == "layer_output":
         return WatchPoint(layer, leaving=True)
     return WatchPoint(getattr(layer, norm_after_attention))
 
 
 def read_point(attention: Any, row: LayerRow) -> WatchPoint:
     """What W_c reads in a converted attention."""
-    placed = row.compensation or Compensation()
-    if placed.input == "heads":
+    compensation = row.compensation or Compensation()
+    if compensation.input == "heads":
         return WatchPoint(attention.o_proj)
-    if placed.input == "value":
+    if compensation.input == "value":
         return WatchPoint(attention.projection("v_proj"), leaving=True)
     return WatchPoint(attention)

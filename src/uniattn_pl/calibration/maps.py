@@ -13,7 +13,8 @@ def map_rows(replayed: ReplayedMap, sequence: int, start: int, stop: int) -> tor
     query, key = replayed.query, replayed.key
     groups = query.shape[1] // key.shape[1]
     keys = key[sequence].repeat_interleave(groups, dim=0).float()  # [H, S, D]
-    scores = query[sequence, :, start:stop].float() @ keys.transpose(-1, -2) * replayed.arguments["scaling"]
+    rows = query[sequence, :, start:stop].float()  # [H, C, D]
+    scores = rows @ keys.transpose(-1, -2) * replayed.arguments["scaling"]  # [H, C, S]
     cap = replayed.arguments.get("softcap")
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)

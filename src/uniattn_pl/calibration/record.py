@@ -17,7 +17,7 @@ from uniattn_pl.calibration.calibration_report import LayerError
 from uniattn_pl.calibration.weights import Weights
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan import LayerPlan, PlanError
 
 PASS_FILE = "pass.json"
 
@@ -89,7 +89,10 @@ class CalibrationRecord:
 
 def _current_form(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a pass as this version writes them: its plan may have been saved in a former form."""
-    plan = LayerPlan.from_dict(options["plan"]).to_dict()
+    try:
+        plan = LayerPlan.from_dict(options["plan"]).to_dict()
+    except (KeyError, PlanError):
+        return options  # of something else
     return {**options, "plan": json.loads(json.dumps(plan))}
 
 

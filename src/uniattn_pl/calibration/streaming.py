@@ -107,7 +107,7 @@ class _StreamingPass(LayerStreams):
 
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
-        aligned = [row for row in self.rows if row.does.reads == MAP and head_alignment != "none"]
+        aligned = [row for row in self.rows if row.traits.reads == MAP and head_alignment != "none"]
         self.total += len(aligned) * self.num_fitted
         for index in self.plan.compensated:
             reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
@@ -177,7 +177,7 @@ class _StreamingPass(LayerStreams):
             self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
         handle.remove()
         state, twin = Publications(), publishing_copy(original.self_attn)
-        twin.publishes = frozenset({"map"})
+        twin.publishes = frozenset({MAP})
         twin(**seen["kwargs"], **{PUBLICATIONS: state})
         attention = decoder_layers(self.converted)[row.index].self_attn
         with capture(WatchPoint(attention.projection("v_proj"), leaving=True), seen, "value"):

@@ -17,9 +17,9 @@ Weights = dict[str, torch.Tensor]
 
 def adjusts_output_projection(row: LayerRow) -> bool:
     """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does."""
-    placed = row.compensation
-    linear = placed is not None and placed.output == "attention_output" and placed.input != "heads"
-    return linear and OUTPUT in row.does.projections
+    compensation = row.compensation
+    linear = compensation is not None and compensation.output == "attention_output" and compensation.input != "heads"
+    return linear and OUTPUT in row.traits.projections
 
 
 def set_fit(attention: Any, fit: Fit | None, original: Any) -> None:

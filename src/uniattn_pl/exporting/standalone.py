@@ -1,7 +1,7 @@
 """The code that loads a converted model where this package is not installed (`trust_remote_code=True`).
 
-The package's own modules are copied, not written again: those that `modeling.classes` imports, beside each other,
-with relative imports, which is what transformers fetches with a model folder.
+The package's own modules are copied, not written again: those that `modeling.conversion.converted_classes` imports,
+beside each other, with relative imports, which is what transformers fetches with a model folder.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ SMOLLM2_135M: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
-PUBLIC_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+PUBLISHED_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-hf": ("LlamaConfig", LLAMA_2_7B),
     "meta-llama/Llama-3.1-8B": ("LlamaConfig", LLAMA_3_1_8B),
     "meta-llama/Llama-3.1-70B": ("LlamaConfig", LLAMA_3_1_70B),
@@ -68,10 +68,10 @@ PUBLIC_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 """Hub id or name in `MODELS` -> configuration class of transformers, and the arguments that decide the shape."""
 
 
-def public_config(source: str) -> PreTrainedConfig | None:
-    """A config with the shape of a model, not to load weights with; None for all but those of `PUBLIC_SIZES`."""
-    if source not in PUBLIC_SIZES:
+def published_config(source: str) -> PreTrainedConfig | None:
+    """A config with the shape of a model, not to load weights with; None for all but those of `PUBLISHED_SIZES`."""
+    if source not in PUBLISHED_SIZES:
         return None
-    name, sizes = PUBLIC_SIZES[source]
+    name, sizes = PUBLISHED_SIZES[source]
     kind: type[PreTrainedConfig] = getattr(transformers, name)
     return kind(**sizes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.kernels.stock import EAGER, SDPA
 
-GROUPED, FAMILY_EAGER, STOCK = "grouped", "eager", "stock"
+GROUPED, FAMILY, BACKEND = "grouped", "family", "backend"
 PLAIN_ARGUMENTS = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "return_dict"}
 
 
@@ -49,7 +49,7 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel (grouped products, the family's eager one, or the stock one the user chose), and why."""
+    """A kernel (grouped products, the family's eager one, or the backend the user chose), and why."""
 
     kernel: str
     keeps_map: bool
@@ -58,18 +58,18 @@ class Choice:
 
 def choose(call: AttentionCall) -> Choice:
     """The first line that applies decides."""
-    keeps, reason = keeps_map(call)
+    keeps, reason = decide_on_map(call)
     can_group = call.backend == SDPA and call.plain and not call.gradient and not call.compiling
     if keeps or call.map_observed:
         if can_group:
             return Choice(GROUPED, keeps, reason)
-        return Choice(FAMILY_EAGER, keeps, f"{reason}; grouped products are plain attention without gradients only")
+        return Choice(FAMILY, keeps, f"{reason}; grouped products are plain attention without gradients only")
     if can_group and call.device == "cpu" and call.queries != call.keys and call.map_bytes <= call.map_limit:
         return Choice(GROUPED, False, "queries over a longer cache: on a CPU grouped products beat the fused kernel")
-    return Choice(STOCK, False, reason)
+    return Choice(BACKEND, False, reason)
 
 
-def keeps_map(call: AttentionCall) -> tuple[bool, str]:
+def decide_on_map(call: AttentionCall) -> tuple[bool, str]:
     """Whether the map is kept for its readers, and why; the first line that applies decides."""
     if not call.map_read:
         return False, "no layer reads the map" if not call.map_observed else "the cache sums the map"

@@ -48,7 +48,9 @@ def grouped_attention(
         columns = take((batch * groups, total, rows.shape[1]), query)  # [B * Hkv, S, G]
         torch.mul(torch.bmm(keys, rows.transpose(1, 2), out=columns).transpose(1, 2), scale, out=scores)
     else:
+        # [B * Hkv, G * L, D] times [B * Hkv, D, S]
         torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
+    # as [B, Hkv, G, L, S]
     _mask(scores.view(batch, groups, -1, length, total), causal_mask(mask, query, key), masked_span)
     # The CPU kernel reads each row whole before it writes it; others promise no such thing.
     attention_map = torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from uniattn_pl.kernels.choice import FAMILY_EAGER, GROUPED, PLAIN_ARGUMENTS, AttentionCall, choose
+from uniattn_pl.kernels.choice import FAMILY, GROUPED, PLAIN_ARGUMENTS, AttentionCall, choose
 from uniattn_pl.kernels.grouped import grouped_attention
 from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
-from uniattn_pl.kernels.stock import eager_attention, kernel_name, stock_kernel
+from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def attend(
             take=request.take,
             masked_span=request.masked_span,
         )
-    elif choice.kernel == FAMILY_EAGER:
+    elif choice.kernel == FAMILY:
         output, attention_map = eager_attention(attention, query, key, value, visible, arguments)
     else:
-        output, attention_map = stock_kernel(attention)(attention, query, key, value, visible, **arguments)
+        output, attention_map = backend_kernel(attention)(attention, query, key, value, visible, **arguments)
     handle: MapHandle | None = None
     if choice.keeps_map and attention_map is not None:
         handle = KeptMap(attention_map)
@@ -107,7 +107,7 @@ def apply_map(
 def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest) -> AttentionCall:
     config = request.attention.config
     return AttentionCall(
-        backend=kernel_name(config),
+        backend=backend_name(config),
         reuse_mode=config.reuse_mode,
         device=query.device.type,
         queries=query.shape[-2],

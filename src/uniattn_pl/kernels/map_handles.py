@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from uniattn_pl.kernels.grouped import aligned_product, grouped_product
-from uniattn_pl.kernels.stock import stock_kernel
+from uniattn_pl.kernels.stock import backend_kernel
 
 
 class HeadIndex:
@@ -87,7 +87,7 @@ class ReplayedMap:
             groups = query.shape[1] // key.shape[1]
             query, key = heads.of(query), heads.of(key.repeat_interleave(groups, dim=1))  # [B, H, ., D]
             value = value.repeat_interleave(groups, dim=1)  # [B, H, S, D]
-        return stock_kernel(attention)(attention, query, key, value, self.mask, **self.arguments)
+        return backend_kernel(attention)(attention, query, key, value, self.mask, **self.arguments)
 
     def to(self, device: torch.device | str, *, non_blocking: bool) -> ReplayedMap:
         """The same on another device."""

@@ -18,19 +18,19 @@ EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
 Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def kernel_name(config: Any) -> str:
+def backend_name(config: Any) -> str:
     """The stock kernel that a config, stock or converted, names: eager, sdpa or flex_attention."""
     return str(config._attn_implementation).removeprefix(PREFIX)
 
 
 def has_maps(config: Any) -> bool:
     """Whether the kernel of this config takes masks that a map can be masked with (FlexAttention's are functions)."""
-    return kernel_name(config) in (SDPA, EAGER)
+    return backend_name(config) in (SDPA, EAGER)
 
 
-def stock_kernel(attention: Any) -> Kernel:
+def backend_kernel(attention: Any) -> Kernel:
     """The kernel the user chose, by `kernel(attention, query, key, value, mask, **arguments)`."""
-    name = kernel_name(attention.config)
+    name = backend_name(attention.config)
     return family_module(attention).eager_attention_forward if name == EAGER else ALL_ATTENTION_FUNCTIONS[name]
 
 

@@ -35,7 +35,7 @@ class Change:
             return None
         changed = {self.layer: LayerRow(self.layer, self.kind, source, Compensation() if compensated else None)}
         for reader in plan.readers(self.layer):
-            if reader.does.reads in role.gives:
+            if reader.traits.reads in role.gives:
                 continue
             if reader.role != self.kind:
                 return None
@@ -48,7 +48,7 @@ class Change:
     def _source(self, plan: LayerPlan) -> int | None:
         """The nearest layer below that gives what the role reads."""
         reads = ROLES[self.kind].reads
-        givers = [row.index for row in plan.rows[: self.layer] if reads in row.does.gives]
+        givers = [row.index for row in plan.rows[: self.layer] if reads in row.traits.gives]
         return givers[-1] if givers else None
 
 

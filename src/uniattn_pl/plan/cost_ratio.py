@@ -29,7 +29,7 @@ class Cost:
 
     def _absolute(self, plan: LayerPlan, shape: ModelShape) -> int:
         if self.kind == "key_caches":
-            return sum(len(row.does.caches) for row in plan.rows)
+            return sum(len(row.traits.caches) for row in plan.rows)
         if self.kind == "prefill_flops":
             return costs.prefill_flops(plan, shape, batch_size=1, length=self.length)
         if self.kind == "decode_bytes":

@@ -28,7 +28,7 @@ def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, lengt
     for row in plan.rows:
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
-        total += len(row.does.caches) * kept * per_token
+        total += len(row.traits.caches) * kept * per_token
     return total
 
 
@@ -55,7 +55,8 @@ def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int
         VALUE: layer.value,
         OUTPUT: layer.output,
     }
-    attention = sum(of_projection[projection] for projection in row.does.projections)
+    # feed-forward + other + kept of (W_q, W_k, W_v, W_o with their norms) + norms that the attention alone reads + W_c
+    attention = sum(of_projection[projection] for projection in row.traits.projections)
     norms = layer.attention_norms if row.reads_stream else 0
     return layer.feed_forward + layer.other + attention + norms + compensation_weights(row, shape)
 
@@ -108,13 +109,13 @@ def projection_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
 def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps: two per weight."""
     sizes = projection_sizes(shape)
-    projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.does.projections)
+    projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)
     return 2 * (layer.feed_forward + projections + compensation_weights(row, shape))
 
 
 def _pair_flops(row: LayerRow, shape: ModelShape) -> int:
     """FLOPs per query-key pair: QK^T where the map is computed, map x V wherever there is attention."""
-    return 2 * row.does.products * shape.num_heads * shape.head_dim
+    return 2 * row.traits.products * shape.num_heads * shape.head_dim
 
 
 def _pairs(length: int, window: int | None) -> int:

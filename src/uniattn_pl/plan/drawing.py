@@ -35,21 +35,21 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     row = plan.rows[last]
     indices = str(last) if first == last else f"{first}-{last}"
     readers = [reader.index for reader in plan.readers(last)]
-    text = row.does.label
+    text = row.traits.label
     if row.source is not None:
         text += f" {row.source}"
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {', '.join(map(str, readers))}"
-    symbol = SOURCE_SYMBOL if readers and not row.operated else row.does.symbol
+    symbol = SOURCE_SYMBOL if readers and not row.operated else row.traits.symbol
     width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
     cached = " ".join("K" * row.caches_keys + "V" * row.caches_values) or "-"
     return f"{indices:>7} {symbol} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()
 
 
 def _draw_compensation(row: LayerRow) -> str:
-    placed = row.compensation
-    if placed is None:
+    compensation = row.compensation
+    if compensation is None:
         return ""
-    rank = "" if placed.rank is None else f" rank {placed.rank}"
-    bias = " + b" if placed.bias else ""
-    return f"+ {_INPUT_SYMBOLS[placed.input]}{bias}{_OUTPUT_WORDS[placed.output]}{rank}"
+    rank = "" if compensation.rank is None else f" rank {compensation.rank}"
+    bias = " + b" if compensation.bias else ""
+    return f"+ {_INPUT_SYMBOLS[compensation.input]}{bias}{_OUTPUT_WORDS[compensation.output]}{rank}"

@@ -46,7 +46,7 @@ class LayerPlan:
         """Let `layers` use the attention map of `source`, or of the layer `source` itself reuses (a chain)."""
         self._check_indices([source])
         below = self.rows[source]
-        computes = below.source if below.does.reads == MAP else source
+        computes = below.source if below.traits.reads == MAP else source
         return self.assign(layers, "reuse", computes, compensated=compensated)
 
     def share_kv(self, layers: Iterable[int], source: int, *, compensated: bool) -> LayerPlan:
@@ -137,7 +137,7 @@ class LayerPlan:
     @property
     def reusing(self) -> tuple[int, ...]:
         """Layers that use another's attention map."""
-        return tuple(row.index for row in self.rows if row.does.reads == MAP)
+        return tuple(row.index for row in self.rows if row.traits.reads == MAP)
 
     def readers(self, index: int) -> list[LayerRow]:
         """Rows of the layers that read from layer `index`, bottom first."""
@@ -145,7 +145,7 @@ class LayerPlan:
 
     def read_from(self, index: int) -> frozenset[str]:
         """What other layers take from layer `index`: its map, its keys and values, both or nothing."""
-        return frozenset(row.does.reads for row in self.readers(index) if row.does.reads is not None)
+        return frozenset(row.traits.reads for row in self.readers(index) if row.traits.reads is not None)
 
     def sources(self, reads: str) -> tuple[int, ...]:
         """Layers that others take something from: their maps (`MAP`) or their keys and values (`KEY_VALUE`)."""
@@ -153,7 +153,7 @@ class LayerPlan:
 
     def last_map_reader(self, index: int) -> int:
         """The uppermost layer that uses the attention map of layer `index`: itself, when none does."""
-        return max((row.index for row in self.readers(index) if row.does.reads == MAP), default=index)
+        return max((row.index for row in self.readers(index) if row.traits.reads == MAP), default=index)
 
     def root(self, index: int) -> int:
         """The layer whose keys layer `index` attends to in the end: a map may be computed over shared keys."""
@@ -171,8 +171,9 @@ class LayerPlan:
         if len(self.rows) != shape.num_layers:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
         problems = _rank_problems(self.rows, shape)
-        if self.rows and not any(row.does.products for row in self.rows):
-            problems.append("every layer drops its attention; a model needs at least one that keeps it.")
+        if self.rows and not any(row.traits.attends for row in self.rows):
+            roles = ", ".join(sorted({row.role for row in self.rows}))
+            problems.append(f"no layer attends to other tokens (roles: {roles}); a model needs at least one that does.")
         for row in self.rows:
             problems += _head_problems(row, shape)
             if row.source is None:
@@ -227,24 +228,24 @@ def _problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> list[st
 def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
     """What is impossible about the layer that `row` reads from."""
     where, source = f"layer {row.index}", row.source
-    if row.does.reads is None:
+    if row.traits.reads is None:
         return []
     if source is None or not 0 <= source < len(rows):
         return [f"{where} reads from layer {source}, which is not in the model."]
     if source >= row.index:
         return [f"{where} reads from layer {source}, which is not below it."]
-    below: Role = rows[source].does
-    if row.does.reads in below.gives:
+    below: Role = rows[source].traits
+    if row.traits.reads in below.gives:
         return []
-    if not below.projections:
+    if not below.computes:
         return [f"{where} reads from layer {source}, whose attention is dropped."]
-    reads, lacks = _READING[row.does.reads]
+    reads, lacks = _READING.get(row.traits.reads, (f"reads the {row.traits.reads}", "gives none"))
     return [f"{where} {reads} of layer {source}, which {lacks}."]
 
 
 def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
     """Whether `new` needs nothing that `old` no longer has: no projection, and no W_c but the one in its place."""
-    return not new.does.projections and new.compensation in (None, old.compensation)
+    return not new.traits.computes and new.compensation in (None, old.compensation)
 
 
 def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:

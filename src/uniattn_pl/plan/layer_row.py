@@ -29,7 +29,7 @@ class LayerRow:
     heads_from: tuple[int, ...] | None = None
 
     @property
-    def does(self) -> Role:
+    def traits(self) -> Role:
         """What a layer of this role computes, caches, reads and gives."""
         return ROLES[self.role]
 
@@ -44,16 +44,16 @@ class LayerRow:
 
     @property
     def caches_keys(self) -> bool:
-        return KEYS in self.does.caches
+        return KEYS in self.traits.caches
 
     @property
     def caches_values(self) -> bool:
-        return VALUES in self.does.caches
+        return VALUES in self.traits.caches
 
     @property
     def reads_stream(self) -> bool:
         """Whether anything of the attention sublayer is left that reads the residual stream, and so needs its norm."""
-        return bool(self.does.projections) or self.compensated
+        return self.traits.computes or self.compensated
 
     def problems(self) -> list[str]:
         """What is impossible about this row by itself, in words."""
@@ -63,14 +63,14 @@ class LayerRow:
         if self.compensation is not None:
             if not self.operated:
                 return [f"{where} computes its own attention and cannot carry a compensation."]
-            missing = self.compensation.needed_projections - self.does.projections
-            if missing and not self.does.projections:
+            missing = self.compensation.needed_projections - self.traits.projections
+            if missing and not self.traits.computes:
                 return [f"{where} is dropped: its W_c can only read attention_input and not add to heads."]
             if missing:
                 lacking = " or ".join(LACKING[projection] for projection in sorted(missing))
                 return [f"{where} has no {lacking} of its own for its W_c to read or add to."]
-        if self.source is not None and self.does.reads is None:
+        if self.source is not None and self.traits.reads is None:
             return [f"{where} ({self.role}) reads from no other layer, but names layer {self.source}."]
-        if self.heads_from is not None and self.does.reads != MAP:
+        if self.heads_from is not None and self.traits.reads != MAP:
             return [f"{where} reuses no map whose heads could be aligned."]
         return []

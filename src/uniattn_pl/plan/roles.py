@@ -38,6 +38,16 @@ class Role:
     label: str
     becomes: str | None = None
 
+    @property
+    def attends(self) -> bool:
+        """Whether a token of such a layer gets anything from other tokens."""
+        return self.products > 0
+
+    @property
+    def computes(self) -> bool:
+        """Whether anything of the attention is kept."""
+        return bool(self.projections)
+
 
 ROLES: dict[str, Role] = {
     "full": Role(

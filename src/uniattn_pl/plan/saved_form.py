@@ -76,9 +76,10 @@ def former_role(name: str) -> str:
 def identity(rows: Sequence[LayerRow]) -> str:
     """Text that equal plans have in common, in this version and in those that wrote format 1: runs are found by it."""
     expressible = all(row.role in _LINKS and not (row.compensation and row.compensation.bias) for row in rows)
-    operated = [row for row in rows if row.operated]
-    form = {"num_layers": len(rows), "rows": [_former_form(row) for row in operated]}
-    return json.dumps(form if expressible else saved_form(rows), sort_keys=True)
+    if not expressible:
+        return json.dumps(saved_form(rows), sort_keys=True)
+    former = {"num_layers": len(rows), "rows": [_former_form(row) for row in rows if row.operated]}
+    return json.dumps(former, sort_keys=True)
 
 
 def _row(saved: Mapping[str, Any]) -> LayerRow:
@@ -134,8 +135,8 @@ _LINKS: dict[str, Any] = {
 
 
 def _former_form(row: LayerRow) -> dict[str, Any]:
-    placed = row.compensation or Compensation()
-    map_from, key_from, value_from = _LINKS[row.role](row.index, row.source) if row.role in _LINKS else (None,) * 3
+    compensation = row.compensation or Compensation()
+    map_from, key_from, value_from = _LINKS[row.role](row.index, row.source)
     return {
         "index": row.index,
         "map_from": map_from,
@@ -143,9 +144,9 @@ def _former_form(row: LayerRow) -> dict[str, Any]:
         "value_from": value_from,
         "dropped": row.role == "drop",
         "compensated": row.compensated,
-        "compensation_input": placed.input,
-        "compensation_output": placed.output,
-        "compensation_rank": placed.rank,
+        "compensation_input": compensation.input,
+        "compensation_output": compensation.output,
+        "compensation_rank": compensation.rank,
         "heads_from": row.heads_from,
     }
 

@@ -101,7 +101,7 @@ def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | No
 def _adapted_sizes(row: LayerRow, shape: ModelShape) -> int:
     """Inputs plus outputs of the attention projections a layer keeps."""
     sizes = projection_sizes(shape)
-    return sum(sum(sizes[projection]) for projection in row.does.projections)
+    return sum(sum(sizes[projection]) for projection in row.traits.projections)
 
 
 def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, element: int, *, checkpointing: bool) -> int:
@@ -130,7 +130,7 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, element: i
     kept_outputs = 2 * norms if trains else int(row.compensated)
     # queries, keys and values as they are projected, and what enters W_o
     heads_of = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads, OUTPUT: shape.num_heads}
-    attention = sum(heads_of[projection] for projection in row.does.projections) * shape.head_dim
+    attention = sum(heads_of[projection] for projection in row.traits.projections) * shape.head_dim
     feed_forward = (4 if trains else 3) * inner
     return norms * hidden * NORM_BYTES + (kept_outputs * hidden + attention + feed_forward) * element
 

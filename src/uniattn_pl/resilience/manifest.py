@@ -17,7 +17,7 @@ from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
-from uniattn_pl.plan.saved_form import current_role
+from uniattn_pl.plan.saved_form import current_role, former_role
 from uniattn_pl.tracking.fit_result import FitResult
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
@@ -47,6 +47,7 @@ AFTERWARDS = frozenset(
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 LOCK_NAME = ".lock"
+ROLES_KEY = "architecture.kinds"
 
 
 @dataclass
@@ -166,6 +167,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
 def key_of(config: Mapping[str, Any]) -> str:
     """Identifies what a fit with this plain config computes, whatever its name and folder."""
     computed = {key: value for key, value in compared(config).items() if key not in OWN_KEYS}
+    if ROLES_KEY in computed:  # by the names that roles had first, so that runs of every version are found
+        computed[ROLES_KEY] = [former_role(kind) for kind in computed[ROLES_KEY]]
     return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ def grouped() -> bool:
 
 
 def rank() -> int:
-    """Of this process among all."""
+    """The rank of this process: its number in the group, 0 without one."""
     return distributed.get_rank() if grouped() else 0
 
 

@@ -49,7 +49,7 @@ def adjacent_similarity(model: PreTrainedModel, batches: Sequence[Batch]) -> lis
     queries = 0
     for batch in batches:
         for maps in map_chunks(model, batch):
-            averaged = maps.mean(dim=1)
+            averaged = maps.mean(dim=1)  # [N, C, S]
             cosine = torch.cosine_similarity(averaged[1:], averaged[:-1], dim=-1).double().sum(dim=-1).cpu()
             total = cosine if queries == 0 else total + cosine
             queries += averaged.shape[1]

@@ -26,7 +26,7 @@ FITTED_PER_MEASURED = 3
 
 
 class ModelMeasurements:
-    """Answers an architecture's questions (`architectures.measurements.Measurements`) and keeps the evidence.
+    """Answers an architecture's questions (`architectures.measurement_protocol.Measurements`) and keeps the evidence.
 
     Args:
         model: the original.

@@ -36,6 +36,9 @@ from uniattn_pl.plan import LayerPlan, LayerRow
 class UnifiedStreams:
     """A model under a plan, its fitted weights, and the stream that enters each of its layers.
 
+    Cost: B L d numbers per layer are held; a candidate at layer i runs the N - i layers from there, once for the fit
+    of one layer and once for the loss.
+
     Args:
         original: the stock model; unchanged.
         fitted: batches (input_ids, attention_mask, labels [B, L]) that compensations are fitted on.

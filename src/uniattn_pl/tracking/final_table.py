@@ -18,7 +18,7 @@ PLAIN_WIDTH = 110
 EXAMPLE_PROMPT = "Name two causes of chest pain."
 
 
-def final_report(result: FitResult) -> RenderableType:
+def final_table(result: FitResult) -> RenderableType:
     """Quality by milestone, cache bytes, speed, and the commands that use the result."""
     parts: list[RenderableType] = [_quality(result)]
     if result.gap_closed is not None:

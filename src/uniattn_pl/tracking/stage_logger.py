@@ -35,7 +35,7 @@ class StageLogger(Logger):
         self.run.log_metrics(kept, (step or 0) + self.step_offset)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The runner records the parameters once per fit."""
+        """The fit records the parameters once."""
 
     def flush(self) -> None:
         """Make what is logged survive a power cut; called before each checkpoint."""

@@ -1,1 +1,1 @@
-"""Two-stage post-training with Lightning: the module, the callbacks and the resumable runner."""
+"""Two-stage post-training with Lightning: the fit from top to bottom, the LightningModule, the callbacks."""

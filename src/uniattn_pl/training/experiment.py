@@ -14,6 +14,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.training.planning import compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 
 
@@ -23,6 +24,7 @@ class Experiment:
     Attributes:
         loaded, config: the checked config, with and without where its values came from.
         shape: of the model.
+        compiled_plan: of an architecture that needs no measurement, else None.
         tokenizer, data: its tokenizer, and the rows as tokens, the part of this rank.
         strategy: single, ddp or fsdp.
         accumulate: micro batches per optimizer step and rank.
@@ -36,7 +38,7 @@ class Experiment:
         training, origin = self.config.training, model_origin(loaded)
         source = self.config.model.source
         self.shape = load_shape(source, **origin)
-        loaded.architecture.check(self.shape)
+        self.compiled_plan = compiled_plan(loaded, self.shape)
         if training.lora.enabled:
             check_target_modules(empty_model(source, **origin), training.lora.target_modules)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)

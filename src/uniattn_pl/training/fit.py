@@ -38,17 +38,17 @@ from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.resilience.run_record import RunRecord
 from uniattn_pl.search.frontier import FRONTIER
 from uniattn_pl.tracking import fit_plots, tags
-from uniattn_pl.tracking.final_table import as_text, final_report
+from uniattn_pl.tracking.final_table import as_text, final_table
 from uniattn_pl.tracking.fit_result import CONVERTED, INITIAL, ORIGINAL, FitResult
 from uniattn_pl.training.cache_cost import measure_cache
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
-from uniattn_pl.training.fit_run import FitRun
 from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
 from uniattn_pl.training.milestones import Milestones
-from uniattn_pl.training.stage import run_stage
+from uniattn_pl.training.stage import Stage, clear_checkpoints, run_stage, source_is_damaged
 
 CALIBRATION_FOLDER = "calibration"
 PLAN_FILE, TABLE_FILE = "plan.txt", "final_table.txt"
@@ -87,7 +87,7 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
                 _run_phases(experiment or Experiment(loaded, cluster), record, preemption, console)
             result = record.manifest.result(record.folder, redact(loaded.config.tracking.uri))
             # commands must be copied as they are, so lines are not broken
-            console.print(final_report(result), soft_wrap=True)
+            console.print(final_table(result), soft_wrap=True)
     return result
 
 
@@ -95,32 +95,36 @@ def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemptio
     """Run the phases that are not finished yet, inside the fit's MLflow run."""
     cluster = record.cluster
     with fit_tracking(experiment.loaded, record, preemption, console) as tracking:
-        run = FitRun(cluster, preemption, record, tracking, console)
-        models, milestones = FitModels(experiment, cluster.device), Milestones(experiment, run)
+        context = FitContext(cluster, preemption, record, tracking, console)
+        models, milestones = FitModels(experiment, cluster.device), Milestones(experiment, context)
         recorded = record.result("prepare").get("plan")
         plan = fit_plan(experiment, models, recorded, cluster=cluster, console=console)
         while not record.finished:
             preemption.check()  # libraries may have caught what the signal's handler raised
             if record.phase == "prepare":
-                record.commit(prepare(experiment, plan, models, milestones, run))
+                record.commit(prepare(experiment, plan, models, milestones, context))
             elif record.phase == "initialise":
-                record.commit(initialise(experiment, plan, models, milestones, run))
-            elif record.phase == "stage1":
-                run_stage(1, experiment, plan, models, milestones, run)
-            elif record.phase == "stage2":
-                run_stage(2, experiment, plan, models, milestones, run)
+                record.commit(initialise(experiment, plan, models, milestones, context))
+            elif record.phase == "finish":
+                record.commit(finish(experiment, context))
             else:
-                record.commit(finish(experiment, run))
+                stage = Stage.of(1 if record.phase == "stage1" else 2, experiment, plan)
+                if source_is_damaged(stage, context):
+                    record.rewind(stage.source_phase)  # it is written again first
+                    continue
+                results, step_offset = run_stage(stage, experiment, plan, models, milestones, context)
+                record.commit(results, step_offset=step_offset)
+                clear_checkpoints(stage, context)
 
 
 def prepare(
-    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
+    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, context: FitContext
 ) -> dict[str, Any]:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
-    report = experiment.data.report
-    lines = "\n".join([*report.lines(), *_precision_notes(experiment, models), draw(plan)])
-    run.console.print(lines, highlight=False, markup=False, soft_wrap=True)
-    measured = dict(run.record.result("prepare").get("milestones", {}))  # of another point of a sweep
+    data_report = experiment.data.report
+    lines = "\n".join([*data_report.lines(), *_precision_notes(experiment, models), draw(plan)])
+    context.console.print(lines, highlight=False, markup=False, soft_wrap=True)
+    measured = dict(context.record.result("prepare").get("milestones", {}))  # of another point of a sweep
     if ORIGINAL not in measured:
         measured = milestones.measure(ORIGINAL, models.original)
     converted = models.converted(plan)
@@ -130,65 +134,65 @@ def prepare(
     values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
     values["parameters"] = sum(p.numel() for p in converted.parameters())
     metrics = {f"cost/{name}": float(value) for name, value in values.items()}
-    run.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
-    run.tracking.log_text(json.dumps(report.to_dict(), indent=2), "data.json")
-    run.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
-    run.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))
-    _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, run)
-    run.tracking.flush()
+    context.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
+    context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
+    context.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
+    context.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))
+    _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, context)
+    context.tracking.flush()
     return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict()}
 
 
 def initialise(
-    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
+    experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, context: FitContext
 ) -> dict[str, Any]:
     """Fit the compensations on a sample of the training data and save the starting point of stage 1."""
     results: dict[str, Any] = {}
     converted = models.converted(plan)
     if plan.compensated:
-        report = _calibrate(experiment, models.original, converted, run)
-        results = {"calibration": report, "milestones": milestones.measure(INITIAL, converted, step=0)}
-    if run.cluster.is_main:
+        calibrated = _calibrate(experiment, models.original, converted, context)
+        results = {"calibration": calibrated, "milestones": milestones.measure(INITIAL, converted, step=0)}
+    if context.cluster.is_main:
         save_model(experiment.folder / INITIAL, converted, experiment.tokenizer)
         shutil.rmtree(experiment.folder / CALIBRATION_FOLDER, ignore_errors=True)
         results["files"] = file_sums(experiment.folder / INITIAL)
-    run.tracking.flush()
+    context.tracking.flush()
     models.forget_original()
     return results
 
 
-def finish(experiment: Experiment, run: FitRun) -> dict[str, Any]:
+def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
     """Write the table and the plots, and end the MLflow run."""
-    if not run.cluster.is_main:
+    if not context.cluster.is_main:
         return {}
-    tracking = run.tracking
-    result = run.record.manifest.result(experiment.folder, redact(experiment.config.tracking.uri))
-    report = as_text(final_report(result))
+    tracking = context.tracking
+    result = context.record.manifest.result(experiment.folder, redact(experiment.config.tracking.uri))
+    table = as_text(final_table(result))
     with atomic_file(experiment.folder / TABLE_FILE) as file:
-        file.write(report.encode())
+        file.write(table.encode())
     if result.gap_closed is not None:
         tracking.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
-    if tracking.run is not None:
+    if tracking.mlflow_run is not None:
         curves = {name: tracking.history(f"{name}/loss") for name in ("stage1", "stage2")}
         tracking.log_figure(fit_plots.loss_curve(curves, tracking.history("val/response_loss")), "plots/loss.png")
         losses = {m.label: m.response_loss for m in result.milestones}
         tracking.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
-    tracking.log_text(report, TABLE_FILE)
+    tracking.log_text(table, TABLE_FILE)
     tracking.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
     tracking.end("FINISHED")
     return {}
 
 
 def _calibrate(
-    experiment: Experiment, original: PreTrainedModel, converted: PreTrainedModel, run: FitRun
+    experiment: Experiment, original: PreTrainedModel, converted: PreTrainedModel, context: FitContext
 ) -> dict[str, Any]:
     """Set the compensations of `converted` in place; returns the report of what is repaired."""
-    options, data, ranks = experiment.config.calibration, experiment.data, run.cluster.world_size
+    options, data, ranks = experiment.config.calibration, experiment.data, context.cluster.world_size
     # a batch for every rank at least
     batch_size = max(1, min(options.batch_size, options.num_samples // ranks))
     held_out = max(options.held_out_samples, ranks)
     held_out_batch_size = max(1, min(batch_size, held_out // ranks))
-    with ProgressReporter("calibration", run.console) as progress:
+    with ProgressReporter("calibration", context.console) as progress:
         callback = CompensationInit(
             original,
             data.train_batches(options.num_samples, batch_size, first=options.skip_samples),
@@ -201,11 +205,11 @@ def _calibrate(
             progress=progress.update,
         )
         report = callback.initialise(converted)
-    run.console.print("\n".join(report.lines()), highlight=False)
+    context.console.print("\n".join(report.lines()), highlight=False)
     errors = {"calibration/error_before": report.error_before, "calibration/error_after": report.error_after}
-    run.tracking.log_metrics(errors, 0)
-    run.tracking.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
-    run.tracking.log_text("\n".join(report.lines()) + "\n", "calibration.txt")
+    context.tracking.log_metrics(errors, 0)
+    context.tracking.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
+    context.tracking.log_text("\n".join(report.lines()) + "\n", "calibration.txt")
     return report.to_dict()
 
 
@@ -220,11 +224,11 @@ def _precision_notes(experiment: Experiment, models: FitModels) -> list[str]:
     ]
 
 
-def _log_frontier(frontier: Path, run: FitRun) -> None:
+def _log_frontier(frontier: Path, context: FitContext) -> None:
     """The plans that a search went through, when the plan came from one."""
     for file in sorted(frontier.rglob("*")):
         if file.is_file():
-            run.tracking.log_file(file, str(Path(FRONTIER, file.relative_to(frontier).parent)))
+            context.tracking.log_file(file, str(Path(FRONTIER, file.relative_to(frontier).parent)))
 
 
 def _prepare_process(*, deterministic: bool) -> None:

@@ -42,7 +42,7 @@ class FitModels:
 
     def forget_original(self) -> None:
         """Give back the original's memory once calibration is over."""
-        self.__dict__.pop("original", None)
+        self.__dict__.pop("original", None)  # where a cached property keeps its value
 
     def converted(self, plan: LayerPlan) -> PreTrainedModel:
         """A fresh converted model on the original's weights, W_c zero."""

@@ -31,16 +31,15 @@ def fit_plan(
     """The recorded plan, else what the architecture compiles to, else what it chooses now by measurement on rank 0."""
     if recorded is not None:
         return LayerPlan.from_dict(recorded)
+    if experiment.compiled_plan is not None:
+        return experiment.compiled_plan
     architecture, rank = experiment.loaded.architecture, experiment.config.calibration.rank
-    if not architecture.measured:
-        plan = architecture.compile(experiment.shape).limit_rank(rank)
-    else:
-        chosen: dict[str, Any] = {}
-        if cluster.is_main:
-            with ProgressReporter(f"choosing layers ({architecture.name})", console) as progress:
-                measurements = model_measurements(experiment, models.original, progress)
-                chosen = architecture.choose(experiment.shape, measurements).to_dict()
-        plan = LayerPlan.from_dict(cluster.broadcast(chosen)).limit_rank(rank)
+    chosen: dict[str, Any] = {}
+    if cluster.is_main:
+        with ProgressReporter(f"choosing layers ({architecture.name})", console) as progress:
+            measurements = model_measurements(experiment, models.original, progress)
+            chosen = architecture.choose(experiment.shape, measurements).to_dict()
+    plan = LayerPlan.from_dict(cluster.broadcast(chosen)).limit_rank(rank)
     plan.check(experiment.shape)
     return plan
 

@@ -30,55 +30,55 @@ class FitTracking:
     """What a fit logs; on ranks other than 0, which have no run, nothing.
 
     Args:
-        run: rank 0's MLflow run, or None.
+        mlflow_run: rank 0's, or None.
         record: of the fit, which keeps the run's id.
         console: where is told what could not be delivered.
     """
 
-    def __init__(self, run: MLflowRun | None, record: RunRecord, console: Console) -> None:
-        self.run, self.record, self.console = run, record, console
+    def __init__(self, mlflow_run: MLflowRun | None, record: RunRecord, console: Console) -> None:
+        self.mlflow_run, self.record, self.console = mlflow_run, record, console
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Points of curves, after so many optimizer steps of the fit."""
-        if self.run is not None:
-            self.run.log_metrics(dict(metrics), step)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_metrics(dict(metrics), step)
 
     def log_text(self, text: str, name: str) -> None:
         """A text as an artifact."""
-        if self.run is not None:
-            self.run.log_text(text, name)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_text(text, name)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """A figure as an artifact."""
-        if self.run is not None:
-            self.run.log_figure(figure, name)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_figure(figure, name)
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """A file as an artifact."""
-        if self.run is not None:
-            self.run.log_file(file, folder)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_file(file, folder)
 
     def set_tag(self, name: str, value: str) -> None:
         """A tag of the run."""
-        if self.run is not None:
-            self.run.set_tag(name, value)
+        if self.mlflow_run is not None:
+            self.mlflow_run.set_tag(name, value)
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """The points of a metric logged so far."""
-        return [] if self.run is None else self.run.history(metric)
+        return [] if self.mlflow_run is None else self.mlflow_run.history(metric)
 
     def flush(self) -> None:
         """Keep everything logged so far safe: in the run folder, and in MLflow where it answers."""
-        if self.run is not None:
-            self.run.flush()
+        if self.mlflow_run is not None:
+            self.mlflow_run.flush()
 
     def end(self, status: str) -> None:
         """End the MLflow run; what could not be delivered is told and stays in the run folder."""
-        if self.run is None:
+        if self.mlflow_run is None:
             return
-        if not self.run.end(status):
-            printer(self.console)(f"{self.run.leftover()}; the same command delivers them later.")
-        self.record.manifest.mlflow_run_id = self.run.run_id
+        if not self.mlflow_run.end(status):
+            printer(self.console)(f"{self.mlflow_run.leftover()}; the same command delivers them later.")
+        self.record.manifest.mlflow_run_id = self.mlflow_run.run_id
 
 
 @contextmanager
@@ -92,11 +92,11 @@ def fit_tracking(
     """
     tracking = FitTracking(_opened(loaded, record, console), record, console)
     try:
-        if tracking.run is not None:
+        if tracking.mlflow_run is not None:
             provenance = Provenance(plain_config(loaded)).write(record.folder, step=record.manifest.step_offset)
-            tracking.run.log_params(loaded.flatten())
-            tracking.run.log_text(loaded.to_yaml(), CONFIG_FILE)
-            tracking.run.log_file(provenance)
+            tracking.mlflow_run.log_params(loaded.flatten())
+            tracking.mlflow_run.log_text(loaded.to_yaml(), CONFIG_FILE)
+            tracking.mlflow_run.log_file(provenance)
         yield tracking
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt | Preempted) else "FAILED"

@@ -10,7 +10,7 @@ from torch import nn
 
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.training.experiment import Experiment
-from uniattn_pl.training.fit_run import FitRun
+from uniattn_pl.training.fit_context import FitContext
 
 
 class Milestones:
@@ -18,23 +18,23 @@ class Milestones:
 
     Args:
         experiment: whose validation rows are taken.
-        run: where the measurements are logged and printed.
+        context: where the measurements are logged and printed.
     """
 
-    def __init__(self, experiment: Experiment, run: FitRun) -> None:
-        self.experiment, self.run = experiment, run
+    def __init__(self, experiment: Experiment, context: FitContext) -> None:
+        self.experiment, self.context = experiment, context
 
     @cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
         """The held-out batches every milestone is measured on: the part of this rank; as many on each."""
-        options, cluster = self.experiment.config.evaluation, self.run.cluster
+        options, cluster = self.experiment.config.evaluation, self.context.cluster
         return self.experiment.data.validation_batches(
             options.num_samples, options.batch_size, rank=cluster.rank, world_size=cluster.world_size
         )
 
     def score(self, model: nn.Module) -> HeldOut:
         """Held-out quality of a model."""
-        cluster = self.run.cluster
+        cluster = self.context.cluster
         return held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
 
     def measure(self, name: str, model: nn.Module, *, step: int | None = None) -> dict[str, Any]:
@@ -46,9 +46,10 @@ class Milestones:
             step: optimizer steps of the fit so far, for the points of the fit's own `val/` curve.
         """
         metrics = self.score(model)
-        self.run.tracking.log_metrics(metrics.named(f"{name}/"), step or 0)
+        self.context.tracking.log_metrics(metrics.named(f"{name}/"), step or 0)
         if step is not None:
-            self.run.tracking.log_metrics(metrics.named("val/"), step)
+            self.context.tracking.log_metrics(metrics.named("val/"), step)
         accuracy = "" if metrics.answer_accuracy is None else f", answer accuracy {metrics.answer_accuracy:.1%}"
-        self.run.console.print(f"{name}: held-out response loss {metrics.response_loss:.4f}{accuracy}", highlight=False)
+        line = f"{name}: held-out response loss {metrics.response_loss:.4f}{accuracy}"
+        self.context.console.print(line, highlight=False)
         return {name: metrics.to_dict()}

@@ -25,6 +25,20 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     return plan, shape
 
 
+def compiled_plan(loaded: LoadedConfig, shape: ModelShape) -> LayerPlan | None:
+    """The plan of an architecture that needs no measurement, checked against the shape; None: it is chosen later.
+
+    Raises:
+        PlanError: the options, or the rank of W_c, do not fit the model.
+    """
+    loaded.architecture.check(shape)
+    if loaded.architecture.measured:
+        return None
+    plan = loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+    plan.check(shape)
+    return plan
+
+
 def checked_shape(loaded: LoadedConfig) -> ModelShape:
     """The shape of an experiment's model, which its architecture fits.
 

@@ -31,8 +31,8 @@ from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.callbacks.training_progress import TrainingProgress
 from uniattn_pl.training.experiment import Experiment
+from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
-from uniattn_pl.training.fit_run import FitRun
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
@@ -80,49 +80,59 @@ class Stage:
 
 
 def run_stage(
-    number: int, experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, run: FitRun
-) -> None:
-    """Train a stage from the folder of the one before (or its checkpoint), save, measure and commit it.
+    stage: Stage,
+    experiment: Experiment,
+    plan: LayerPlan,
+    models: FitModels,
+    milestones: Milestones,
+    context: FitContext,
+) -> tuple[dict[str, Any], int | None]:
+    """Train a stage from the folder of the one before (or its checkpoint), save and measure it.
 
     A stage always starts from files, also in a process that has the model in memory: a resumed fit
-    then takes exactly the same path. Where the folder is not as it was written, its phase is run again first.
+    then takes exactly the same path.
+
+    Returns:
+        Its results for the record, and the optimizer steps of the fit behind it (None: the stage does not run).
 
     Raises:
         TrainingDivergedError: the loss or a gradient is not finite.
         CheckpointError: a checkpoint cannot be written.
         Preempted: a signal asked to end.
     """
-    stage = Stage.of(number, experiment, plan)
-    if _damaged(stage, run):
-        run.record.rewind(stage.source_phase)
-        return
     if stage.options is None:
-        if stage.target.name == FINAL and run.cluster.is_main:
+        if stage.target.name == FINAL and context.cluster.is_main:
             copy_model(stage.source, stage.target)
-        run.record.commit({})
-        return
-    store = CheckpointStore(experiment.folder / "checkpoints" / stage.name, run.console)
-    module, summary = _train(stage, stage.options, experiment, plan, models, milestones, run, store)
-    offset = run.record.manifest.step_offset + summary.steps
-    save_result(experiment, module.hosted, stage.target, is_main=run.cluster.is_main)
+        return {}, None
+    module, summary = _train(stage, stage.options, experiment, plan, models, milestones, context)
+    offset = context.record.manifest.step_offset + summary.steps
+    save_result(experiment, module.hosted, stage.target, is_main=context.cluster.is_main)
     results: dict[str, Any] = {"stage": asdict(summary)}
     results["milestones"] = milestones.measure(stage.name, module.hosted, step=offset)
-    if run.cluster.is_main:
+    if context.cluster.is_main:
         results["files"] = file_sums(stage.target)
-    run.tracking.flush()
-    run.record.commit(results, step_offset=offset)
-    if run.cluster.is_main:
-        store.clear()  # the model folder takes its place
+    context.tracking.flush()
+    return results, offset
 
 
-def _damaged(stage: Stage, run: FitRun) -> bool:
+def clear_checkpoints(stage: Stage, context: FitContext) -> None:
+    """Remove the checkpoints of a stage whose results are recorded: its model folder takes their place."""
+    if context.cluster.is_main:
+        _store(stage, context).clear()
+
+
+def _store(stage: Stage, context: FitContext) -> CheckpointStore:
+    return CheckpointStore(context.record.folder / "checkpoints" / stage.name, context.console)
+
+
+def source_is_damaged(stage: Stage, context: FitContext) -> bool:
     """Whether the folder a stage starts from differs from what its phase has written; rank 0 looks, and tells."""
     names: list[str] = []
-    if run.cluster.is_main:
-        names = damaged_files(stage.source, run.record.result(stage.source_phase).get("files", {}))
+    if context.cluster.is_main:
+        names = damaged_files(stage.source, context.record.result(stage.source_phase).get("files", {}))
         if names:
-            run.console.print(f"{stage.source} is damaged ({', '.join(names)}); writing it again.")
-    return bool(run.cluster.broadcast(names))
+            context.console.print(f"{stage.source} is damaged ({', '.join(names)}); writing it again.")
+    return bool(context.cluster.broadcast(names))
 
 
 def _train(
@@ -132,11 +142,10 @@ def _train(
     plan: LayerPlan,
     models: FitModels,
     milestones: Milestones,
-    run: FitRun,
-    store: CheckpointStore,
+    context: FitContext,
 ) -> tuple[PostTrainingModule, StageSummary]:
     """One Trainer's fit of a stage, resuming from its newest good checkpoint if there is one."""
-    training = experiment.config.training
+    training, store = experiment.config.training, _store(stage, context)
     pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
     loader = experiment.data.train_dataloader()
     module = PostTrainingModule(
@@ -148,23 +157,23 @@ def _train(
         fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
     )
     throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)
-    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(stage, experiment, run)]
+    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(stage, experiment, context)]
     callbacks += [HeldOutLoss(milestones.score), RngState(), ResumedProgress(loader)]
     if _shards(experiment):
         callbacks.append(Sharding(stage.number, experiment.precision, cpu_offload=training.cpu_offload))
     sharded = training.checkpoint_format == SHARDED
-    callbacks.append(StepCheckpoint(store, training.checkpoint_every_steps, run.preemption, sharded=sharded))
+    callbacks.append(StepCheckpoint(store, training.checkpoint_every_steps, context.preemption, sharded=sharded))
     steps = _total_steps(experiment, options, len(loader))
-    trainer = _trainer(experiment, run, callbacks=callbacks, plugins=[store.io], max_steps=steps)
+    trainer = _trainer(experiment, context, callbacks=callbacks, plugins=[store.io], max_steps=steps)
     checkpoint = store.newest_good()
     if checkpoint is not None and checkpoint.name == SHARDS and not _shards(experiment):
         raise UserError(
             f"the checkpoint {checkpoint} was written in shards, which training.strategy=fsdp reads, also on one "
             "device."
         )
-    with _lightning_tamed(trainer), run.preemption.deferred():
+    with _without_lightning_advice(trainer), context.preemption.deferred():
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
-    run.preemption.check()  # a signal behind the last step
+    context.preemption.check()  # a signal behind the last step
     stopped = bool(early_stop and early_stop[0].stopped_at is not None)
     speed = (throughput.tokens_per_second, throughput.step_seconds)
     return module, StageSummary(stage.name, trainer.global_step, stopped, *speed)
@@ -174,20 +183,20 @@ def _shards(experiment: Experiment) -> bool:
     return experiment.strategy == "fsdp"
 
 
-def _trainer(experiment: Experiment, run: FitRun, **options: Any) -> pl.Trainer:
+def _trainer(experiment: Experiment, context: FitContext, **options: Any) -> pl.Trainer:
     """A Lightning Trainer on the cluster's devices, whose own output and validation are off."""
-    where, mlflow_run = experiment.config.trainer, run.tracking.run
+    where, mlflow_run = experiment.config.trainer, context.tracking.mlflow_run
     return pl.Trainer(
         accelerator=where.accelerator,
-        devices=run.cluster.devices,
-        num_nodes=run.cluster.num_nodes,
-        strategy=build_strategy(experiment.strategy, experiment.config, run.cluster.world_size),
+        devices=context.cluster.devices,
+        num_nodes=context.cluster.num_nodes,
+        strategy=build_strategy(experiment.strategy, experiment.config, context.cluster.world_size),
         deterministic=where.deterministic,
         log_every_n_steps=where.log_every_n_steps,
         default_root_dir=where.default_root_dir,
         precision=experiment.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=experiment.accumulate,
-        logger=False if mlflow_run is None else StageLogger(mlflow_run, run.record.manifest.step_offset),
+        logger=False if mlflow_run is None else StageLogger(mlflow_run, context.record.manifest.step_offset),
         max_epochs=-1,
         num_sanity_val_steps=0,
         limit_val_batches=0,
@@ -199,8 +208,8 @@ def _trainer(experiment: Experiment, run: FitRun, **options: Any) -> pl.Trainer:
 
 
 @contextmanager
-def _lightning_tamed(trainer: pl.Trainer) -> Iterator[None]:
-    """Without advice that does not apply here, and with Ctrl-C as what it is, which Lightning turns into exit(1)."""
+def _without_lightning_advice(trainer: pl.Trainer) -> Iterator[None]:
+    """Silence advice that does not apply, and raise KeyboardInterrupt where Lightning turns Ctrl-C into exit(1)."""
     with warnings.catch_warnings():
         # Lightning would have workers for a loader that is tokenised in memory, a validation loop where the
         # milestones are measured instead, and calls what PyTorch has deprecated
@@ -228,10 +237,10 @@ def _early_stop(stage: Stage, experiment: Experiment) -> list[EMAEarlyStop]:
     return [EMAEarlyStop(options.decay, options.patience, options.min_delta)]
 
 
-def _reporting(stage: Stage, experiment: Experiment, run: FitRun) -> list[Callback]:
+def _reporting(stage: Stage, experiment: Experiment, context: FitContext) -> list[Callback]:
     """Callbacks of rank 0 alone."""
-    if not run.cluster.is_main:
+    if not context.cluster.is_main:
         return []
     whole = "low-rank updates" if experiment.config.training.lora.enabled else "all parameters"
     label = f"stage {stage.number} ({'W_c' if stage.number == 1 else whole})"
-    return [StepMetrics(f"{stage.name}/"), TrainingProgress(label, run.console)]
+    return [StepMetrics(f"{stage.name}/"), TrainingProgress(label, context.console)]

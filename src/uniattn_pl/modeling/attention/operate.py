@@ -62,17 +62,25 @@ def align_heads(attention: Any, heads_from: Sequence[int] | None) -> None:
 
 
 def _reduce(attention: Any, row: LayerRow) -> None:
-    """Delete what the layer no longer computes; of a fused projection keep the rows of the one part it still does."""
-    kept = {module for projection in row.does.projections for module in MODULES[projection]}
-    part = next((name for name in ("q_proj", "k_proj", "v_proj") if name in kept), None)
-    fused = getattr(attention, FUSED, None)
-    if fused is not None and part is not None:
-        rows = fused_rows(attention)[part]
-        setattr(attention, FUSED, _rows_of(fused, rows.start, rows.stop))
-        kept.add(FUSED)
+    """Delete what the layer no longer computes; of a fused projection keep the rows of what it still does.
+
+    One part keeps the fused name; two become projections of their own; all three stay as they are.
+    """
+    kept = {module for projection in row.traits.projections for module in MODULES[projection]}
+    fused, split = getattr(attention, FUSED, None), dict[str, nn.Linear]()
+    if fused is not None:
+        rows = {part: span for part, span in fused_rows(attention).items() if part in kept}
+        if len(rows) == 3:
+            split = {FUSED: fused}
+        else:
+            split = {part: _rows_of(fused, span.start, span.stop) for part, span in rows.items()}
+            split = {FUSED: next(iter(split.values()))} if len(split) == 1 else split
+        kept |= set(split)
     for name, _ in list(attention.named_children()):
         if name not in kept:
             delattr(attention, name)
+    for name, projection in split.items():
+        setattr(attention, name, projection)
 
 
 def _rows_of(linear: nn.Linear, start: int, stop: int) -> nn.Linear:

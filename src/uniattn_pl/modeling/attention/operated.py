@@ -51,19 +51,19 @@ class OperatedAttention(nn.Module):
         Shapes: heads [B, L, H*D], value [B, L, Hkv*D], hidden_states [B, L, d]: the pre-norm output norm(x), as in the
         official code; returns [B, L, d].
         """
-        placed = self.layer_row.compensation
-        if self.w_c is None or placed is None:
+        compensation = self.layer_row.compensation
+        if self.w_c is None or compensation is None:
             return self.o_proj(heads)
-        read = {"attention_input": hidden_states, "value": value, "heads": heads}[placed.input]
+        read = {"attention_input": hidden_states, "value": value, "heads": heads}[compensation.input]
         correction = self.w_c(read)
-        if placed.output == "heads":
+        if compensation.output == "heads":
             return self.o_proj(heads + correction)
         return self.add(self.o_proj(heads), correction, kwargs)
 
     def add(self, output: torch.Tensor, correction: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Add a correction [B, L, d] to the attention's output, or leave it for the end of the layer."""
-        placed = self.layer_row.compensation
-        if placed is None or placed.output == "attention_output":
+        compensation = self.layer_row.compensation
+        if compensation is None or compensation.output == "attention_output":
             return output + correction
         kwargs[PUBLICATIONS].late[self.layer_idx] = correction
         return output

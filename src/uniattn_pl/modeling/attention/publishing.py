@@ -14,7 +14,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
-from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, stock_kernel
+from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
@@ -33,7 +33,7 @@ def publishing_attention(
     """
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
     if publications is None:
-        return stock_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
+        return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
     eviction, root = publications.eviction, attention.key_root
     observed = eviction is not None and eviction.observes(root)
     visible = attention_mask if eviction is None else eviction.visible(root, attention_mask)

@@ -50,12 +50,12 @@ class H2OCache(DynamicCache):
         self.plan, self.retain_rate = plan, retain_rate
         self.budget: int | None = None
         self.prompt_end = 0
-        self.groups: dict[int, Kept] = {}
+        self.groups: dict[int, HeldTokens] = {}
         for row in plan.rows:
             layer = self.layers[row.index]
-            if type(layer) in KEEPING:
-                self.layers[row.index] = KEEPING[type(layer)]()
-                self.groups.setdefault(plan.root(row.index), Kept())
+            if type(layer) in EVICTING_LAYERS:
+                self.layers[row.index] = EVICTING_LAYERS[type(layer)]()
+                self.groups.setdefault(plan.root(row.index), HeldTokens())
 
     def expect_prompt(self, length: int) -> None:
         """So many tokens are a prompt; their last chunk may be a single token, too."""
@@ -79,7 +79,7 @@ class H2OCache(DynamicCache):
             chosen = kept.choose(self.budget)
             for row in self.plan.rows:
                 layer = self.layers[row.index]
-                if isinstance(layer, _Keeping) and self.plan.root(row.index) == root:
+                if isinstance(layer, _EvictingLayer) and self.plan.root(row.index) == root:
                     layer.keep(chosen)
 
     def observes(self, root: int) -> bool:
@@ -92,7 +92,7 @@ class H2OCache(DynamicCache):
         if positions is None or mask is None:
             return mask
         wide = mask.expand(*positions.shape[:2], *mask.shape[2:])  # [B, Hkv, L, S]
-        return wide.gather(3, positions[:, :, None, :].expand(-1, -1, mask.shape[2], -1))
+        return wide.gather(3, positions[:, :, None, :].expand(-1, -1, mask.shape[2], -1))  # [B, Hkv, L, K]
 
     def observe(self, root: int, attention_map: torch.Tensor, num_groups: int, mask: torch.Tensor | None) -> None:
         """Add up what the queries of a map [B, H, L, K] give to each token; queries of padding do not count."""
@@ -126,7 +126,7 @@ class H2OCache(DynamicCache):
                 kept.select(rows.repeat_interleave(repeats))
 
 
-class Kept:
+class HeldTokens:
     """Which tokens the layers of one group hold, and the attention each has had.
 
     `scores` [B, Hkv, K]; `positions` [B, Hkv, K], ascending, once a token has gone (None: all are there).
@@ -157,7 +157,7 @@ class Kept:
         held, recent = self.scores.shape[-1], math.ceil(RECENT_FRACTION * budget)
         heavy = self.scores[..., : held - recent].topk(budget - recent, dim=-1).indices
         last = torch.arange(held - recent, held, device=heavy.device).expand(*heavy.shape[:2], -1)  # [B, Hkv, recent]
-        chosen = torch.cat([heavy.sort(dim=-1).values, last], dim=-1)
+        chosen = torch.cat([heavy.sort(dim=-1).values, last], dim=-1)  # [B, Hkv, budget]
         self.scores = self.scores.gather(-1, chosen)
         self.positions = chosen if self.positions is None else self.positions.gather(-1, chosen)
         return chosen
@@ -170,7 +170,7 @@ class Kept:
             self.positions = self.positions[indices]
 
 
-class _Keeping(GrowingLayer):
+class _EvictingLayer(GrowingLayer):
     """A layer that reports the tokens it has seen, of which it may hold fewer."""
 
     def __init__(self) -> None:
@@ -208,8 +208,8 @@ class _Keeping(GrowingLayer):
             setattr(self, name, held.gather(2, chosen[..., None].expand(-1, -1, -1, held.shape[-1])))
 
 
-class _KeepingValues(_Keeping, ValueOnlyLayer):
+class _EvictingValues(_EvictingLayer, ValueOnlyLayer):
     """The same for layers that hold values only."""
 
 
-KEEPING: dict[type, type[_Keeping]] = {GrowingLayer: _Keeping, ValueOnlyLayer: _KeepingValues}
+EVICTING_LAYERS: dict[type, type[_EvictingLayer]] = {GrowingLayer: _EvictingLayer, ValueOnlyLayer: _EvictingValues}

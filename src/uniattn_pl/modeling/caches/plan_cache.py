@@ -120,6 +120,7 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
             layers[row.index] = _value_only_like(stock[plan.root(row.index)])
         else:
             layers[row.index] = DummyLayer()
+    # on the cache itself: callers keep it between forwards, and copy it with all that belongs to it
     vars(cache)["fitted_plan"] = plan
     return cache
 

@@ -23,6 +23,7 @@ from uniattn_pl.plan import REUSE_MODES, LayerPlan
 
 CLASS_PREFIX = "UniAttn"
 SHOWN_KEYS = 5
+# A mixin: the family's class, a PreTrainedModel, stands behind it; only the type checker is told so here.
 Base: Any = PreTrainedModel if TYPE_CHECKING else object
 
 
@@ -121,7 +122,9 @@ def _plan_of(config: Any) -> LayerPlan:
     if config.reuse_mode not in REUSE_MODES:
         near = did_you_mean(str(config.reuse_mode), REUSE_MODES)
         raise UserError(f"reuse_mode is '{config.reuse_mode}' in the config.{near} Allowed: {', '.join(REUSE_MODES)}.")
-    return LayerPlan.from_dict(config.layer_plan)
+    plan = LayerPlan.from_dict(config.layer_plan)
+    config.layer_plan = plan.to_dict()  # a folder of a former version is saved in this one's form
+    return plan
 
 
 def _check_complete(source: Any, info: dict[str, Any]) -> None:

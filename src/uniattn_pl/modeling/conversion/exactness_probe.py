@@ -37,8 +37,8 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
         return
     former: LayerPlan | None = getattr(model, "layer_plan", None)
     stock = [row.index for row in plan.rows if former is None or not former.rows[row.index].operated]
-    roles = {row.index: row.role for row in plan.rows if row.does.reads is not None}
-    roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.does.reads == KEY_VALUE}
+    roles = {row.index: row.role for row in plan.rows if row.traits.reads is not None}
+    roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.traits.reads == KEY_VALUE}
     probed = [index for index in stock if index in roles]
     calls = _attention_calls(model, probed)
     wrong = [index for index in probed if _reads_itself_wrongly(model, index, roles[index], *calls[index])]
@@ -81,8 +81,8 @@ def _reads_itself_wrongly(
     row = LayerRow(index, role, elsewhere)
     publications = Publications()
     source, reader = publishing_copy(stock), publishing_copy(stock)
-    source.publishes, reader.publishes = frozenset({row.does.reads}), frozenset()
-    if row.does.reads == KEY_VALUE:
+    source.publishes, reader.publishes = frozenset({row.traits.reads}), frozenset()
+    if row.traits.reads == KEY_VALUE:
         publish_positions(source, (), {**kwargs, PUBLICATIONS: publications})
     source(**kwargs, **{PUBLICATIONS: publications})
     publications[elsewhere] = publications[index]

@@ -152,9 +152,9 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     from transformers import AutoConfig
 
     from uniattn_pl.families.inspection import shape_of
-    from uniattn_pl.families.published_sizes import public_config
+    from uniattn_pl.families.published_sizes import published_config
 
-    published = None if revision is not None or Path(source).is_dir() else public_config(source)
+    published = None if revision is not None or Path(source).is_dir() else published_config(source)
     if published is not None and source in MODELS and not named_folder(source).exists():
         return shape_of(published)  # converting the model takes a while, and is for those who need its weights
     try:

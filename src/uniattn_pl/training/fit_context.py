@@ -1,4 +1,4 @@
-"""What one process has of a fit besides what it trains: ranks, signals, record, MLflow run, console."""
+"""The environment of a running fit: its ranks, signals, record, MLflow run and console."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from uniattn_pl.training.fit_tracking import FitTracking
 
 
 @dataclass(frozen=True)
-class FitRun:
-    """What keeps a fit going and tells of it, whatever it trains.
+class FitContext:
+    """What every phase of a fit has in common, whatever it trains.
 
     Attributes:
         cluster: the ranks that run it together.
-        preemption: what has been told to end.
+        preemption: the signals that end the job.
         record: how far it has come.
-        tracking: its MLflow run; rank 0's.
-        console: where people read; rank 0's.
+        tracking: logs to its MLflow run, on rank 0.
+        console: prints, on rank 0.
     """
 
     cluster: Cluster
