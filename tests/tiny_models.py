@@ -58,6 +58,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         },
     },
     "smollm3": {"no_rope_layer_interval": 3},
+    "granite": {"residual_multiplier": 0.22},
 }
 EAGER_ONLY = frozenset({"gemma2"})
 

@@ -106,6 +106,17 @@ def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Watc
     return WatchPoint(getattr(layer, norm_after_attention))
 
 
+def residual_multiplier(layer: Any) -> float:
+    """What a family multiplies an attention's output by before it joins the stream (Granite: 0.22); 1 elsewhere."""
+    return float(getattr(layer, "residual_multiplier", 1.0))
+
+
+def repaired_per_unit(layer: Any, row: LayerRow) -> float:
+    """How far the repaired point moves per unit of W_c's output: an error e there needs W_c x = e / that."""
+    compensation = row.compensation or Compensation()
+    return residual_multiplier(layer) if compensation.output == "attention_output" else 1.0
+
+
 def read_point(attention: Any, row: LayerRow) -> WatchPoint:
     """What W_c reads in a converted attention."""
     compensation = row.compensation or Compensation()

@@ -19,7 +19,16 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.alignment import HeadAlignment, Observation
 from uniattn_pl.calibration.calibration_report import CalibrationReport, LayerError
 from uniattn_pl.calibration.layer_streams import LayerStreams
-from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, WatchPoint, capture, read_point, repaired_point
+from uniattn_pl.calibration.layers import (
+    Batch,
+    LayerInputs,
+    Progress,
+    WatchPoint,
+    capture,
+    read_point,
+    repaired_per_unit,
+    repaired_point,
+)
 from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
 from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
@@ -210,7 +219,7 @@ class _StreamingPass(LayerStreams):
                 (solver.observe if batch % CHOOSING == CHOOSING - 1 else solver.update)(sample)
             else:
                 self.store.put("target", batch, seen["target"])
-                before.add(sample.error, mask)
+                before.add(sample.error * self._per_unit(row), mask)
                 scale.add(seen["target"], mask)
         if self.distributed:
             solver.sum_over_ranks()
@@ -230,6 +239,9 @@ class _StreamingPass(LayerStreams):
             mean.sum_over_ranks()
         return LayerError(row.index, before.value, after.value, scale.value)
 
+    def _per_unit(self, row: LayerRow) -> float:
+        return repaired_per_unit(decoder_layers(self.converted)[row.index], row)
+
     def _unified_sample(
         self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, repaired: WatchPoint
     ) -> LayerSample:
@@ -242,7 +254,7 @@ class _StreamingPass(LayerStreams):
                 stack.enter_context(capture(WatchPoint(attention.o_proj), seen, "heads"))
             stack.enter_context(capture(repaired, seen, "unified", stop=True))
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
-        error = target.float() - seen["unified"].float()
+        error = (target.float() - seen["unified"].float()) / self._per_unit(row)
         return LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
 
 

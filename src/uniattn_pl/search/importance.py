@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs
+from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
 from uniattn_pl.families.inspection import Anatomy, anatomy_of, decoder_layers
 
 
@@ -32,7 +32,8 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
             with capture(_contribution(layer, anatomy), seen, "added"):
                 following = layer(hidden, **inputs.arguments[index])
             before = hidden.float()
-            cosine = torch.cosine_similarity(before, before + seen["added"].float(), dim=-1)
+            added = seen["added"].float() * residual_multiplier(layer)
+            cosine = torch.cosine_similarity(before, before + added, dim=-1)
             totals[index] += (1 - cosine)[mask].double().sum().cpu()
             hidden = following
     return (totals / max(tokens, 1)).tolist()

@@ -20,6 +20,7 @@ from uniattn_pl.calibration.layers import (
     capture,
     layer_inputs,
     read_point,
+    repaired_per_unit,
     repaired_point,
     replaced_layers,
 )
@@ -165,6 +166,7 @@ class UnifiedStreams:
                 stack.enter_context(capture(point, seen, "unified", stop=True))
                 self._layer(model, row, batch, running[batch], states[batch])
             error = self.targets[row.index][batch].float() - seen["unified"].float()
+            error = error / repaired_per_unit(layer, row)
             solver.update(LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch]))
         return solver.solve()
 
