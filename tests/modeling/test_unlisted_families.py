@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny_models import MODES, SIZES, UNMODIFIED, stock, tokens, with_random_compensations
-from transformers import AutoConfig, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import uniattn_pl
 from uniattn_pl.errors import UserError
@@ -116,3 +117,41 @@ def test_a_family_that_cannot_be_converted_is_refused_with_the_reason(family: st
     message = str(refusal.value)
     assert f"model type '{family}'" in message
     assert all(supported in message for supported in FAMILIES)
+
+
+# Compute something that shows only on large inputs (clipped values) or at late positions (a scale of the queries).
+HIDDEN: dict[str, dict[str, Any]] = {
+    "olmo": {"clip_qkv": 4.0},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 32,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+}
+
+
+def random_model(family: str, dtype: torch.dtype = torch.float32, **special: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES | special)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+@pytest.mark.parametrize("family", HIDDEN)
+def test_what_shows_only_on_large_inputs_or_late_positions_is_refused(family: str) -> None:
+    model = random_model(family, **HIDDEN[family]).train()
+    with pytest.raises(UserError, match=rf"'{family}' is not tested, and layers 1, 2 compute .* \(share_kv\)"):
+        apply_plan(model, UNMODIFIED.share_kv([2], 1, compensated=False))
+    assert model.config.model_type == family
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["olmo3", "glm4", "starcoder2", "qwen3_moe", "mixtral"])
+def test_a_family_that_a_plan_describes_is_converted(family: str, dtype: torch.dtype) -> None:
+    for plan in (UNMODIFIED.reuse([2], 1, compensated=False), UNMODIFIED.share_kv([2], 1, compensated=False)):
+        assert apply_plan(random_model(family, dtype), plan).layer_plan == plan
