@@ -155,3 +155,12 @@ def test_what_shows_only_on_large_inputs_or_late_positions_is_refused(family: st
 def test_a_family_that_a_plan_describes_is_converted(family: str, dtype: torch.dtype) -> None:
     for plan in (UNMODIFIED.reuse([2], 1, compensated=False), UNMODIFIED.share_kv([2], 1, compensated=False)):
         assert apply_plan(random_model(family, dtype), plan).layer_plan == plan
+
+
+def test_an_attention_that_cannot_run_as_the_plan_has_it_is_refused() -> None:
+    """Its values' heads are larger than its keys': a reuse layer cannot take them for heads of the keys' size."""
+    model = random_model("mimo_v2_flash").train()
+    with pytest.raises(UserError, match="'mimo_v2_flash' is not tested, and its attention cannot be run"):
+        apply_plan(model, UNMODIFIED.reuse([2], 1, compensated=False))
+    assert model.config.model_type == "mimo_v2_flash"
+    assert model.training

@@ -20,7 +20,7 @@ def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
     """
     shape = checked_shape(loaded)
     with _placed(loaded):
-        plan = chosen_plan(loaded) or loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+        plan = chosen_plan(loaded) or _compiled(loaded, shape)
         plan.check(shape)
     return plan, shape
 
@@ -34,9 +34,14 @@ def compiled_plan(loaded: LoadedConfig, shape: ModelShape) -> LayerPlan | None:
     loaded.architecture.check(shape)
     if loaded.architecture.measured:
         return None
-    plan = loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+    plan = _compiled(loaded, shape)
     plan.check(shape)
     return plan
+
+
+def _compiled(loaded: LoadedConfig, shape: ModelShape) -> LayerPlan:
+    """What the architecture compiles to, with W_c of the configured rank; not checked."""
+    return loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
 
 
 def checked_shape(loaded: LoadedConfig) -> ModelShape:

@@ -36,7 +36,7 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     are not probed, nor layers that were converted before.
 
     Raises:
-        UserError: a layer's output differs; names the layers.
+        UserError: a layer's output differs (names the layers), or it cannot be run as its role has it.
     """
     if model.device.type == "meta":
         return
@@ -47,14 +47,15 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     probed = [index for index in stock if index in roles]
     training = model.training
     model.eval()
-    last = max(0, (getattr(model.config, "max_position_embeddings", None) or 0) - LENGTH)
-    calls = [_attention_calls(model, probed, first) for first in sorted({0, last})]
-    wrong = [
-        index
-        for index in probed
-        if any(_reads_itself_wrongly(model, index, roles[index], at_positions[index]) for at_positions in calls)
-    ]
-    model.train(training)
+    try:
+        wrong = _wrong_layers(model, probed, roles)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"model type '{stock_model_type(model.config)}' is not tested, and its attention cannot be run as a plan "
+            f"has it ({type(error).__name__}: {error}). Choose an architecture that leaves its layers as they are."
+        ) from error
+    finally:
+        model.train(training)
     if wrong:
         lost = ", ".join(sorted({roles[index] for index in wrong}))
         raise UserError(
@@ -62,6 +63,17 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
             f"compute something that a plan would lose ({lost}): reading from themselves they do not give their own "
             "output. Choose layers or an architecture that leave them as they are."
         )
+
+
+def _wrong_layers(model: PreTrainedModel, probed: list[int], roles: dict[int, str]) -> list[int]:
+    """Of the layers `probed`, those that give another output, at the model's first positions or at its last."""
+    last = max(0, (getattr(model.config, "max_position_embeddings", None) or 0) - LENGTH)
+    calls = [_attention_calls(model, probed, first) for first in sorted({0, last})]
+    return [
+        index
+        for index in probed
+        if any(_reads_itself_wrongly(model, index, roles[index], at_positions[index]) for at_positions in calls)
+    ]
 
 
 def _attention_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[int, dict[str, Any]]:
@@ -78,9 +90,11 @@ def _attention_calls(model: PreTrainedModel, layers: list[int], first: int) -> d
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
     positions = torch.arange(first, first + LENGTH, device=model.device)[None]
-    model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
-    for handle in handles:
-        handle.remove()
+    try:
+        model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
     return calls
 
 
