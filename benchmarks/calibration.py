@@ -24,7 +24,7 @@ def prepare(arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
     from uniattn_pl.architectures import UniAttn
     from uniattn_pl.config.schema import DataConfig
     from uniattn_pl.data import InstructionDataModule
-    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.families.model_shape import shape_of
     from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
     model = load_model(arguments.model, dtype=arguments.dtype)

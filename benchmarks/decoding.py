@@ -28,7 +28,7 @@ def main() -> int:
     import torch
 
     from uniattn_pl.architectures import UniAttn
-    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.families.model_shape import shape_of
     from uniattn_pl.inference.benchmark import BASELINE, STOCK, quartiles, subjects_of
     from uniattn_pl.modeling.loading.pretrained import load_model
     from uniattn_pl.tracking.environment import describe_machine

@@ -18,7 +18,7 @@ import uniattn_pl
 from uniattn_pl.architectures import UniAttn
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.data.embedded import embedded_rows
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 from uniattn_pl.plan.drawing import draw

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.architectures import CLA, LLMDrop, SharedAttention, UniAttn
-from uniattn_pl.families.inspection import FAMILIES, shape_of
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, ModelShape
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.calibration.solvers import RIDGES, LayerSample, LeastSquares
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.attention.compensation_layer import LowRankLinear, set_compensation
 from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy
 from uniattn_pl.plan import LayerPlan, PlanError, costs

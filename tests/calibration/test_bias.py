@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.calibration.solvers import LayerSample, LeastSquares
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation, set_compensation
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import Compensation, LayerPlan, costs

@@ -11,7 +11,7 @@ import torch
 from tests.tiny_models import converted, plan_of, stock, tokens
 from transformers import PreTrainedModel
 
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.inference import bench_report, benchmark
 from uniattn_pl.inference.benchmark import Measured, Setting, quartiles, run_setting, subjects_of
 from uniattn_pl.inference.roofline import Machine

@@ -12,7 +12,7 @@ from tests.parity import recorded, stock_llama
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.conversion.auto_classes import register_auto_classes
 from uniattn_pl.modeling.conversion.convert import apply_architecture, apply_plan, converted_copy

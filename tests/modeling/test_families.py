@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from uniattn_pl.architectures import UniAttn
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES, shape_of
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import costs

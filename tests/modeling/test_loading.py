@@ -12,7 +12,7 @@ import torch
 import uniattn_pl
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import named_model
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.loading.pretrained import load_model, load_shape, load_tokenizer, resolve_dtype
 from uniattn_pl.plan import LayerPlan, costs
@@ -96,7 +96,7 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 def test_a_family_that_is_not_supported_is_named() -> None:
     from transformers import GPT2Config
 
-    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.families.model_shape import shape_of
 
     with pytest.raises(UserError, match=r"model type 'gpt2' is not supported.*Supported: .*llama"):
         shape_of(GPT2Config())

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import uniattn_pl
 from uniattn_pl import load_model
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.loading import quantization
 from uniattn_pl.plan import costs

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 import uniattn_pl
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES, shape_of
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, costs

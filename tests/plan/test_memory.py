@@ -10,7 +10,7 @@ from tests.shapes import toy_shape
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from uniattn_pl import apply_architecture
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.plan import LayerPlan, costs
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage

@@ -12,7 +12,7 @@ from tests.tiny_models import LAYERS, stock, tokens, with_random_compensations
 from transformers import AutoModelForCausalLM
 
 import uniattn_pl
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.attention.operate import ATTENTIONS
 from uniattn_pl.modeling.attention.operated import OperatedAttention
 from uniattn_pl.modeling.conversion.convert import apply_plan

@@ -18,7 +18,7 @@ from uniattn_pl.architectures import Given
 from uniattn_pl.calibration import calibrate, streaming
 from uniattn_pl.config import load_config
 from uniattn_pl.config.loaded_config import plain_config
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import Compensation, LayerPlan, LayerRow, PlanError
 from uniattn_pl.resilience.manifest import Manifest, key_of

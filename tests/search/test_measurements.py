@@ -7,7 +7,7 @@ import torch
 from tests.tiny_models import VOCABULARY, stock
 
 from uniattn_pl.architectures import LLMDrop, UniAttn
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.plan import PlanError
 from uniattn_pl.search import map_similarity
 from uniattn_pl.search.importance import attention_importance

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.architectures import Given, Search
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, PlanError
 from uniattn_pl.plan.changes import Change, possible_changes, searched_roles

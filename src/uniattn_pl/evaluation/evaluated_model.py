@@ -15,7 +15,7 @@ from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, shape_of
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.drawing import draw

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import shape_of
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.inference.timing import TimedModel, Timing, measure, peak_memory
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from uniattn_pl.families.inspection import FUSED, fused_rows, stock_class
+from uniattn_pl.families.inspection import FUSED, stock_class
+from uniattn_pl.families.model_shape import fused_rows
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.drop_attention import DropAttention

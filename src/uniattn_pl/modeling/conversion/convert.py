@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, shape_of, stock_model_type
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes
 from uniattn_pl.modeling.conversion.exactness_probe import check_exact

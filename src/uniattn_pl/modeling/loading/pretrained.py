@@ -151,7 +151,7 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     """
     from transformers import AutoConfig
 
-    from uniattn_pl.families.inspection import shape_of
+    from uniattn_pl.families.model_shape import shape_of
     from uniattn_pl.families.published_sizes import published_config
 
     published = None if revision is not None or Path(source).is_dir() else published_config(source)
