@@ -102,5 +102,6 @@ CACHE_VARIABLE = "UNIATTN_PL_CACHE"
 
 def cache_folder() -> Path:
     """The folder of what is kept for later runs: $UNIATTN_PL_CACHE, or uniattn_pl in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniattn_pl"
-    return Path(os.environ.get(CACHE_VARIABLE) or default)
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "uniattn_pl")
+    # a variable in a job script or a container file may hold a literal ~
+    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or default))

@@ -157,7 +157,7 @@ WRONG = {
     "unknown command": Wrong(("fitt",), ("unknown command 'fitt'. Did you mean 'fit'?",)),
     "unknown option": Wrong(("fit", *TINY, "--dryrun"), ("unknown option '--dryrun'. Did you mean '--dry-run'?",)),
     "option without a value": Wrong(("fit", "--config"), ("--config: expected one argument",)),
-    "not a number": Wrong(("plan", *TINY, "--length", "long"), ("--length: invalid int value: 'long'",)),
+    "not a number": Wrong(("plan", *TINY, "--length", "long"), ("--length: expected a whole number, got 'long'",)),
     "length of zero": Wrong(("plan", *TINY, "--length", "0"), ("at least 1",)),
     "list topic": Wrong(("list", "model"), ("cannot list 'model'. Did you mean 'models'?",)),
     "generate from a wrong folder": Wrong(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from uniattn_pl.config import yaml_documents
+from uniattn_pl.config import yaml_scalars
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -29,7 +29,7 @@ CALLS = {
 }
 # its unpickler knows a list of classes and refuses all others (test_checkpoints.py)
 ALLOWED = {"shard_reading.py": ["line 5: import pickle"]}
-SAFE_LOADERS = {"_Loader", "yaml.SafeLoader", "yaml.CSafeLoader"}
+SAFE_LOADERS = {"Loader", "yaml.SafeLoader", "yaml.CSafeLoader"}
 
 
 def findings(source: str) -> list[str]:
@@ -101,8 +101,8 @@ def test_the_search_finds(line: str) -> None:
 
 
 def test_the_loader_of_configs_is_a_safe_one() -> None:
-    assert issubclass(yaml_documents._Loader, yaml.SafeLoader)
-    assert not issubclass(yaml_documents._Loader, yaml.FullLoader | yaml.UnsafeLoader)
+    assert issubclass(yaml_scalars.Loader, yaml.SafeLoader)
+    assert not issubclass(yaml_scalars.Loader, yaml.FullLoader | yaml.UnsafeLoader)
 
 
 TEXTS = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *SOURCES]

@@ -19,10 +19,10 @@ class Given(Architecture):
     name = "given"
     summary = "the layer plan in a JSON file"
 
-    plan: str = option("", "the file, relative to the working folder")
+    plan: str = option("", "the file, relative to the working folder", path=True)
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        path = Path(self.plan).expanduser()
+        path = Path(self.plan)
         if not self.plan or not path.is_file():
             raise PlanError(f"given needs plan: a JSON file with a layer plan; there is no file '{self.plan}'.")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.run_folder import check_run_folder
 
@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--only", metavar="TOPICS", help=f"some of {','.join(TOPICS)}, separated by commas; default: all"
     )
-    parser.add_argument("--tokens", type=int, default=4000, metavar="N", help="training tokens; default: 4000")
+    parser.add_argument("--tokens", type=whole_number, default=4000, metavar="N", help="training tokens; default: 4000")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.options import LARGEST
+
+_LONGEST_NUMBER = 40  # characters that are read; a whole number with more of them is too large anyway
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +51,17 @@ def add_config_arguments(parser: Parser, *, dry_run: bool) -> None:
     )
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and exit")
+
+
+def whole_number(text: str) -> int:
+    """The value of an option that counts something. Raises ArgumentTypeError, which the parser makes a UserError."""
+    try:
+        number = int(text[:_LONGEST_NUMBER])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text[:_LONGEST_NUMBER]}'") from None
+    if abs(number) > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST}, got {text[:_LONGEST_NUMBER]}")
+    return number
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:

@@ -118,7 +118,7 @@ def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:
     problems: list[str] = []
     for file in (None, *loaded.config.bench.beside):
         try:
-            one = loaded if file is None else _on_model_of(loaded, load_config([Path(file).expanduser()]))
+            one = loaded if file is None else _on_model_of(loaded, load_config([file]))
             label = one.architecture.name if file is None else Path(file).stem
             plan, _ = compile_plan(one)
             if not plan.operated:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config.paths import text_argument
 from uniattn_pl.errors import UserError
 from uniattn_pl.run_folder import check_run_folder
 
@@ -27,6 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
+        type=text_argument,
         metavar="MODEL",
         help="a run folder (runs/NAME), a model folder, a name from `list models` or a hub id; default: see above",
     )

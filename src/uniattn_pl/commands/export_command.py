@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, load
 from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
+from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export_target import check_target
 
@@ -22,7 +22,7 @@ EXAMPLE = """\
 def add_arguments(parser: Parser) -> None:
     """Add the options of `export`."""
     add_source_arguments(parser)
-    parser.add_argument("--to", dest="target", type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--to", dest="target", type=path_argument, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the target folder if it holds a model")
     parser.add_argument(
         "--standalone", action="store_true", help="add the code that loads the folder without this package"

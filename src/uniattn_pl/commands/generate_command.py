@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from uniattn_pl.commands.arguments import Parser, load
+from uniattn_pl.commands.arguments import Parser, load, whole_number
 from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.quantization import QUANTIZATIONS, no_such_quantization
@@ -19,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `generate`."""
     add_source_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--max-new-tokens", type=whole_number, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token"
     )

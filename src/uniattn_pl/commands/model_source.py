@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError
 from uniattn_pl.run_folder import model_folder
 
@@ -15,7 +16,7 @@ def add_source_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=path_argument,
         metavar="FOLDER",
         help="a run folder (runs/NAME) or a model folder; default: the run folder of --config",
     )

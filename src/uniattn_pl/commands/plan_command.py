@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
@@ -31,16 +31,20 @@ def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, dry_run=False)
     parser.add_argument(
         "--length",
-        type=int,
+        type=whole_number,
         action="append",
         metavar="TOKENS",
         help=f"may be repeated; default: {', '.join(map(str, LENGTHS))}",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
+        "--batch-size", type=whole_number, default=1, metavar="B", help="sequences of cache and FLOPs; default: 1"
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="devices that divide the weights in training; default: 1"
+        "--gpus",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="devices that divide the weights in training; default: 1",
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError
 
 DESCRIPTION = """\
@@ -24,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `report`."""
     add_config_arguments(parser, dry_run=False)
     parser.add_argument(
-        "--to", dest="target", type=Path, metavar="FOLDER", help="where it is written; default: reports/NAME"
+        "--to", dest="target", type=path_argument, metavar="FOLDER", help="where it is written; default: reports/NAME"
     )
 
 

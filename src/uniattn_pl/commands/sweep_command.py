@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, dry_run=True)
     parser.add_argument(
         "--max-steps",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="optimizer steps of each stage at most (sweep.max_steps)",
     )

@@ -52,7 +52,7 @@ def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def _missing_path(source: str, suffixes: tuple[str, ...], kind: str) -> str | None:
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.exists() or not looks_like_path(source, suffixes):
         return None
     return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
@@ -167,7 +167,7 @@ def _root(config: ExperimentConfig) -> str | None:
     root = config.trainer.default_root_dir
     if not root.strip():
         return "expected a folder, got nothing."
-    return f"'{root}' is a file, not a folder." if Path(root).expanduser().is_file() else None
+    return f"'{root}' is a file, not a folder." if Path(root).is_file() else None
 
 
 @_check("calibration.ridge")
@@ -233,7 +233,7 @@ def _some_of(values: list[str], allowed: Collection[str], *, maybe_none: bool = 
 
 @_check("bench.beside")
 def _beside(config: ExperimentConfig) -> str | None:
-    files = [Path(file).expanduser() for file in config.bench.beside]
+    files = [Path(file) for file in config.bench.beside]
     problems = [f"'{file}' is a folder." for file in files if file.is_dir()]
     problems += [f"there is no file '{file}'.{nearest_file(file)}" for file in files if not file.exists()]
     return " ".join(problems) or None
@@ -254,7 +254,7 @@ def _text(config: ExperimentConfig) -> str | None:
     text = config.evaluation.text
     if text is None:
         return "the probe 'positions' needs a text file." if "positions" in config.evaluation.probes else None
-    path = Path(text).expanduser()
+    path = Path(text)
     if path.is_dir():
         return f"'{text}' is a folder, not a text file."
     return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}"

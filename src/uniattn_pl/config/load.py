@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
+from uniattn_pl.config.paths import path_argument
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
 from uniattn_pl.config.yaml_documents import (
@@ -25,11 +26,10 @@ from uniattn_pl.config.yaml_documents import (
     KeyPath,
     Layer,
     at,
-    dump_value,
-    parse_value,
     read_files,
     read_overrides,
 )
+from uniattn_pl.config.yaml_scalars import dump_value, parse_value
 from uniattn_pl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> L
     Raises:
         UserError: with every problem of the files, the overrides and the resulting config.
     """
-    return _Assembly().load([Path(file) for file in files], overrides)
+    return _Assembly().load([path_argument(str(file)) for file in files], overrides)
 
 
 class _Assembly:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config.interpolation import escape
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.yaml_documents import KeyPath, dump_value
+from uniattn_pl.config.yaml_documents import KeyPath
+from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.redaction import redact
 
 if TYPE_CHECKING:

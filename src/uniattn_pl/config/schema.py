@@ -1,8 +1,8 @@
 """The typed schema of an experiment file; every key a user may write is a field here.
 
-Field metadata: `help` is shown by the documentation and the command line, `allowed` lists the
-admissible values, `minimum` (inclusive) bounds numbers; `config/typing_rules.py` enforces both. Rules between keys
-are in `config/checks.py`.
+Field metadata: `help` is shown by the documentation and the command line, `allowed` lists the admissible values,
+`minimum` and `maximum` (inclusive) bound numbers, `path` has `~` and `$VARIABLE` expanded; `config/typing_rules.py`
+enforces them. Rules between keys are in `config/checks.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from uniattn_pl.plan import REUSE_MODES
 
 EMBEDDED = "embedded"
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+# Lightning and numpy take seeds below 2**32; stages and ranks add their numbers to it
+LARGEST_SEED = 2**31 - 1
+# far beyond what fits anywhere: a number with too many digits is told before memory is asked for it
+LARGEST_BATCH, LONGEST, MOST_PROCESSES = 2**20, 2**24, 2**12
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("sdpa", "eager", "flex_attention")
 INITIALISERS = {
@@ -54,7 +59,7 @@ CHECKPOINT_FORMATS = {
 class ModelConfig:
     """Which pre-trained model, and how it is held in memory."""
 
-    source: str = option("smollm2-135m", "hub id, local folder, .gguf file, or a name from `list models`")
+    source: str = option("smollm2-135m", "hub id, local folder, .gguf file, or a name from `list models`", path=True)
     dtype: str = option("auto", "auto: bfloat16 where the hardware has it, else float32", allowed=DTYPES)
     attn_implementation: str = option(
         "sdpa", "attention kernel of layers that compute their map", allowed=ATTENTION_BACKENDS
@@ -77,20 +82,24 @@ class ModelConfig:
 class DataConfig:
     """Where instruction / input / output rows come from and how they become token sequences."""
 
-    source: str = option(EMBEDDED, "'embedded', a .json / .jsonl / .parquet file, or a hub data set name")
+    source: str = option(EMBEDDED, "'embedded', a .json / .jsonl / .parquet file, or a hub data set name", path=True)
     split: str = option("train", "split of a hub data set")
     format: str = option(
         "auto", "row format; auto looks at the keys", allowed=("auto", "alpaca", "pmc", "tulu3", "infinity_instruct")
     )
-    validation_source: str | None = option(None, "a second source for validation; default: split off the first")
+    validation_source: str | None = option(
+        None, "a second source for validation; default: split off the first", path=True
+    )
     validation_size: int = option(200, "rows held out for validation", minimum=1)
-    num_samples: int | None = option(None, "rows used at all, after shuffling (train + validation); default: all")
-    shuffle_seed: int = option(0, "seed of the train / validation split", minimum=0)
+    num_samples: int | None = option(
+        None, "rows used at all, after shuffling (train + validation); default: all", minimum=1
+    )
+    shuffle_seed: int = option(0, "seed of the train / validation split", minimum=0, maximum=LARGEST_SEED)
     max_length: int = option(
-        512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8
+        512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8, maximum=LONGEST
     )
     on_bad_row: str = option("error", "error: stop at the first bad row; skip: count them", allowed=("error", "skip"))
-    num_workers: int = option(0, "processes that make batches ahead", minimum=0)
+    num_workers: int = option(0, "processes that make batches ahead", minimum=0, maximum=MOST_PROCESSES)
     packing: bool = option(False, "several rows in one training sequence of max_length; none sees another")
     token_cache: bool = option(True, "keep tokens on disk, so that the same rows are not tokenised again")
 
@@ -103,7 +112,7 @@ class CalibrationConfig:
     num_samples: int = option(1000, "training sequences of the pass (paper: 1,000)", minimum=1)
     skip_samples: int = option(0, "training sequences passed over first, for another sample", minimum=0)
     held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
-    batch_size: int = option(8, "sequences advanced together", minimum=1)
+    batch_size: int = option(8, "sequences advanced together", minimum=1, maximum=LARGEST_BATCH)
     ridge: float | str = option(
         1e-2, "ridge, relative to the mean diagonal of the Gram matrix; auto: the best on held-out rows, by layer"
     )
@@ -152,8 +161,10 @@ class LoraConfig:
 class TrainingConfig:
     """The two-stage post-training."""
 
-    batch_size: int = option(48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1)
-    micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1)
+    batch_size: int = option(
+        48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1, maximum=LARGEST_BATCH
+    )
+    micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1, maximum=LARGEST_BATCH)
     precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
     strategy: str = option("auto", "how the work is divided over devices", allowed=tuple(STRATEGIES))
     cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
@@ -172,12 +183,12 @@ class TrainingConfig:
 class TrainerConfig:
     """Arguments of the Lightning Trainer."""
 
-    accelerator: str = option("auto", "Lightning accelerator")
-    devices: int | str = option("auto", "number of devices on a node, or auto")
-    num_nodes: int = option(1, "number of machines", minimum=1)
+    accelerator: str = option("auto", "which kind of device; auto: a GPU where there is one", allowed=ACCELERATORS)
+    devices: int | str = option("auto", "number of devices on a node, or auto", maximum=MOST_PROCESSES)
+    num_nodes: int = option(1, "number of machines", minimum=1, maximum=MOST_PROCESSES)
     deterministic: bool = option(False, "deterministic kernels only")
     log_every_n_steps: int = option(1, "steps between logged metrics", minimum=1)
-    default_root_dir: str = option("runs/${name}", "folder of checkpoints and of the run's manifest")
+    default_root_dir: str = option("runs/${name}", "folder of checkpoints and of the run's manifest", path=True)
 
 
 @dataclass
@@ -185,18 +196,24 @@ class EvaluationConfig:
     """What a fit measures on held-out rows before, between and after the stages, and what `evaluate` measures."""
 
     num_samples: int = option(200, "validation sequences at most", minimum=1)
-    batch_size: int = option(8, "sequences per forward", minimum=1)
+    batch_size: int = option(8, "sequences per forward", minimum=1, maximum=LARGEST_BATCH)
     tasks: list[str] = option([], "names of lm-evaluation-harness tasks")
     num_fewshot: int | None = option(None, "examples in each prompt; default: as the task says", minimum=0)
-    data_dir: str | None = option(None, "folder of TASK/SPLIT.jsonl; default: each task's data set from the hub")
+    data_dir: str | None = option(
+        None, "folder of TASK/SPLIT.jsonl; default: each task's data set from the hub", path=True
+    )
     limit: int | None = option(None, "rows per task; default: all", minimum=1)
     sample: str = option("stratified", "which rows `limit` leaves", allowed=tuple(SAMPLES))
-    sample_seed: int = option(0, "seed of the choice of rows, and of what retrieval hides", minimum=0)
+    sample_seed: int = option(
+        0, "seed of the choice of rows, and of what retrieval hides", minimum=0, maximum=LARGEST_SEED
+    )
     probes: list[str] = option([], "measured besides tasks: " + ", ".join(PROBES))
     held_out_rows: int | None = option(None, "validation rows of `held_out`; default: num_samples", minimum=1)
-    text: str | None = option(None, "plain text file on which `positions` is measured")
+    text: str | None = option(None, "plain text file on which `positions` is measured", path=True)
     windows: int | None = option(None, "windows of the text at most; default: all", minimum=1)
-    lengths: list[int] = option([512, 2048, 8192], "tokens of retrieval's texts; the largest is positions' window")
+    lengths: list[int] = option(
+        [512, 2048, 8192], "tokens of retrieval's texts; the largest is positions' window", maximum=LONGEST
+    )
     trials: int = option(5, "texts of retrieval at each length and depth", minimum=1)
     h2o: list[float] = option([], "measure again with each prompt's cache compressed by H2O to these parts (Table 3)")
     drop: list[int] = option(
@@ -208,11 +225,13 @@ class EvaluationConfig:
 class BenchConfig:
     """What `bench` measures, besides this experiment's architecture and its references."""
 
-    lengths: list[int] = option([512, 4096, 8192], "tokens of the prompt")
-    batch_sizes: list[int] = option([1], "sequences decoded together")
+    lengths: list[int] = option([512, 4096, 8192], "tokens of the prompt", maximum=LONGEST)
+    batch_sizes: list[int] = option([1], "sequences decoded together", maximum=LARGEST_BATCH)
     backends: list[str] = option(["sdpa"], "attention kernels: " + ", ".join(ATTENTION_BACKENDS))
-    beside: list[str] = option([], "config files whose architectures are measured in the same process")
-    new_tokens: int = option(17, "tokens generated per measurement, the first by the prefill", minimum=2)
+    beside: list[str] = option([], "config files whose architectures are measured in the same process", path=True)
+    new_tokens: int = option(
+        17, "tokens generated per measurement, the first by the prefill", minimum=2, maximum=LONGEST
+    )
     rounds: int = option(5, "measurements of each model at each setting, interleaved", minimum=1)
     chunk_size: int | None = option(None, "queries per chunk of the prefill; default: by memory", minimum=1)
 
@@ -221,9 +240,11 @@ class BenchConfig:
 class TrackingConfig:
     """Where MLflow keeps runs."""
 
-    uri: str = option("sqlite:///mlruns/mlflow.db", "MLflow tracking URI")
+    uri: str = option("sqlite:///mlruns/mlflow.db", "MLflow tracking URI", path=True)
     experiment: str = option("uniattn_pl", "MLflow experiment name")
-    artifact_location: str | None = option("mlruns/artifacts", "artifact folder of a new experiment on a local store")
+    artifact_location: str | None = option(
+        "mlruns/artifacts", "artifact folder of a new experiment on a local store", path=True
+    )
     parent_run: str | None = option(None, "MLflow run that this one is shown under; a sweep sets it for its points")
 
 
@@ -233,7 +254,9 @@ class SweepConfig:
 
     grid: dict[str, Any] = option({}, "config key: list of its values; all combinations are run")
     points: dict[str, Any] = option({}, "name of a point: the config keys it sets")
-    seeds: list[int] = option([], "seeds of every point; default: this experiment's seed alone", minimum=0)
+    seeds: list[int] = option(
+        [], "seeds of every point; default: this experiment's seed alone", minimum=0, maximum=LARGEST_SEED
+    )
     max_steps: int | None = option(None, "optimizer steps of each stage at most, in every point", minimum=1)
     retries: int = option(1, "how often a point that failed is tried again, behind all others", minimum=0)
     prune_after: int | None = option(
@@ -242,7 +265,9 @@ class SweepConfig:
         "once so many are finished; default: never",
         minimum=1,
     )
-    storage: str | None = option(None, "database of the ledger (SQLAlchemy URL); default: sqlite in the sweep's folder")
+    storage: str | None = option(
+        None, "database of the ledger (SQLAlchemy URL); default: sqlite in the sweep's folder", path=True
+    )
 
 
 @dataclass
@@ -266,7 +291,7 @@ class ExperimentConfig:
     """One experiment, as written in a file and on the command line."""
 
     name: str = option("experiment", "name of the run and of its folder")
-    seed: int = option(0, "seed of weights, data order and everything random", minimum=0)
+    seed: int = option(0, "seed of weights, data order and everything random", minimum=0, maximum=LARGEST_SEED)
     model: ModelConfig = field(default_factory=ModelConfig)
     architecture: dict[str, Any] = option({"name": "uniattn"}, "name from `list architectures`, and its options")
     data: DataConfig = field(default_factory=DataConfig)

@@ -8,7 +8,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from uniattn_pl.config.paths import expand
 from uniattn_pl.errors import did_you_mean
+from uniattn_pl.options import LARGEST
 
 _WORDS = {
     bool: "true or false",
@@ -19,6 +21,8 @@ _WORDS = {
     dict: "a mapping",
     list: "a list",
 }
+# YAML 1.1's words for true and false are text where text is expected, and these where one of the two is
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Mismatch(Exception):
@@ -75,8 +79,8 @@ def _coerce_scalar(value: Any, text: str | None, hint: Any) -> Any:
         return value
     if hint is str and text and value is not None:
         return text
-    if hint is bool and isinstance(value, bool):
-        return value
+    if hint is bool and isinstance(value, bool | str) and str(value).lower() in TRUTH:
+        return TRUTH[str(value).lower()]
     if hint is int and number and value == int(value):
         return int(value)
     if hint is float and number:
@@ -97,22 +101,44 @@ def show(value: Any) -> str:
     """Show a user's value in a message."""
     if isinstance(value, Mapping):
         return "a mapping"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return show_number(value)
     return "nothing" if value is None else repr(value)
 
 
 def fit_to_type(value: Any, text: str | None, hint: Any, field: dataclasses.Field[Any]) -> tuple[Any, str | None]:
-    """Return the converted value and, if it is unusable, what is wrong with it (type, `allowed` or `minimum`)."""
+    """Return the converted value and, if it is unusable, what is wrong with it (type, `allowed`, bounds or path)."""
     try:
         value = coerce(value, text, hint)
     except Mismatch:
         return value, f"expected {describe(hint)}, got {show(value)}."
     allowed = field.metadata.get("allowed") or ()
-    minimum = field.metadata.get("minimum")
     if allowed and value is not None and value not in allowed:
         near = did_you_mean(str(value), map(str, allowed))
         return value, f"must be one of {', '.join(map(str, allowed))}; got {show(value)}.{near}"
-    if minimum is not None:
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float) and number < minimum:
-                return value, f"must be at least {minimum:g}, got {number}."
-    return value, None
+    for number in value if isinstance(value, list | tuple) else [value]:
+        problem = _out_of_bounds(number, field)
+        if problem:
+            return value, problem
+    return expand(value) if field.metadata.get("path") else (value, None)
+
+
+def _out_of_bounds(number: Any, field: dataclasses.Field[Any]) -> str | None:
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return None
+    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if maximum is None and isinstance(number, int):
+        maximum = LARGEST
+    if minimum is not None and number < minimum:
+        return f"must be at least {minimum:g}, got {show_number(number)}."
+    if maximum is not None and number > maximum:
+        return f"must be at most {maximum}, got {show_number(number)}."
+    if isinstance(number, int) and number < -LARGEST:
+        return f"must be at least {-LARGEST}, got {show_number(number)}."
+    return None
+
+
+def show_number(number: float) -> str:
+    """A number in a message; of a very long one its beginning."""
+    text = str(number)
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"

@@ -6,7 +6,6 @@ Nothing is evaluated here: files go through a safe YAML loader, and interpolatio
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from uniattn_pl.config.yaml_scalars import UNREADABLE, Loader, repeated_keys
 from uniattn_pl.errors import did_you_mean
 
 KeyPath = tuple[str, ...]
 INCLUDE = "include"
 DEFAULT = "default"
+SHOWN = 200  # characters of an override in a message
 
 
 @dataclass(frozen=True)
@@ -49,37 +50,6 @@ class Layer:
     entries: tuple[Entry, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 2e-5 (without a dot) as a number."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """The counterpart of `_Loader`: quotes text that it would read as a number."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def dump_value(value: Any) -> str:
-    """Write a value as YAML on one line, so that `parse_value` reads the same value back."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=False)
-    return str(text).removesuffix("\n").removesuffix("\n...").strip()
-
-
-def parse_value(text: str) -> Any:
-    """Read one YAML value, as after `key=`; text that is not YAML stays text."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
-        return text
-
-
 def read_files(files: Sequence[Path], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> list[Layer]:
     """Return the layers of `files` in order, each preceded by what it includes; problems are appended."""
     return [layer for file in files for layer in _Reader(is_leaf, problems).read(file, (), None)]
@@ -91,7 +61,7 @@ def read_overrides(overrides: Sequence[str], is_leaf: Callable[[KeyPath], bool],
     entries: list[Entry] = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        origin = f"override '{override}'"
+        origin = f"override '{override if len(override) <= SHOWN else override[:SHOWN] + '...'}'"
         if not equals or not key.strip():
             hint = " A further file needs its own --config." if override.endswith((".yaml", ".yml")) else ""
             problems.append(f"{origin}: expected key.path=value, for example seed=1.{hint}")
@@ -101,9 +71,9 @@ def read_overrides(overrides: Sequence[str], is_leaf: Callable[[KeyPath], bool],
             problems.append(f"{origin}: include works inside a file only; use --config {text}.")
             continue
         try:
-            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
+            node = yaml.compose(text, Loader=Loader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
             entries += reader.flatten(node, path, (origin,) * len(path), partial(_same, origin))
-        except yaml.YAMLError as error:
+        except UNREADABLE as error:
             problems.append(f"{origin}: not a YAML value ({_reason(error)}); quote the value.")
     return Layer(tuple(entries))
 
@@ -131,7 +101,7 @@ class _Reader:
             return []
         try:
             return self._layers(file, root, including)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+        except UNREADABLE as error:
             self.problems.append(f"{_place(file, error)}: {_reason(error)}.")
             return []
 
@@ -141,7 +111,7 @@ class _Reader:
             self.problems.append(f"{named_by} '{file}' {problem}")
             return None
         try:
-            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=_Loader)
+            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=Loader)
         except yaml.YAMLError as error:
             self.problems.append(f"{_place(file, error)}: not valid YAML: {_reason(error)}.")
         except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -176,22 +146,18 @@ class _Reader:
             if path and node.value == "" and node.tag.endswith(":null") and not self.is_leaf(path):
                 return []  # a section whose keys are all commented out
             return [Entry(path, origins, _construct(node), node.value if isinstance(node, yaml.ScalarNode) else None)]
-        _Loader("").flatten_mapping(node)  # resolves `<<: *anchor`
-        entries: list[Entry] = []
-        first_origins: dict[str, str] = {}
+        for first, again in repeated_keys(node):
+            name = ".".join((*path, again.value))
+            self.problems.append(f"{place(again)}: '{name}' is set twice, first at {place(first)}.")
+        Loader("").flatten_mapping(node)  # resolves `<<: *anchor`; what it brings in comes first and is replaced
+        entries: dict[str, list[Entry]] = {}
         for key_node, value_node in node.value:
-            origin = place(key_node)
-            key = key_node.value
+            origin, key = place(key_node), key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or not key:
                 self.problems.append(f"{origin}: a key must be a word.")
                 continue
-            inner = (*path, key)
-            if key in first_origins:
-                self.problems.append(f"{origin}: '{'.'.join(inner)}' is set twice, first at {first_origins[key]}.")
-                continue
-            first_origins[key] = origin
-            entries += self.flatten(value_node, inner, (*origins, origin), place)
-        return entries
+            entries[key] = self.flatten(value_node, (*path, key), (*origins, origin), place)
+        return [entry for of_key in entries.values() for entry in of_key]
 
 
 def _same(origin: str, _node: yaml.Node) -> str:
@@ -204,7 +170,7 @@ def at(origin: str) -> str:
 
 
 def _construct(node: yaml.Node) -> Any:
-    return _Loader("").construct_document(node)
+    return Loader("").construct_document(node)
 
 
 def nearest_file(path: Path) -> str:

@@ -142,7 +142,7 @@ class _Parts:
 
 def _stamp(source: str) -> Any:
     """Content of a local file as a hash; the name of anything else."""
-    path = Path(source).expanduser()
+    path = Path(source)
     return file_digest(path) if path.is_file() else source
 
 

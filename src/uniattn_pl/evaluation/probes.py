@@ -86,7 +86,7 @@ def loss_by_position(
         UserError: the text is shorter than one window, or is no text.
     """
     try:
-        content = text.expanduser().read_text(encoding="utf-8")
+        content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"evaluation.text: '{text}' is not a text file in UTF-8.") from error
     ids = torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])

@@ -38,7 +38,7 @@ class Subject:
         """Data that tell this model from others without loading it: its files, or its source and loading options."""
         model = loaded.config.model
         options: dict[str, Any] = {"reuse": model.reuse}
-        path = self.folder or Path(str(self.source)).expanduser()
+        path = self.folder or Path(str(self.source))
         if self.folder is None:
             options |= {"source": self.source, "revision": model.revision, "dtype": model.dtype}
             options["attn_implementation"] = model.attn_implementation
@@ -90,7 +90,7 @@ def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:
                 f"--from {loaded.config.model.source}."
             )
         return Subject(None, loaded.config.model.source, None)
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         return _in_folder(path)
     if path.is_file() and path.suffix == ".gguf":

@@ -82,7 +82,7 @@ def open_task(name: str, *, data_dir: str | None, num_fewshot: int | None) -> Op
 
     disable_progress_bar()  # files are read in a moment
     if data_dir is not None:
-        return _local_task(name, Path(data_dir).expanduser(), num_fewshot)
+        return _local_task(name, Path(data_dir), num_fewshot)
     try:
         return _opened(name, name)
     except (OSError, RuntimeError, ValueError, ImportError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.yaml_documents import dump_value
+from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import atomic_file
 from uniattn_pl.redaction import redact
