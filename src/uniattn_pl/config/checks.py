@@ -96,8 +96,6 @@ def _enough_rows(config: ExperimentConfig) -> str | None:
     data = config.data
     if data.num_samples is None:
         return None
-    if data.num_samples < 1:
-        return f"must be at least 1, got {data.num_samples}."
     if data.validation_source is None and data.num_samples <= data.validation_size:
         return f"{data.num_samples} rows leave none to train on after data.validation_size={data.validation_size}."
     return None

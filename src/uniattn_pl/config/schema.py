@@ -87,13 +87,9 @@ class DataConfig:
     format: str = option(
         "auto", "row format; auto looks at the keys", allowed=("auto", "alpaca", "pmc", "tulu3", "infinity_instruct")
     )
-    validation_source: str | None = option(
-        None, "a second source for validation; default: split off the first", path=True
-    )
+    validation_source: str | None = option(None, "a source for validation; default: split off the first", path=True)
     validation_size: int = option(200, "rows held out for validation", minimum=1)
-    num_samples: int | None = option(
-        None, "rows used at all, after shuffling (train + validation); default: all", minimum=1
-    )
+    num_samples: int | None = option(None, "rows used, shuffled (train + validation); default: all", minimum=1)
     shuffle_seed: int = option(0, "seed of the train / validation split", minimum=0, maximum=LARGEST_SEED)
     max_length: int = option(
         512, "tokens per sequence, prompt and response; longer ones are cut and counted", minimum=8, maximum=LONGEST
@@ -199,14 +195,10 @@ class EvaluationConfig:
     batch_size: int = option(8, "sequences per forward", minimum=1, maximum=LARGEST_BATCH)
     tasks: list[str] = option([], "names of lm-evaluation-harness tasks")
     num_fewshot: int | None = option(None, "examples in each prompt; default: as the task says", minimum=0)
-    data_dir: str | None = option(
-        None, "folder of TASK/SPLIT.jsonl; default: each task's data set from the hub", path=True
-    )
+    data_dir: str | None = option(None, "folder of TASK/SPLIT.jsonl; default: each task's hub data set", path=True)
     limit: int | None = option(None, "rows per task; default: all", minimum=1)
     sample: str = option("stratified", "which rows `limit` leaves", allowed=tuple(SAMPLES))
-    sample_seed: int = option(
-        0, "seed of the choice of rows, and of what retrieval hides", minimum=0, maximum=LARGEST_SEED
-    )
+    sample_seed: int = option(0, "seed of which rows, and what retrieval hides", minimum=0, maximum=LARGEST_SEED)
     probes: list[str] = option([], "measured besides tasks: " + ", ".join(PROBES))
     held_out_rows: int | None = option(None, "validation rows of `held_out`; default: num_samples", minimum=1)
     text: str | None = option(None, "plain text file on which `positions` is measured", path=True)
