@@ -31,6 +31,7 @@ SLOW = (
     "examples/",
     "exporting/",
     "inference/test_bench.py",
+    "inference/test_decoding.py",
     "inference/test_measuring.py",
     "kernels/test_grouped.py::test_flex_attention_replays_the_map",
     "modeling/test_convert.py::test_a_saved_model_is_refused_without_the_package",

@@ -12,15 +12,17 @@ from transformers import PreTrainedTokenizerFast
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def byte_tokenizer(*, bos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
+def byte_tokenizer(*, bos: bool = False, eos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
+    """One that puts BOS before every text, or EOS behind it, or neither."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<eos>", "<bos>", "<pad>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    if bos:
+    if bos or eos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+            single="<bos> " * bos + "$A" + " <eos>" * eos,
+            special_tokens=[(name, vocabulary[name]) for name in ("<bos>", "<eos>")],
         )
     specials = {"eos_token": "<eos>", "bos_token": "<bos>"} | ({"pad_token": "<pad>"} if pad else {})
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)

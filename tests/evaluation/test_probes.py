@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -73,6 +74,55 @@ def test_loss_by_position_is_that_of_each_window_by_itself(
         assert result.figures[name].value == pytest.approx(expected[start - 1 : stop - 1].mean().item(), abs=1e-4)
     with pytest.raises(UserError, match="fewer than one window of 5000"):
         loss_by_position(model, tokenizer, tmp_path / "text.txt", 5000, **options)
+
+
+def tokenizer_that_adds(template: str) -> Any:
+    tokenizer = load_tokenizer("tiny-llama")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def test_every_window_begins_with_bos_where_the_model_wants_one(model: PreTrainedModel, tmp_path: Path) -> None:
+    window, text = 100, "".join(chr(97 + n * n % 26) for n in range(250))
+    (tmp_path / "text.txt").write_text(text)
+    adding = tokenizer_that_adds("<s> $A </s>")
+    options: dict[str, Any] = {"limit": None, "seed": 0, "progress": ignore}
+    result = loss_by_position(model, adding, tmp_path / "text.txt", window, **options)
+    ids = torch.tensor(adding(text, add_special_tokens=False)["input_ids"])
+    losses = []
+    for index in range(result.rows):
+        part = torch.cat([torch.tensor([0]), ids[index * (window - 1) :][: window - 1]])
+        with torch.no_grad():
+            losses.append(cross_entropy(model(part[None]).logits[0, :-1], part[1:], reduction="none"))
+    expected = torch.stack(losses).mean(0)
+    assert result.rows == len(ids) // (window - 1)
+    assert result.figures["loss"].value == pytest.approx(expected.mean().item(), abs=1e-4)
+    assert result.figures["loss_1-63"].value == pytest.approx(expected[:63].mean().item(), abs=1e-4)
+    assert result.figures["loss_64-99"].value == pytest.approx(expected[63:].mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("template", "begins"), [("$A </s>", []), ("<s> $A", [0]), ("<s> $A </s>", [0])])
+def test_needles_are_asked_for_behind_the_question_whatever_a_tokenizer_appends(
+    model: PreTrainedModel, tokenizer: Any, template: str, begins: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[int], list[list[int]]]] = []
+
+    def likelihoods(_: Any, prompt: list[int], answers: list[list[int]], **__: Any) -> list[Likelihood]:
+        seen.append((prompt, answers))
+        return [Likelihood(0.0, True)] * len(answers)
+
+    monkeypatch.setattr(needles, "continuation_likelihoods", likelihoods)
+    options: dict[str, Any] = {"trials": 1, "seed": 0, "retain_rate": None, "progress": ignore}
+    retrieval(model, tokenizer_that_adds(template), [512], **options)
+    for prompt, answers in seen:
+        assert prompt[:1] == (begins or prompt[:1])
+        text = tokenizer.decode(prompt[len(begins) :])
+        assert text.endswith(" is")
+        assert [tokenizer(text + tokenizer.decode(answer)).input_ids for answer in answers] == [
+            prompt[len(begins) :] + answer for answer in answers
+        ]
 
 
 def test_likelihoods_of_answers_after_one_prefill_are_those_of_whole_texts(model: PreTrainedModel) -> None:

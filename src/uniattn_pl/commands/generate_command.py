@@ -14,6 +14,8 @@ EXAMPLE = """\
   uniattn-pl generate --from runs/quickstart --instruction --prompt "Name two causes of chest pain."
   uniattn-pl generate --config experiments/quickstart.yaml --prompt "The heart" --max-new-tokens 20"""
 
+LARGEST_SEED = 2**32 - 1
+
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of `generate`."""
@@ -22,6 +24,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=whole_number, default=64, metavar="N", help="default: 64")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of what is drawn above temperature 0; default: another text every time"
     )
     parser.add_argument(
         "--quantization", metavar="BITS", help="8bit or 4bit weights, through bitsandbytes; default: as saved"
@@ -49,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}.")
     if not 0 <= arguments.temperature < float("inf"):
         problems.append(f"--temperature must be at least 0, got {arguments.temperature:g}.")
+    if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
+        problems.append(f"--seed is a number from 0 to {LARGEST_SEED}; got {arguments.seed}.")
     if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
         problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
     if arguments.quantization not in (None, *QUANTIZATIONS):
@@ -69,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.prompt,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
+        seed=arguments.seed,
         instruction=arguments.instruction,
         quantization=arguments.quantization,
         h2o_retain_rate=arguments.h2o,

@@ -196,5 +196,7 @@ def _report(
         response_tokens=train.response_tokens,
         validation_response_tokens=validation.response_tokens,
         longest=int(max(int(part.lengths.max()) for part in both)),
+        special_text=sum(part.special_text for part in both),
+        special_tokens=sum(part.special_tokens for part in both),
         packs=0 if packs is None else len(packs),
     )

@@ -26,6 +26,8 @@ class DataReport:
         response_tokens: training tokens that carry the loss.
         validation_response_tokens: the same of the validation rows.
         longest: tokens of the longest sequence.
+        special_text: rows with the text of a special token, which stays text.
+        special_tokens: rows in which the tokenizer makes real special tokens of such text all the same.
         packs: sequences of at most `max_length` that the training rows are packed into; 0: not packed.
     """
 
@@ -47,6 +49,8 @@ class DataReport:
     response_tokens: int
     validation_response_tokens: int
     longest: int
+    special_text: int = 0
+    special_tokens: int = 0
     packs: int = 0
 
     @property
@@ -78,6 +82,8 @@ class DataReport:
             (self.dropped, self._dropped_because()),
             (self.ambiguous, "validation answers not checked: two choices begin with the same token"),
             (self.overlap, "validation rows have the prompt of a training row"),
+            (self.special_text, "rows hold the text of a special token, which stays text"),
+            (self.special_tokens, "rows hold the text of a special token, which this tokenizer turns into the token"),
         )
         return lines + [f"{count:,} {description}" for count, description in losses if count]
 

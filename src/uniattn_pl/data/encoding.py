@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
+from uniattn_pl.data.prompt_ids import prefix_ids, special_ids, special_text, text_ids
 from uniattn_pl.data.prompts import format_prompt
 from uniattn_pl.data.rows import Row
 from uniattn_pl.errors import UserError
@@ -58,6 +59,8 @@ class EncodedRows:
         truncated: sequences cut at the end.
         dropped: rows without room for a response token.
         ambiguous: rows with two choices that begin with the same token; their answers are not checked.
+        special_text: rows that hold the text of a special token, which stays text.
+        special_tokens: rows in which the tokenizer makes real special tokens of such text all the same.
     """
 
     def __init__(
@@ -71,11 +74,14 @@ class EncodedRows:
         truncated: int = 0,
         dropped: int = 0,
         ambiguous: int = 0,
+        special_text: int = 0,
+        special_tokens: int = 0,
     ) -> None:
         self.tokens, self.lengths, self.prompt_lengths = tokens, lengths, prompt_lengths
         self.choices = list(choices)
         self.source_rows = torch.arange(len(lengths)) if source_rows is None else source_rows
         self.truncated, self.dropped, self.ambiguous = truncated, dropped, ambiguous
+        self.special_text, self.special_tokens = special_text, special_tokens
         self._ends = lengths.cumsum(0)
 
     def __len__(self) -> int:
@@ -108,10 +114,11 @@ def encode_rows(
 ) -> EncodedRows:
     """Tokenise rows with the paper's prompt.
 
-    A sequence is BOS (if the tokenizer adds one), prompt, response, EOS. Prompt and response are tokenised apart,
-    so that the prompt has the same tokens at generation. A sequence longer than `max_length` is cut at its end, as
-    in the authors' code: it keeps its whole prompt, loses the end of its response and its EOS. When that would
-    leave no response token, the row has nothing to learn and is dropped.
+    A sequence is what the tokenizer puts before a text (mostly BOS or nothing), prompt, response, EOS. Prompt and
+    response are tokenised apart, so that the prompt has the same tokens at generation (`data/prompt_ids.py`). A
+    sequence longer than `max_length` is cut at its end, as in the authors' code: it keeps its whole prompt, loses the
+    end of its response and its EOS. When that would leave no response token, the row has nothing to learn and is
+    dropped.
 
     Args:
         rows: what to encode, in this order.
@@ -135,21 +142,23 @@ class _Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.bos, self.eos = _bos(tokenizer), [int(tokenizer.eos_token_id)]
+        self.prefix, self.eos = prefix_ids(tokenizer), [int(tokenizer.eos_token_id)]
+        self.special_text, self.special_ids = special_text(tokenizer), special_ids(tokenizer)
         self.pieces: list[torch.Tensor] = []
         self.lengths: list[int] = []
         self.prompt_lengths: list[int] = []
         self.source_rows: list[int] = []
         self.choices: list[tuple[tuple[int, ...], int]] = []
-        self.read = self.truncated = self.dropped = self.ambiguous = 0
+        self.read = self.truncated = self.dropped = self.ambiguous = self.with_text = self.with_tokens = 0
 
     def add(self, rows: Sequence[Row], with_choices: bool) -> None:
-        prompts = _tokenize(self.tokenizer, [format_prompt(row.instruction, row.input) for row in rows])
-        responses = _tokenize(self.tokenizer, [row.output for row in rows])
+        prompts = text_ids(self.tokenizer, [format_prompt(row.instruction, row.input) for row in rows])
+        responses = text_ids(self.tokenizer, [row.output for row in rows])
         tokens: list[int] = []
         for number, (row, prompt, response) in enumerate(zip(rows, prompts, responses, strict=True), self.read):
-            sequence = self.bos + prompt + response + self.eos
-            prompt_length = len(self.bos) + len(prompt)
+            self._count_special(row, prompt + response)
+            sequence = self.prefix + prompt + response + self.eos
+            prompt_length = len(self.prefix) + len(prompt)
             if prompt_length >= self.max_length:
                 self.dropped += 1
                 continue
@@ -162,6 +171,12 @@ class _Encoder:
                 self.choices.append(self._choices(row))
         self.pieces.append(torch.tensor(tokens, dtype=torch.int32))
         self.read += len(rows)
+
+    def _count_special(self, row: Row, ids: list[int]) -> None:
+        if not self.special_ids.isdisjoint(ids):
+            self.with_tokens += 1
+        elif any(self.special_text.search(text) for text in (row.instruction, row.input, row.output)):
+            self.with_text += 1
 
     def _choices(self, row: Row) -> tuple[tuple[int, ...], int]:
         """Return the first token of each choice and the index of the answer, or ((), -1) when not checkable."""
@@ -183,20 +198,9 @@ class _Encoder:
             truncated=self.truncated,
             dropped=self.dropped,
             ambiguous=self.ambiguous,
+            special_text=self.with_text,
+            special_tokens=self.with_tokens,
         )
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    # verbose=False: no warning about sequences longer than the model's limit, which are cut right after.
-    encoded: Any = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return cast(list[list[int]], encoded["input_ids"])
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return [BOS] when the tokenizer itself begins every text with it, else []."""
-    bos = tokenizer.bos_token_id
-    with_special = cast(list[int], tokenizer("a", verbose=False)["input_ids"])
-    return [cast(int, bos)] if bos is not None and with_special[:1] == [bos] else []
 
 
 def _first_tokens(
@@ -207,4 +211,4 @@ def _first_tokens(
     The rest of the response stays, because a tokenizer may merge a short answer with the character after it.
     """
     rest = output.removeprefix(answer)
-    return tuple(ids[0] for ids in _tokenize(tokenizer, [choice + rest for choice in choices]))
+    return tuple(ids[0] for ids in text_ids(tokenizer, [choice + rest for choice in choices]))

@@ -23,7 +23,7 @@ from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uniattn_pl.data import encoding, prompts
+from uniattn_pl.data import encoding, prompt_ids, prompts
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.rows import Row
 from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENS, _CHECKSUM = "tokens.safetensors", "checksum"
-_COUNTS = ("truncated", "dropped", "ambiguous")
+_COUNTS = ("truncated", "dropped", "ambiguous", "special_text", "special_tokens")
 _CHUNK = 2**22
 
 
@@ -78,7 +78,7 @@ def _fingerprint(
         "tokenizer": [type(tokenizer).__qualname__, tokenizer.bos_token_id, tokenizer.eos_token_id, state],
         "options": [max_length, with_choices],
         "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
-        "code": [inspect.getsource(module) for module in (encoding, prompts, sys.modules[__name__])],
+        "code": [inspect.getsource(module) for module in (encoding, prompt_ids, prompts, sys.modules[__name__])],
     }
     texts = ([row.instruction, row.input, row.output, row.answer, row.choices] for row in rows)
     parts: Any = (json.dumps(part, sort_keys=True).encode() + b"\n" for part in chain([head], texts))

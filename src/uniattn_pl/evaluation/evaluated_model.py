@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.data import InstructionDataModule, prompt_ids
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
 from uniattn_pl.evaluation.subject import Subject
@@ -86,6 +86,7 @@ class LoadedModel:
 
     def _settings(self, variant: Variant) -> dict[str, Any]:
         settings: dict[str, Any] = {"model": self.subject.identity(self.loaded), "h2o": variant.retain_rate}
+        settings["prompts"] = prompt_ids.VERSION
         if variant.dropped is not None:
             settings["dropped"] = self._layers(variant.dropped)
         return settings

@@ -10,28 +10,108 @@ import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.data.prompt_ids import prefix_ids, text_ids
+from uniattn_pl.display.notices import tell_once
+from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
+from uniattn_pl.inference.decoding import own_defaults
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 
 PROPORTIONS = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
 DEFAULT_FILTER = "none"
 
 
-class CompressedHFLM(HFLM):
-    """The harness's hf model, but every answer is read from a cache that H2O has compressed after the prompt."""
+class ProductHFLM(HFLM):
+    """The harness's hf model with this package's prompts (`data/prompt_ids.py`) and decoding (`inference/decoding.py`).
+
+    The same numbers wherever the tokenizer only ever begins a text and the checkpoint has no generation defaults. The
+    harness's own lose the first token of every answer where a tokenizer closes texts with EOS, score BOS behind BOS in
+    whole texts, and take penalties from a generation config. `cut` counts prompts that lost their beginning.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.prefix, self.cut = prefix_ids(self.tokenizer), 0
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """The ids of a prompt, or of bare text where the harness asks for no special tokens."""
+        ids = ([] if add_special_tokens is False else self.prefix) + text_ids(self.tokenizer, [string])[0]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask [B, L] of prompts, padded on the left; the longest lose their beginning."""
+        encoded = [self.tok_encode(string) for string in strings]
+        if left_truncate_len:
+            self.cut += sum(len(ids) > left_truncate_len for ids in encoded)
+            encoded = [ids[-left_truncate_len:] for ids in encoded]
+        longest = max(map(len, encoded))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in encoded])
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+        return ids, mask
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Whole texts, before which the harness puts the token that begins one itself."""
+        begins = self.prefix
+        self.prefix = [] if begins == [self.prefix_token_id] else begins
+        try:
+            likelihoods: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self.prefix = begins
+        return likelihoods
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As the harness. Raises UserError where a task asks for more new tokens than the model has positions."""
+        asked = max(normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests)
+        if asked >= self.max_length:
+            raise UserError(
+                f"evaluation.tasks: '{requests[0].task_name}' has {asked} tokens generated, which leaves no room for a "
+                f"prompt in the {self.max_length} positions of the model."
+            )
+        texts: list[str] = super().generate_until(requests, disable_tqdm)
+        return texts
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self.cut += sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
+        return self._score(requests, disable_tqdm, override_bs)
+
+    def _score(self, requests: list[Any], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
+        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        return scores
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
+        with own_defaults(self.model, self.tokenizer):
+            return super()._model_generate(context, max_length, stop, **options)
+
+
+class CompressedHFLM(ProductHFLM):
+    """The same, but every answer is read from a cache that H2O has compressed after the prompt."""
 
     def __init__(self, *args: Any, retain_rate: float, **options: Any) -> None:
         super().__init__(*args, **options)
         self.retain_rate = retain_rate
 
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    def _score(self, requests: list[Any], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
         """One prompt at a time; its answers, which come one after another, are scored after one prefill."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
@@ -51,13 +131,13 @@ class CompressedHFLM(HFLM):
 
 def harness_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, retain_rate: float | None
-) -> HFLM:
+) -> ProductHFLM:
     """Wrap a loaded model for the harness; with `retain_rate` it must have this package's attention."""
     options: dict[str, Any] = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size}
-    return HFLM(**options) if retain_rate is None else CompressedHFLM(retain_rate=retain_rate, **options)
+    return ProductHFLM(**options) if retain_rate is None else CompressedHFLM(retain_rate=retain_rate, **options)
 
 
-def score_task(model: HFLM, task: OpenTask, rows: dict[str, list[int]], num_fewshot: int | None) -> list[Result]:
+def score_task(model: ProductHFLM, task: OpenTask, rows: dict[str, list[int]], num_fewshot: int | None) -> list[Result]:
     """Score a task's rows; a group gives a result of its own besides those of its tasks.
 
     Args:
@@ -73,7 +153,13 @@ def score_task(model: HFLM, task: OpenTask, rows: dict[str, list[int]], num_fews
         single.set_config(key="num_fewshot", value=shots_of(single, num_fewshot))
         single.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     # not simple_evaluate: it asks the hub, git and pip about everything around
+    model.cut = 0
     output = lm_eval.evaluate(model, task_manager().load(task.objects), samples=rows)
+    if model.cut:
+        tell_once(
+            f"{task.name}: {model.cut} prompts have more tokens than the model has positions ({model.max_length}), "
+            "and lost their beginning."
+        )
     counts = output["n-samples"]
     total = sum(count["effective"] for count in counts.values())
     return [

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, pad
 from torchmetrics.text import Perplexity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.data.prompt_ids import prefix_ids, text_ids
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.compressed import compressed_response_loss
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
@@ -77,7 +78,7 @@ def loss_by_position(
         model: any causal language model.
         tokenizer: of the model.
         text: a plain text file; cut into windows that do not overlap, what is left over is not used.
-        window: tokens of a window.
+        window: tokens of a window, with the BOS at its start where the tokenizer puts one before a text.
         limit: windows at most, a seeded choice; None: all.
         seed: of that choice.
         progress: called with windows done and in all.
@@ -89,20 +90,25 @@ def loss_by_position(
         content = text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"evaluation.text: '{text}' is not a text file in UTF-8.") from error
-    ids = torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])
-    count = len(ids) // window
+    prefix = prefix_ids(tokenizer)
+    ids, length = text_ids(tokenizer, [content])[0], window - len(prefix)
+    count = len(ids) // length if length > 0 else 0
     if count == 0:
         raise UserError(f"evaluation.text: '{text}' has {len(ids)} tokens, fewer than one window of {window}.")
     chosen = choose_rows(count, limit, seed=seed)
     losses = []
     for done, index in enumerate(chosen, start=1):
-        losses.append(_token_losses(model, ids[index * window : (index + 1) * window].to(model.device)))
+        tokens = torch.tensor(prefix + ids[index * length : (index + 1) * length], device=model.device)
+        losses.append(_token_losses(model, tokens))
         progress(done, len(chosen))
-    by_window = torch.stack(losses)
-    figures = {"loss": _mean(by_window.mean(1))}
+    # Column i is the loss of token i + 1; the first of text is behind the prefix, and without one the second.
+    by_window, first = torch.stack(losses), max(1, len(prefix))
+    figures = {"loss": _mean(by_window[:, first - 1 :].mean(1))}
     for start, stop in _buckets(window):
-        figures[f"loss_{start}-{stop - 1}"] = _mean(by_window[:, start - 1 : stop - 1].mean(1))
-    details = [{"window": index, "loss": float(row.mean())} for index, row in zip(chosen, by_window, strict=True)]
+        if stop > first:
+            figures[f"loss_{start}-{stop - 1}"] = _mean(by_window[:, max(start, first) - 1 : stop - 1].mean(1))
+    means = by_window[:, first - 1 :].mean(1).tolist()
+    details = [{"window": index, "loss": loss} for index, loss in zip(chosen, means, strict=True)]
     return Result("positions", len(chosen), figures, details)
 
 

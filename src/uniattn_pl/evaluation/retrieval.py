@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
@@ -120,7 +121,7 @@ def _lines_that_fit(tokenizer: Any, make: Callable[[int, float, random.Random], 
 
     def tokens(lines: int) -> int:
         question = make(lines, 0.5, random.Random(0))
-        return len(tokenizer(question.prompt + question.candidates[0], verbose=False)["input_ids"])
+        return len(prompt_ids(tokenizer, question.prompt + question.candidates[0]))
 
     least = tokens(0)
     if least > length:
@@ -133,12 +134,10 @@ def _lines_that_fit(tokenizer: Any, make: Callable[[int, float, random.Random], 
 
 
 def _ask(model: PreTrainedModel, tokenizer: Any, question: Question, retain_rate: float | None) -> dict[str, Any]:
-    prompt = tokenizer(question.prompt, verbose=False)["input_ids"]
-    answers = [
-        tokenizer(question.prompt + answer, verbose=False)["input_ids"][len(prompt) :] for answer in question.candidates
-    ]
+    prompt = prompt_ids(tokenizer, question.prompt)
+    answers = [prompt_ids(tokenizer, question.prompt + answer)[len(prompt) :] for answer in question.candidates]
     scores = continuation_likelihoods(model, prompt, answers, retain_rate=retain_rate)
-    before = tokenizer("\n".join(question.lines[: question.needle]), verbose=False)["input_ids"]
+    before = prompt_ids(tokenizer, "\n".join(question.lines[: question.needle]))
     best = max(range(len(scores)), key=lambda index: scores[index].log)
     distance = len(prompt) - len(before)
     return {"tokens": len(prompt), "distance": distance, "right": best == 0, "exact": scores[0].greedy}
