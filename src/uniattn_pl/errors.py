@@ -24,6 +24,11 @@ class RunFailure(Exception):
     exit_code = 1
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic inside a Rust library (tokenizers, safetensors): no Exception, no class to import."""
+    return type(error).__name__ == "PanicException"
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -14,7 +14,8 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling.loading.pretrained import load_model, load_shape, load_tokenizer, resolve_dtype
+from uniattn_pl.modeling.loading.dtypes import resolve_dtype
+from uniattn_pl.modeling.loading.pretrained import load_model, load_shape, load_tokenizer
 from uniattn_pl.plan import LayerPlan, costs
 
 
@@ -56,7 +57,7 @@ def test_a_licence_that_was_not_accepted_leaves_the_published_size(monkeypatch: 
     monkeypatch.setattr("uniattn_pl.modeling.loading.pretrained._only_cached", lambda *_: False)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     assert load_shape("google/gemma-2-9b").num_layers == 42
-    with pytest.raises(OSError, match="gated"):
+    with pytest.raises(UserError, match="gated"):
         load_shape("google/gemma-3-1b-pt")
 
 

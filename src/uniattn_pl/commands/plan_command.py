@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _dtype(loaded: LoadedConfig) -> torch.dtype:
-    from uniattn_pl.modeling.loading.pretrained import resolve_dtype
+    from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 
     return resolve_dtype(loaded.config.model.dtype)
 

@@ -27,7 +27,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.files import atomic_file
-from uniattn_pl.modeling.loading.pretrained import computes_in_bfloat16
+from uniattn_pl.modeling.loading.dtypes import computes_in_bfloat16
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.redaction import redact

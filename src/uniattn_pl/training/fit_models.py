@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.modeling.conversion.convert import converted_copy
+from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.layer_offload import LayerOffload
-from uniattn_pl.modeling.loading.pretrained import load_model, resolve_dtype
+from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.modeling.loading.sharded_weights import skeleton
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.training.experiment import Experiment, model_origin

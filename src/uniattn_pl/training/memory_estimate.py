@@ -15,7 +15,7 @@ def stage_memory(
 ) -> TrainingMemory:
     """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp)."""
     from uniattn_pl.losses.response_loss import LOSS_CHUNK
-    from uniattn_pl.modeling.loading.pretrained import resolve_dtype
+    from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 
     training = config.training
     weight_bytes = resolve_dtype(WEIGHT_DTYPES.get(training.precision, config.model.dtype)).itemsize

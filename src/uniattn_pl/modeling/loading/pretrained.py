@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.catalogue import MODELS, convert_gguf, named_folder, named_model, no_such_model
 from uniattn_pl.files import atomic_folder, cache_folder
-from uniattn_pl.modeling.loading.safe_folders import check_adapter, check_shards, refusals_explained
+from uniattn_pl.modeling.loading.dtypes import resolve_dtype
+from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
+from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
+from uniattn_pl.modeling.loading.weight_files import (
+    ADAPTER_FILE,
+    WEIGHT_FILES,
+    check_adapter,
+    check_config,
+    check_weight_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +28,6 @@ if TYPE_CHECKING:
     from uniattn_pl.plan import ModelShape
 
 HUB_TIMEOUT_S = 5.0
-ADAPTER_FILE = "adapter_config.json"
 TRUST = "read that code, then allow it with model.trust_remote_code=true."
 ELSEWHERE = "load it with transformers where you trust it."
 
@@ -44,34 +52,36 @@ def load_model(
         device: default: the CPU; weights go to another one shard by shard, never all through main memory.
 
     Raises:
-        UserError: there is no such model, it cannot be had without a network, its weights are not in safetensors, it
-            needs code that is not trusted, or bitsandbytes is missing.
+        UserError: there is no such model, it cannot be had without a network, its files are damaged, incomplete or not
+            in safetensors, it needs code that is not trusted, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     location, options = _locate(source, revision)
-    _prepare(location)
-    try:
-        with refusals_explained(source, way_out=TRUST):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    _prepare(location, weights=True)
+    quantized = _quantized(quantization)
+    with refusals_explained(source, way_out=TRUST):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 location,
+                output_loading_info=True,
                 dtype=resolve_dtype(dtype),
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 **({} if device is None or device.type == "cpu" else {"device_map": {"": device}}),
-                **_quantized(quantization),
+                **quantized,
                 **options,
             )
-    except ValueError as error:
-        # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
-        if "does not support an attention implementation" not in str(error):
-            raise
-        raise UserError(
-            f"model '{source}' has no attention implementation '{attn_implementation}'; "
-            "set model.attn_implementation=eager."
-        ) from error
-    return model.eval()
+        except ValueError as error:
+            # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
+            if "does not support an attention implementation" not in str(error):
+                raise
+            raise UserError(
+                f"model '{source}' has no attention implementation '{attn_implementation}'; "
+                "set model.attn_implementation=eager."
+            ) from error
+    return _complete_model(source, *loaded)
 
 
 def load_folder(folder: Path, *, quantization: str | None = None) -> PreTrainedModel:
@@ -82,31 +92,38 @@ def load_folder(folder: Path, *, quantization: str | None = None) -> PreTrainedM
         quantization: None, or a name of `QUANTIZATIONS`; an adapter is merged into full weights only.
 
     Raises:
-        UserError: the adapter's base is not to be had, weights and layer plan disagree, weights are not in
-            safetensors, the model needs code of its own, or bitsandbytes is missing.
+        UserError: the adapter's base is not to be had, weights and layer plan disagree, files are damaged, incomplete
+            or not in safetensors, the model needs code of its own, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     if not (folder / ADAPTER_FILE).is_file():
-        _prepare(str(folder))
+        _prepare(str(folder), weights=True, quantizations=("bitsandbytes",))
+        quantized = _quantized(quantization)
         with refusals_explained(folder, way_out=ELSEWHERE):
-            return AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
                 dtype="auto",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                **_quantized(quantization),
-            ).eval()
+                **quantized,
+            )
+        return _complete_model(folder, *loaded)
     if quantization is not None:
         raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    check_adapter(folder)
-    base = Path(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
-    if not (base / "config.json").is_file():
-        raise UserError(f"the adapter in '{folder}' belongs to the model folder '{base}', which is not there.")
-    return PeftModel.from_pretrained(load_folder(base), str(folder)).merge_and_unload().eval()
+    base = check_adapter(folder)
+    model = load_folder(base)
+    with refusals_explained(folder, way_out=ELSEWHERE, what="the adapter in "):
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
+
+
+def _complete_model(source: str | Path, model: PreTrainedModel, info: dict[str, Any]) -> PreTrainedModel:
+    check_complete(source, info)
+    return model.eval()
 
 
 def _quantized(name: str | None) -> dict[str, Any]:
@@ -115,32 +132,56 @@ def _quantized(name: str | None) -> dict[str, Any]:
     return {} if name is None else {"quantization_config": quantization_config(name)}
 
 
-def _prepare(location: str) -> None:
-    """Make the Auto classes know the converted type of a model folder, and check where its weights are."""
+def _prepare(location: str, *, weights: bool = False, quantizations: tuple[str, ...] = ()) -> None:
+    """Check the files of a model folder, and make the Auto classes know its converted type."""
     from uniattn_pl.modeling.conversion.auto_classes import register_type_of
 
-    if (Path(location) / "config.json").is_file():
-        register_type_of(Path(location))
-        check_shards(Path(location))
+    folder = Path(location)
+    if not folder.is_dir():  # a hub id
+        return
+    if weights:
+        check_weight_files(folder, quantizations=quantizations)
+    else:
+        check_config(folder)
+    register_type_of(folder)
+
+
+def check_weights(source: str, *, revision: str | None = None) -> None:
+    """Look at the files of weights that `load_model` will read, without reading them: see `check_weight_files`.
+
+    Of a hub model those in the local cache; what is not there is checked once it is downloaded.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    location = _locate(source, revision)[0]
+    folder = Path(location)
+    if not folder.is_dir():
+        cached = [try_to_load_from_cache(location, name, revision=revision) for name in ("config.json", *WEIGHT_FILES)]
+        if not isinstance(cached[0], str) or not any(isinstance(path, str) for path in cached[1:]):
+            return
+        folder = Path(cached[0]).parent
+    check_weight_files(folder)
 
 
 def load_tokenizer(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model source. Raises UserError as `load_model` does."""
-    from transformers import AutoTokenizer
-
     location, options = _locate(source, revision)
-    with refusals_explained(source, way_out=TRUST):
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+    _prepare(location)
+    with refusals_explained(source, way_out=TRUST, what="the tokenizer of "):
+        return read_tokenizer(location, trust_remote_code=trust_remote_code, **options)
 
 
 def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model or adapter folder. Raises UserError when it needs code of its own."""
-    from transformers import AutoTokenizer
-
-    with refusals_explained(folder, way_out=ELSEWHERE):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    """Load the tokenizer of a model or adapter folder. Raises UserError when it needs code of its own, or is broken."""
+    if (folder / "config.json").exists():
+        check_config(folder)
+    with refusals_explained(folder, way_out=ELSEWHERE, what="the tokenizer of "):
+        return read_tokenizer(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def load_shape(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelShape:
@@ -160,9 +201,9 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     try:
         location, options = _locate(source, revision)
         _prepare(location)
-        with refusals_explained(source, way_out=TRUST):
+        with refusals_explained(source, way_out=TRUST, what="the config of "):
             config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-    except (UserError, OSError):  # no network, or a licence that was not accepted (a gated model)
+    except UserError:  # no network, or a licence that was not accepted (a gated model)
         if published is None:
             raise
         config = published
@@ -176,28 +217,9 @@ def empty_model(source: str, *, revision: str | None = None, trust_remote_code: 
 
     location, options = _locate(source, revision)
     _prepare(location)
-    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-    with torch.device("meta"):
+    with refusals_explained(source, way_out=TRUST), torch.device("meta"):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-
-
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """`auto` takes bfloat16 only where it is in hardware: emulated, it is slower than float32."""
-    import torch
-
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    return torch.bfloat16 if computes_in_bfloat16() else torch.float32
-
-
-def computes_in_bfloat16() -> bool:
-    """Whether this machine's GPU, or its CPU where it has none, has bfloat16 in hardware."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:

@@ -1,61 +1,79 @@
-"""What loading a model folder never does: run its code unasked, read pickle files, or read files outside of it."""
+"""Why a model folder is not loaded, in our words: code that is not run, pickle files, and whatever libraries say."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import RunFailure, UserError, is_panic
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SHOWN_WEIGHTS = 5
+WEIGHTS = "model.safetensors"
+_NO_SAFETENSORS = (
+    "has no weights in safetensors ({}); pickled ones (.bin, .pt) can run code as they are read, so they are not. "
+    "Where you trust them, load the model with transformers (or peft) and save_pretrained it."
+)
 
 
 @contextmanager
-def refusals_explained(source: str | Path, *, way_out: str) -> Iterator[None]:
-    """Say in our words why transformers does not load `source`: it needs code of its own, or has no safetensors.
+def refusals_explained(source: str | Path, *, way_out: str, what: str = "") -> Iterator[None]:
+    """Say in one sentence why transformers does not load `source`, whatever it raises.
+
+    Only transformers (peft, tokenizers, safetensors) may run in the block: what it raises is then about the source.
 
     Args:
         source: as the user wrote it.
         way_out: what to do about a model with code of its own.
+        what: the part that is read, as in "the tokenizer of ".
 
     Raises:
-        UserError: instead of transformers' ValueError or OSError about one of these two; others pass.
+        UserError: instead of what was raised; no memory, and what says itself what is wrong, passes.
     """
+    import torch
+
     try:
         yield
-    except ValueError as error:
-        if "trust_remote_code=True" not in str(error):
+    except (UserError, RunFailure, MemoryError, torch.OutOfMemoryError):
+        raise
+    # There is no list: hundreds of config and model classes compute with what config.json says (KeyError,
+    # ZeroDivisionError, AssertionError, StrictDataclassError, RuntimeError of negative sizes ...), and each
+    # tokenizer reads files in its own way.
+    except Exception as error:
+        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
+    except BaseException as error:
+        if not is_panic(error):
             raise
-        raise UserError(f"'{source}' needs Python code that comes with it, which is not run; {way_out}") from error
-    except OSError as error:
-        if "file named model.safetensors" not in str(error):
-            raise
-        raise UserError(_no_safetensors(source)) from error
+        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
 
 
-def check_shards(folder: Path) -> None:
-    """Check that an index of a folder's weights names safetensors files of this folder only.
+def _reason(error: BaseException, way_out: str) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "trust_remote_code=True" in text:
+        return f"needs Python code that comes with it, which is not run; {way_out}"
+    if isinstance(error, OSError) and "file named model.safetensors" in text:
+        return _NO_SAFETENSORS.format(WEIGHTS)
+    if "ignore_mismatched_sizes" in text:
+        return "has weights of other sizes than its config.json says; they are not of the same model."
+    return f"cannot be loaded: {text[:500] or 'no reason given'} ({type(error).__name__})."
+
+
+def check_complete(source: str | Path, info: Mapping[str, Any]) -> None:
+    """Check what `from_pretrained` says of a model's weights: it would start those that are missing at random.
 
     Raises:
-        UserError: it names another kind of file, or one elsewhere.
+        UserError: naming some of them.
     """
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        for name in sorted(set(map(str, weight_map.values()))):
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise UserError(f"{index} names '{name}'; weights are read from .safetensors files beside it only.")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - SHOWN_WEIGHTS} more" if len(missing) > SHOWN_WEIGHTS else ""
+        raise UserError(
+            f"the weights in '{source}' are not complete: {', '.join(missing[:SHOWN_WEIGHTS])}{more} missing; "
+            "get or save them again."
+        )
 
 
-def check_adapter(folder: Path) -> None:
-    """Raise UserError unless a peft adapter folder has its weights as safetensors."""
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise UserError(_no_safetensors(folder, ADAPTER_WEIGHTS))
-
-
-def _no_safetensors(source: str | Path, name: str = "model.safetensors") -> str:
-    return (
-        f"'{source}' has no weights in safetensors ({name}); pickled ones (.bin, .pt) can run code as they are read, "
-        "so they are not. Where you trust them, load the model with transformers (or peft) and save_pretrained it."
-    )
+def no_safetensors(source: str | Path, name: str = WEIGHTS) -> str:
+    """The message for a folder whose weights are not in safetensors."""
+    return f"'{source}' {_NO_SAFETENSORS.format(name)}"

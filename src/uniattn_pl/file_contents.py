@@ -1,0 +1,67 @@
+"""What a file from elsewhere really holds, so that one that cannot be read is explained by what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from uniattn_pl.errors import UserError
+
+_LFS_POINTER = b"version https://git-lfs"
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")
+
+
+def mistaken_content(path: Path) -> str:
+    """Say what is in the place of a file when something else is: " is empty", a Git LFS pointer, a web page; else "".
+
+    The words follow the file's name. Raises UserError when the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from error
+    if not start:
+        return " is empty (0 bytes); its download or copy was interrupted."
+    if start.startswith(_LFS_POINTER):
+        return (
+            " is a Git LFS pointer, the note that Git keeps instead of a large file; fetch the file itself with "
+            "`git lfs install && git lfs pull` in its folder, or download it again."
+        )
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
+        return " is a web page (HTML or XML), as a failed download leaves it; download the file again."
+    return ""
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """The message for a file that the operating system does not let us read, or that is none."""
+    if path.is_dir():
+        return f"'{path}' is a folder where a file is needed."
+    if path.is_symlink() and not path.exists():
+        return f"'{path}' is a link to '{path.readlink()}', which is not there."
+    return f"'{path}' cannot be read ({error.strerror or error})."
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold one object.
+
+    Raises:
+        UserError: the file cannot be read, is something else (an LFS pointer, a web page), or holds no JSON object.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text)
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}'{mistaken_content(path) or ' is not UTF-8 text, so not JSON.'}") from error
+    except json.JSONDecodeError as error:
+        reason = f" is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})."
+        raise UserError(f"'{path}'{mistaken_content(path) or reason}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
+        raise UserError(f"'{path}' holds JSON that cannot be read ({error}).") from error
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number or boolean")
+        raise UserError(f"'{path}' holds {kind}; it must be a JSON object.")
+    return value
