@@ -16,6 +16,7 @@ MODEL_FILES = ("config.json", "adapter_config.json")
 RUN_ENTRIES = (
     "manifest.json",
     ".lock",
+    "identity.json",
     "provenance.json",
     "final_table.txt",
     "search",

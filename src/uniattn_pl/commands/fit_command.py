@@ -25,7 +25,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="resume a run whose config was another one; only what is still to be done changes",
+        help="resume a run that had another config, other rows, another model or tokenizer: each change is named and "
+        "recorded; what is finished stays, what is still to be done uses the present ones",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,9 +14,11 @@ from uniattn_pl.data.data_report import DataReport
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.packing import PackCollator, PackedRows
+from uniattn_pl.data.rows import Row
 from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.data.token_cache import encode_cached
 from uniattn_pl.errors import UserError
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +59,7 @@ class InstructionDataModule(pl.LightningDataModule):
         self._validation: EncodedRows | None = None
         self._packs: PackedRows | None = None
         self._report: DataReport | None = None
+        self._contents: dict[str, Contents] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and tokenise the rows, the first time it is called.
@@ -67,9 +71,10 @@ class InstructionDataModule(pl.LightningDataModule):
             return
         split = load_split(self.config)
         max_length = self.config.max_length
-        encode = encode_cached if self.config.token_cache else encode_rows
-        self._train = encode(split.train, self.tokenizer, max_length)
-        self._validation = encode(split.validation, self.tokenizer, max_length, with_choices=True)
+        trained, held_out = split.train_contents(), split.validation_contents()
+        self._contents = {TRAINING_ROWS: trained, HELD_OUT_ROWS: held_out}
+        self._train = self._encoded(split.train, trained)
+        self._validation = self._encoded(split.validation, held_out, with_choices=True)
         for name, encoded in (("training", self._train), ("validation", self._validation)):
             if not len(encoded):
                 raise UserError(
@@ -79,6 +84,18 @@ class InstructionDataModule(pl.LightningDataModule):
         if self.config.packing:
             self._packs = PackedRows(self._train, max_length, self.seed)
         self._report = _report(self.config, split, self._train, self._validation, self._packs)
+
+    def _encoded(self, rows: Sequence[Row], contents: Contents, *, with_choices: bool = False) -> EncodedRows:
+        options: tuple[Any, ...] = (self.tokenizer, self.config.max_length)
+        if self.config.token_cache:
+            return encode_cached(rows, *options, with_choices=with_choices, contents=contents)
+        return encode_rows(rows, *options, with_choices=with_choices)
+
+    @property
+    def contents(self) -> dict[str, Contents]:
+        """The training and the held-out rows by content, under the names of `resilience.identity`."""
+        self.setup()
+        return self._contents
 
     @property
     def report(self) -> DataReport:

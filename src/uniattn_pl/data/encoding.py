@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,9 +96,17 @@ class EncodedRows:
         row = int(self.source_rows[index])
         return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index, row)
 
-    def identity(self) -> dict[str, int]:
-        """Return the counts that a loader compares with its checkpoint before it resumes in the middle of the rows."""
-        return {"rows": len(self), "tokens": len(self.tokens), "packing": 0}
+    def identity(self) -> dict[str, int | str]:
+        """Return what a loader compares with its checkpoint before it resumes in the middle of the rows."""
+        return {"rows": len(self), "tokens": len(self.tokens), "packing": 0, "contents": self.contents}
+
+    @cached_property
+    def contents(self) -> str:
+        """A digest of the sequences, in order."""
+        digest = hashlib.sha256()
+        for part in (self.tokens, self.lengths, self.prompt_lengths):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def checkable(self) -> bool:

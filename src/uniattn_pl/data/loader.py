@@ -14,6 +14,7 @@ from uniattn_pl.data.packing import Pack, PackCollator
 from uniattn_pl.data.workers import iterate
 from uniattn_pl.errors import UserError
 
+OF_ITEMS = ("rows", "tokens", "contents")  # of a saved state, what other items change
 MEGA_BATCH = 50  # global batches that are sorted by length together, as in transformers' group_by_length
 
 
@@ -28,8 +29,8 @@ class Items(Protocol):
 
     def __getitem__(self, index: int) -> Example | Pack: ...
 
-    def identity(self) -> dict[str, int]:
-        """Return the counts that must be unchanged for the items to be the same ones."""
+    def identity(self) -> dict[str, int | str]:
+        """Return what must be unchanged for the items to be the same ones: counts, and a digest of their contents."""
 
 
 def epoch_order(lengths: torch.Tensor, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -83,6 +84,9 @@ class ResumableLoader:
         rank, world_size: which part of each global batch this rank takes.
         num_workers: processes that collate ahead; the batches are the same with any number.
 
+    Attributes:
+        takes_other_items: go on at the same place in other items than the saved ones, as the user has allowed.
+
     Raises:
         UserError: micro batches of all ranks do not divide `batch_size`.
         RunFailure: from an iteration, when a worker process was killed.
@@ -110,6 +114,7 @@ class ResumableLoader:
         self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
         self.epoch = 0
         self.position = 0
+        self.takes_other_items = False
         self._at_start = True  # nothing taken since construction or load_state_dict
 
     @property
@@ -150,11 +155,11 @@ class ResumableLoader:
         blanks = (~order[last : last + 1]).repeat(-len(order) % self._items_at_once)
         return torch.cat([order[:last], blanks, order[last:]]).view(len(self), self._items_at_once)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return where the loader is, and what must be unchanged for the position to mean the same."""
         return {"epoch": self.epoch, "position": self.position, "accumulate": self.accumulate, **self._identity()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batch that was taken last when `state` was saved.
 
         Raises:
@@ -164,12 +169,14 @@ class ResumableLoader:
         position = self.position_of(state)
         self.epoch, self.position, self._at_start = state["epoch"], position, True
 
-    def position_of(self, state: dict[str, int]) -> int:
+    def position_of(self, state: dict[str, Any]) -> int:
         """The position of a saved state in micro batches of this loader. Raises UserError as `load_state_dict`."""
+        allowed = OF_ITEMS if self.takes_other_items else ()
         changed = [
             f"{key} was {state.get(key)} and is now {value}"
             for key, value in self._identity().items()
-            if state.get(key) != value
+            # former versions saved no digest of contents
+            if state.get(key, value if key == "contents" else None) != value and key not in allowed
         ]
         if changed:
             raise UserError(
@@ -178,7 +185,7 @@ class ResumableLoader:
             )
         position, accumulate = state["position"], state["accumulate"]
         if accumulate == self.accumulate:
-            return position
+            return min(position, len(self))
         if position == -(-len(self.items) // (self.batch_size // accumulate)):
             return len(self)
         steps, inside = divmod(position, accumulate)
@@ -187,9 +194,9 @@ class ResumableLoader:
                 f"the checkpoint was saved inside an optimizer step, after {inside} of its {accumulate} micro batches, "
                 "where training.micro_batch_size and the number of devices cannot change; use those it was saved with."
             )
-        return steps * self.accumulate
+        return min(steps * self.accumulate, len(self))
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int | str]:
         return {**self.items.identity(), "batch_size": self.batch_size, "seed": self.seed}
 
 

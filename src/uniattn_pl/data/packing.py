@@ -49,7 +49,7 @@ class PackedRows:
     def __getitem__(self, index: int) -> Pack:
         return Pack(tuple(self.rows[row] for row in self.packs[index]))
 
-    def identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, int | str]:
         """Return the counts that must be unchanged, with the seed, for the packs to be the same ones."""
         return {**self.rows.identity(), "packing": self.max_length}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class SourceRows:
         source: as the user wrote it.
         format: the row format, after detection.
         rows: usable rows, in the order of the source.
+        numbers: of each of them among the records of the source, counted from 1.
         read: records the source holds.
         skipped: bad rows (`on_bad_row: skip`).
         filtered: conversations of more than one round, or with an empty turn.
@@ -35,6 +37,7 @@ class SourceRows:
     source: str
     format: str
     rows: list[Row] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
     read: int = 0
     skipped: int = 0
     filtered: int = 0
@@ -55,7 +58,7 @@ def read_source(source: str, *, split: str = "train", format: str = "auto", on_b
     """
     if source == EMBEDDED:
         rows = embedded_rows()
-        return SourceRows(source, "alpaca", rows, read=len(rows))
+        return SourceRows(source, "alpaca", rows, array("q", range(1, len(rows) + 1)), read=len(rows))
     result = _collect(source, _records(source, split), format, skip_bad=on_bad_row == "skip")
     if not result.rows:
         first = f" The first bad row: {result.first_problem}." if result.first_problem else ""
@@ -87,6 +90,7 @@ def _collect(source: str, records: Iterable[Record], format_name: str, *, skip_b
             result.filtered += 1
         else:
             result.rows.append(row)
+            result.numbers.append(result.read)
     return result
 
 

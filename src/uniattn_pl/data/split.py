@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uniattn_pl.config.schema import EMBEDDED, DataConfig
 from uniattn_pl.data.embedded import EMBEDDED_TRAIN_ROWS
+from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.sources import SourceRows, read_source
 from uniattn_pl.errors import UserError
+from uniattn_pl.resilience.identity import Contents
 
 
 @dataclass
@@ -20,13 +24,25 @@ class Split:
     Args:
         train, validation: rows in the order of the split's shuffle.
         source: of the training rows (and of the validation rows, unless `validation_source` is given).
+        train_numbers, validation_numbers: which record of its source each row was, counted from 1.
         validation_source: of the validation rows, if another one.
     """
 
     train: list[Row]
     validation: list[Row]
     source: SourceRows
+    train_numbers: Sequence[int]
+    validation_numbers: Sequence[int]
     validation_source: SourceRows | None = None
+
+    def train_contents(self) -> Contents:
+        """What is trained on, by content."""
+        return contents_of(self.train, f"'{self.source.source}'", self.train_numbers)
+
+    def validation_contents(self) -> Contents:
+        """What is held out, by content."""
+        source = self.validation_source or self.source
+        return contents_of(self.validation, f"'{source.source}'", self.validation_numbers)
 
     @property
     def overlap(self) -> int:
@@ -47,13 +63,13 @@ def load_split(config: DataConfig) -> Split:
     """
     _check_validation_source(config)
     source = _read(config, config.source)
-    rows = _shuffled(source, config.shuffle_seed)
+    order = _shuffled(source, config.shuffle_seed)
     other = _read(config, config.validation_source) if config.validation_source else None
     if other:
         validation = _shuffled(other, config.shuffle_seed)[: config.validation_size]
-        candidates = rows
+        candidates = order
     else:
-        validation, candidates = rows[: config.validation_size], rows[config.validation_size :]
+        validation, candidates = order[: config.validation_size], order[config.validation_size :]
     available = len(candidates) + len(validation)
     used = _used_rows(config, len(validation), available)
     train = candidates[: used - len(validation)]
@@ -63,8 +79,16 @@ def load_split(config: DataConfig) -> Split:
             f"data.validation_size={config.validation_size} leaves no row to train on out of {limit} of "
             f"'{config.source}'; it must be at most {max(0, used - 1)}."
         )
-    # The rows now live in `train` and `validation`; keep the counts only.
-    return Split(train, validation, replace(source, rows=[]), replace(other, rows=[]) if other else None)
+    train_rows, train_numbers = _taken(source, train)
+    validation_rows, validation_numbers = _taken(other or source, validation)
+    return Split(
+        train_rows,
+        validation_rows,
+        _counts_of(source),
+        train_numbers,
+        validation_numbers,
+        _counts_of(other) if other else None,
+    )
 
 
 def _check_validation_source(config: DataConfig) -> None:
@@ -80,10 +104,21 @@ def _read(config: DataConfig, source: str) -> SourceRows:
     return read_source(source, split=config.split, format=config.format, on_bad_row=config.on_bad_row)
 
 
-def _shuffled(source: SourceRows, seed: int) -> list[Row]:
-    rows = list(source.rows)
-    random.Random(seed).shuffle(rows)
-    return rows
+def _shuffled(source: SourceRows, seed: int) -> list[int]:
+    """Indices of the rows; which of them come first depends on how many there are, not on what they say."""
+    order = list(range(len(source.rows)))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _taken(source: SourceRows, order: Sequence[int]) -> tuple[list[Row], array[int]]:
+    """The rows at these indices, and their numbers in the source."""
+    return [source.rows[index] for index in order], array("q", (source.numbers[index] for index in order))
+
+
+def _counts_of(source: SourceRows) -> SourceRows:
+    """A source whose rows now live in a split."""
+    return replace(source, rows=[], numbers=array("q"))
 
 
 def _used_rows(config: DataConfig, validation: int, available: int) -> int:

@@ -7,12 +7,10 @@ Each entry is a folder of one safetensors file and its checksum, named by a fing
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +23,11 @@ from safetensors.torch import save_file
 
 from uniattn_pl.data import encoding, prompt_ids, prompts
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
+from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
 from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock
+from uniattn_pl.modeling.loading.model_contents import tokenizer_parts
+from uniattn_pl.resilience.identity import Contents, plain_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,12 @@ _CHUNK = 2**22
 
 
 def encode_cached(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, with_choices: bool = False
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    with_choices: bool = False,
+    contents: Contents | None = None,
 ) -> EncodedRows:
     """As `encode_rows`, but from the cache folder where these rows have been tokenised before, and into it otherwise.
 
@@ -45,10 +51,15 @@ def encode_cached(
     tokenised again, with a warning; so is everything where the folder cannot be written. A tokenizer that is
     not one of transformers' own on the `tokenizers` library is never cached: nothing tells what its code does.
 
+    Args:
+        rows, tokenizer, max_length, with_choices: as of `encode_rows`.
+        contents: of the rows, where they are known already.
+
     Raises:
         UserError: as `encode_rows`.
     """
-    key = _fingerprint(rows, tokenizer, max_length, with_choices)
+    contents = contents_of(rows, "rows") if contents is None else contents
+    key = _fingerprint(contents, tokenizer, max_length, with_choices)
     if key is None:
         return encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
     folder = cache_folder() / "tokens" / key
@@ -65,24 +76,20 @@ def encode_cached(
 
 
 def _fingerprint(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
+    contents: Contents, tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
 ) -> str | None:
     """Return a hash of all that tokens depend on, the same in every process; None for a tokenizer of unknown code."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not type(tokenizer).__module__.startswith("transformers."):
+    parts = tokenizer_parts(tokenizer)
+    if parts is None:
         return None
-    state: dict[str, Any] = json.loads(backend.to_str())
-    # What a former call left behind; each call sets its own.
-    state.pop("truncation", None), state.pop("padding", None)
-    head = {
-        "tokenizer": [type(tokenizer).__qualname__, tokenizer.bos_token_id, tokenizer.eos_token_id, state],
+    about = {
+        "tokenizer": {name: digest.hex() for name, digest in parts.items()},
+        "rows": contents.digest,
         "options": [max_length, with_choices],
         "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
         "code": [inspect.getsource(module) for module in (encoding, prompt_ids, prompts, sys.modules[__name__])],
     }
-    texts = ([row.instruction, row.input, row.output, row.answer, row.choices] for row in rows)
-    parts: Any = (json.dumps(part, sort_keys=True).encode() + b"\n" for part in chain([head], texts))
-    return str(Hasher.hash_bytes(parts))
+    return plain_digest(about).hex()
 
 
 def _store(encoded: EncodedRows, folder: Path) -> None:

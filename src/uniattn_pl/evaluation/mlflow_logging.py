@@ -11,7 +11,7 @@ from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.resilience.manifest import Manifest, exclusive
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.mlflow_run import MLflowRun
-from uniattn_pl.tracking.mlflow_store import connect, find_or_create_run, is_local
+from uniattn_pl.tracking.mlflow_store import check_experiment, connect, find_or_create_run, is_local
 from uniattn_pl.tracking.one_off_run import one_off_run
 
 FILES = ("results.json", "table.txt")
@@ -21,10 +21,13 @@ def check_store(loaded: LoadedConfig, subject: Subject) -> None:
     """Check the tracking store before hours of work; a server that does not answer is waited for later.
 
     Raises:
-        UserError: the store cannot be opened, or it is a local one that does not have the fit's run.
+        UserError: the store cannot be opened, its experiment is deleted, or it is a local one that does not have the
+            fit's run.
     """
     config = loaded.config.tracking
     client = connect(config)
+    if subject.run is None:
+        check_experiment(config)
     manifest = None if subject.run is None else Manifest.read(subject.run)
     if manifest is not None and manifest.mlflow_run_id is not None and is_local(config):
         recorded = {"fit_id": manifest.fit_id, "run_id": manifest.mlflow_run_id}

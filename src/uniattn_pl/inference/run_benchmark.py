@@ -36,7 +36,7 @@ from uniattn_pl.plan import LayerPlan
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
-from uniattn_pl.tracking.mlflow_store import connect
+from uniattn_pl.tracking.mlflow_store import check_experiment
 from uniattn_pl.tracking.one_off_run import one_off_run
 
 FOLDER = "bench"
@@ -62,7 +62,7 @@ def run_benchmark(
         UserError: the tracking store or the folder cannot be written to, or the model lacks a kernel.
     """
     config, bench, console = loaded.config, loaded.config.bench, Console()
-    connect(config.tracking)
+    check_experiment(config.tracking)
     folder = Path(config.trainer.default_root_dir) / FOLDER
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")

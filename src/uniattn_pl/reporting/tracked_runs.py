@@ -78,10 +78,11 @@ def open_store(config: TrackingConfig, filled_by: str) -> RunStore:
         names = [other.name for other in client.search_experiments()]
     except Exception as error:
         raise answer(error, config) from error
+    if experiment is not None:
+        raise UserError(mlflow_store.deleted_experiment(config, experiment.experiment_id))
     near = did_you_mean(config.experiment, names) or f" There are: {', '.join(names)}."
-    problem = "is deleted in" if experiment is not None else "is not in"
     raise UserError(
-        f"tracking.experiment: '{config.experiment}' {problem} '{uri}'.{near} This makes its runs: {filled_by}"
+        f"tracking.experiment: '{config.experiment}' is not in '{uri}'.{near} This makes its runs: {filled_by}"
     )
 
 

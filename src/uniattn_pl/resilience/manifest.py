@@ -18,6 +18,7 @@ from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TRAINING_ROWS
 from uniattn_pl.tracking.fit_result import FitResult
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
@@ -46,6 +47,13 @@ AFTERWARDS = frozenset(
 )
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
+# Names of places -> what is compared of them by content.
+SOURCES = {
+    "model.source": MODEL,
+    "model.revision": MODEL,
+    "data.source": TRAINING_ROWS,
+    "data.validation_source": HELD_OUT_ROWS,
+}
 LOCK_NAME = ".lock"
 ROLES_KEY = "architecture.kinds"
 
@@ -61,6 +69,9 @@ class Manifest:
         results: per finished phase, its measured results.
         mlflow_run_id: the run of this fit.
         step_offset: optimizer steps of the stages before the current one.
+        identity: digests of what the results rest on (`resilience.identity`); a resumed fit must have the same.
+            Empty: begun by a version that did not record it.
+        accepted: changes of it that the user has allowed, each with the phase that was to be run next.
     """
 
     config: dict[str, Any]
@@ -69,6 +80,8 @@ class Manifest:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     mlflow_run_id: str | None = None
     step_offset: int = 0
+    identity: dict[str, str] = field(default_factory=dict)
+    accepted: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -129,12 +142,15 @@ class Manifest:
         """Keys of `config` that differ from what this folder was started with: {key: (before, now)}.
 
         Where a fit runs, how it is cut into pieces, and what is measured afterwards may change: its results are the
-        same up to rounding.
+        same up to rounding. Neither do names count where the contents behind them are known, which decide.
         """
-        before, now = compared(self.config), compared(config)
+        before, now = (self._without_names(compared(one)) for one in (self.config, config))
         missing = "(not set)"
         pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
         return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+    def _without_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was started with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.files import atomic_folder, file_digest
+from uniattn_pl.resilience.known_digests import known_digest
+from uniattn_pl.run_folder import FINAL, MODEL_FILES
 
 
 @contextmanager
@@ -55,14 +57,35 @@ def file_sums(folder: Path) -> dict[str, str]:
     return {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
-def damaged_files(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
-    """Names of the files that are not as they were when `file_sums` was recorded; others may have been added."""
-    return sorted(name for name, digest in recorded.items() if _digest(folder / name) != digest)
+def damaged_files(folder: Path, recorded: Mapping[str, Any], *, read: bool = True) -> list[str]:
+    """Names of the files that are not as they were when `file_sums` was recorded; others may have been added.
+
+    Args:
+        read: every byte, as before something is built on them; otherwise only files that were written to since they
+            were read last (`known_digest`).
+    """
+    digest = file_digest if read else known_digest
+    return sorted(name for name, wanted in recorded.items() if _digest(folder / name, digest) != wanted)
 
 
-def _digest(file: Path) -> str:
+def lost_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the files of a finished run's final model that are gone, or are not as the run has left them.
+
+    Args:
+        folder: of the run.
+        results: of its phases, as its manifest has them.
+    """
+    # a stage that does not run copies the folder of the phase before it
+    written = (results.get(phase, {}).get("files") for phase in ("stage2", "stage1", "initialise"))
+    recorded = next((files for files in written if files), None)
+    if recorded is not None:
+        return damaged_files(folder / FINAL, recorded, read=False)
+    return [] if (folder / FINAL / MODEL_FILES[0]).is_file() else [MODEL_FILES[0]]
+
+
+def _digest(file: Path, digest: Callable[[Path], str] = file_digest) -> str:
     """SHA-256; empty for what cannot be read."""
     try:
-        return file_digest(file)
+        return digest(file)
     except OSError:
         return ""

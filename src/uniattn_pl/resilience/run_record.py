@@ -9,9 +9,12 @@ from typing import Any
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.resilience.identity import Identity, changes, digests_of, write_items
 from uniattn_pl.resilience.manifest import Manifest, exclusive
-from uniattn_pl.run_folder import check_run_folder
+from uniattn_pl.resilience.model_folders import lost_files
+from uniattn_pl.run_folder import FINAL, check_run_folder
 
 
 class RunRecord:
@@ -47,13 +50,81 @@ class RunRecord:
                 manifest = Manifest.read(folder) or manifest
                 if not allow_changes:
                     manifest.check_same_config(config, folder)
-                manifest.config = config
+                if manifest.phase != "done" or not manifest.changes(config):  # else that is not what was run
+                    manifest.config = config
                 manifest.write(folder)
             yield cls(manifest, folder, cluster)
 
     def agree(self) -> None:
         """Take rank 0's manifest on every rank."""
         self.manifest = self.cluster.broadcast(self.manifest)
+
+    def rests_on(self, identity: Identity, *, allow_changes: bool) -> list[str]:
+        """Check that the run goes on with what it was begun with, and record that; rank 0's identity is looked at.
+
+        Returns:
+            What to tell, a line each: which changes were accepted, or that nothing was known.
+
+        Raises:
+            UserError: on every rank, naming all that has changed, where changes are not allowed.
+        """
+        problems: list[str] = []
+        lines: list[str] = []
+        if self.cluster.is_main:
+            changed = changes(identity, self.manifest.identity, self.folder)
+            if changed and not allow_changes:
+                problems = [*changed.values(), self._ways_out()]
+            else:
+                lines = self._take(identity, changed)
+        problems = self.cluster.broadcast(problems)
+        if problems:
+            raise UserError(*problems)
+        self.agree()
+        return lines
+
+    def reopen_if_lost(self) -> str | None:
+        """Go back to the phase that writes the final model, where it is not what the manifest vouches for; on rank 0.
+
+        Returns:
+            What is lost, in words, or None.
+        """
+        if not self.finished or not self.cluster.is_main:
+            return None
+        names = lost_files(self.folder, self.manifest.results)
+        if not names:
+            return None
+        self.manifest.rewind("stage2")
+        self.manifest.write(self.folder)
+        return f"{self.folder / FINAL} is damaged or gone ({', '.join(names)}); writing it again."
+
+    def _ways_out(self) -> str:
+        if self.finished:
+            go_on = f"{self.folder} is finished: to see its results put back what it was fitted with"
+        else:
+            go_on = (
+                f"to continue {self.folder} put back what it was started with, or give --allow-changes to use what "
+                "there is now for what is still to be done"
+            )
+        return f"{go_on}; to start a new run give another name= or trainer.default_root_dir=, or delete {self.folder}."
+
+    def _take(self, identity: Identity, changed: Mapping[str, str]) -> list[str]:
+        manifest = self.manifest
+        if self.finished:  # its results stay what they are, and so does what they rest on
+            return [f"not of these results: {sentence}" for sentence in changed.values()]
+        lines = [f"allowed, for what is still to be done: {sentence}" for sentence in changed.values()]
+        begun = manifest.results or manifest.mlflow_run_id is not None
+        if begun and not manifest.identity:
+            lines.append(
+                f"{self.folder} was begun by a version that did not record its rows, model and tokenizer by content; "
+                "they are taken to be the present ones."
+            )
+        manifest.accepted += [{"phase": manifest.phase, "change": sentence} for sentence in changed.values()]
+        recorded = {**manifest.identity, **digests_of(identity)}
+        if recorded != manifest.identity:
+            write_items(identity, self.folder)
+            manifest.identity = recorded
+            manifest.write(self.folder)
+        return lines
 
     @property
     def phase(self) -> str:

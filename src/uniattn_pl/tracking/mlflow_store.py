@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sqlite3
+import sys
 from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -138,8 +140,8 @@ def find_or_create_run(
         ) from error
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
-            f"the MLflow run {run_id} at tracking.uri '{redact(config.uri)}' is deleted; restore it with "
-            f"'mlflow runs restore --run-id {run_id}', or start anew with another name=."
+            f"the MLflow run {run_id} at tracking.uri '{redact(config.uri)}' is deleted; start anew with another "
+            f"name=, or restore it with: {mlflow_command(config, 'runs', 'restore', '--run-id', run_id)}"
         )
     return run_id, True
 
@@ -173,11 +175,45 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        raise UserError(
-            f"the MLflow experiment '{config.experiment}' is deleted; "
-            "restore it with 'mlflow experiments restore', or set another tracking.experiment."
-        )
+        raise UserError(deleted_experiment(config, str(experiment.experiment_id)))
     return str(experiment.experiment_id)
+
+
+def check_experiment(config: TrackingConfig) -> None:
+    """Check, before hours of work whose results go there, that the store can be opened and takes runs.
+
+    A server that does not answer is waited for later.
+
+    Raises:
+        UserError: the store cannot be opened, or its experiment is deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(config)
+    try:
+        experiment = client.get_experiment_by_name(config.experiment)
+    except (MlflowException, OSError) as error:  # requests' own errors are OSErrors
+        mistake = refusal(error, config)
+        if mistake is not None:
+            raise mistake from error
+        return
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise UserError(deleted_experiment(config, str(experiment.experiment_id)))
+
+
+def deleted_experiment(config: TrackingConfig, experiment_id: str) -> str:
+    """What is wrong, and the ways out."""
+    command = mlflow_command(config, "experiments", "restore", "--experiment-id", experiment_id)
+    return (
+        f"tracking.experiment: '{config.experiment}' is deleted at tracking.uri '{redact(config.uri)}'; set another "
+        f"tracking.experiment, or restore it with: {command}"
+    )
+
+
+def mlflow_command(config: TrackingConfig, *words: str) -> str:
+    """A command of MLflow's own on this store, to be copied; it takes the store from its environment."""
+    store = f"MLFLOW_TRACKING_URI={shlex.quote(str(redact(config.uri)))}"
+    return " ".join((store, shlex.quote(sys.executable), "-m mlflow", *map(shlex.quote, words)))
 
 
 def _create_database(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
 from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents
 from uniattn_pl.training.planning import compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 
@@ -61,6 +64,14 @@ class Experiment:
                 f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are "
                 f"{self.data.num_train_rows} training rows."
             )
+
+    @cached_property
+    def identity(self) -> dict[str, Contents]:
+        """What its results rest on, by content; weights are read for it, once, so rank 0 alone asks."""
+        source, revision = self.config.model.source, self.config.model.revision
+        model = model_contents(source, revision)
+        known = {} if model is None else {MODEL: model}
+        return {**known, TOKENIZER: tokenizer_contents(self.tokenizer, source), **self.data.contents}
 
     @property
     def folder(self) -> Path:

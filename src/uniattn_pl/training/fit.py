@@ -33,6 +33,7 @@ from uniattn_pl.plan.drawing import draw
 from uniattn_pl.redaction import redact
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.failures import failures_explained
+from uniattn_pl.resilience.identity import MODEL
 from uniattn_pl.resilience.model_folders import file_sums, save_model
 from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.resilience.run_record import RunRecord
@@ -48,6 +49,7 @@ from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
 from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
 from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.present_identity import PresentIdentities
 from uniattn_pl.training.stage import Stage, clear_checkpoints, run_stage, source_is_damaged
 
 CALIBRATION_FOLDER = "calibration"
@@ -59,10 +61,12 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
 
     Args:
         loaded: the checked experiment; its trainer.default_root_dir is the run folder.
-        allow_changes: go on with another config than the folder was started with.
+        allow_changes: go on with another config, other rows, another model or tokenizer than the folder was started
+            with, for what is still to be done.
 
     Raises:
-        UserError: the input does not work out, the folder belongs to another experiment or is in use.
+        UserError: the input does not work out, the folder belongs to another experiment or is in use, or what the
+            experiment rests on has changed.
         TrainingDivergedError: the loss or a gradient became NaN or infinite, or exploded.
         RunFailure: anything else outside of this program that a fit cannot go on without, such as room on the disk.
     """
@@ -74,21 +78,47 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
             cluster.launch()
         console, experiment = Console(quiet=not cluster.is_main), None
         with RunRecord.opened(loaded, cluster, allow_changes=allow_changes) as record:
+            record.agree()
+            if record.finished:
+                _look_at_finished(loaded, record, console, allow_changes=allow_changes)
             if starts_others and not record.finished:
                 # what is wrong with the input shows before other processes are started
                 experiment = Experiment(loaded, cluster)
                 cluster.launch()
-            record.agree()
+                record.agree()
             if record.finished:
                 console.print(f"the fit in {record.folder} is finished; nothing was run.", highlight=False)
                 if cluster.is_main:
                     deliver_rest(loaded, record, console)
             else:
-                _run_phases(experiment or Experiment(loaded, cluster), record, preemption, console)
+                experiment = experiment or Experiment(loaded, cluster)
+                _check_identity(experiment, record, console, allow_changes=allow_changes)
+                _run_phases(experiment, record, preemption, console)
             result = record.manifest.result(record.folder, redact(loaded.config.tracking.uri))
             # commands must be copied as they are, so lines are not broken
             console.print(final_table(result), soft_wrap=True)
     return result
+
+
+def _check_identity(experiment: Experiment, record: RunRecord, console: Console, *, allow_changes: bool) -> None:
+    """Check that the run rests on what it was begun with. Raises UserError as `RunRecord.rests_on`."""
+    identity = experiment.identity if record.cluster.is_main else {}
+    for line in record.rests_on(identity, allow_changes=allow_changes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _look_at_finished(loaded: LoadedConfig, record: RunRecord, console: Console, *, allow_changes: bool) -> None:
+    """See whether a finished fit rests on what there is now, and what it has left is there; else it is not finished.
+
+    Raises:
+        UserError: as `RunRecord.rests_on`.
+    """
+    identity, unseen = PresentIdentities().of(loaded) if record.cluster.is_main else ({}, [])
+    lines = [*record.rests_on(identity, allow_changes=allow_changes), *unseen]
+    lost = record.reopen_if_lost()
+    record.agree()
+    for line in lines if lost is None else [*lines, lost]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemption, console: Console) -> None:
@@ -96,7 +126,9 @@ def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemptio
     cluster = record.cluster
     with fit_tracking(experiment.loaded, record, preemption, console) as tracking:
         context = FitContext(cluster, preemption, record, tracking, console)
-        models, milestones = FitModels(experiment, cluster.device), Milestones(experiment, context)
+        model = experiment.identity.get(MODEL) if cluster.is_main else None
+        commit = cluster.broadcast(None if model is None else model.commit)
+        models, milestones = FitModels(experiment, cluster.device, commit), Milestones(experiment, context)
         recorded = record.result("prepare").get("plan")
         plan = fit_plan(experiment, models, recorded, cluster=cluster, console=console)
         while not record.finished:

@@ -26,10 +26,12 @@ class FitModels:
     Attributes:
         dtype: of the weights.
         device: where this rank computes.
+        commit: at which a hub's model is loaded, whatever its branch has moved to.
         offload: brings layers to the device one by one, where a whole model leaves no room on it.
     """
 
-    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+    def __init__(self, experiment: Experiment, device: torch.device, commit: str | None = None) -> None:
+        self.commit = commit
         self._experiment, self.config = experiment, experiment.config.model
         training = experiment.config.training
         self.device = device
@@ -39,7 +41,8 @@ class FitModels:
     @cached_property
     def original(self) -> PreTrainedModel:
         """The unmodified model, kept until `forget_original`."""
-        return self._load(self.config.source, **model_origin(self._experiment.loaded))
+        origin = model_origin(self._experiment.loaded)
+        return self._load(self.config.source, **{**origin, "revision": self.commit or origin["revision"]})
 
     def forget_original(self) -> None:
         """Give back the original's memory once calibration is over."""

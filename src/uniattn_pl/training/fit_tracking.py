@@ -17,6 +17,7 @@ from uniattn_pl.resilience.manifest import key_of
 from uniattn_pl.resilience.preemption import Preempted, Preemption
 from uniattn_pl.resilience.run_record import RunRecord
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.lost_run import is_lost, send_again
 from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
 from uniattn_pl.training.callbacks.provenance import Provenance
 
@@ -93,7 +94,10 @@ def fit_tracking(
     tracking = FitTracking(_opened(loaded, record, console), record, console)
     try:
         if tracking.mlflow_run is not None:
-            provenance = Provenance(plain_config(loaded)).write(record.folder, step=record.manifest.step_offset)
+            manifest = record.manifest
+            provenance = Provenance(plain_config(loaded), identity=manifest.identity).write(
+                record.folder, step=manifest.step_offset
+            )
             tracking.mlflow_run.log_params(loaded.flatten())
             tracking.mlflow_run.log_text(loaded.to_yaml(), CONFIG_FILE)
             tracking.mlflow_run.log_file(provenance)
@@ -107,8 +111,14 @@ def fit_tracking(
 
 
 def deliver_rest(loaded: LoadedConfig, record: RunRecord, console: Console) -> None:
-    """Send MLflow what a finished fit could not; of rank 0."""
-    tell = printer(console)
+    """Send MLflow what a finished fit could not, or all of it where its run has been deleted; of rank 0."""
+    tell, manifest, tracking = printer(console), record.manifest, loaded.config.tracking
+    if is_lost(tracking, record.folder, manifest.mlflow_run_id):
+        tell(f"its MLflow run {manifest.mlflow_run_id} is deleted; what it had is sent again, as a new run.")
+        parent = {} if tracking.parent_run is None else {tags.PARENT: tracking.parent_run}
+        manifest.mlflow_run_id = send_again(tracking, record.folder, tags=parent, tell=tell)
+        manifest.write(record.folder)
+        return
     rest = deliver_pending(loaded.config.tracking, record.folder, run_id=record.manifest.mlflow_run_id, tell=tell)
     if rest:
         kept = record.folder / "tracking"

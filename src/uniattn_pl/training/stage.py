@@ -148,6 +148,7 @@ def _train(
     training, store = experiment.config.training, _store(stage, context)
     pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
     loader = experiment.data.train_dataloader()
+    loader.takes_other_items = bool(context.record.manifest.accepted)
     module = PostTrainingModule(
         lambda: build_model(stage.number, experiment, plan, models, stage.source),
         stage=stage.number,

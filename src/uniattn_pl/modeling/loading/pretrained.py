@@ -20,6 +20,7 @@ from uniattn_pl.modeling.loading.weight_files import (
     check_config,
     check_weight_files,
 )
+from uniattn_pl.resilience.known_digests import known_digest
 
 if TYPE_CHECKING:
     import torch
@@ -224,27 +225,36 @@ def empty_model(source: str, *, revision: str | None = None, trust_remote_code: 
 
 def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained`, and with which options."""
+    place = local_place(source)
+    if place is None:
+        return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
+    if not place.is_dir():
+        return str(_converted_gguf(place)), {"local_files_only": True}
+    if not (place / "config.json").exists():
+        raise UserError(f"model folder '{source}' has no config.json, so it is not a transformers model.")
+    return str(place), {"local_files_only": True}
+
+
+def local_place(source: str) -> Path | None:
+    """The folder or GGUF file of a model source, a named one made where it is not there yet; None: a hub id.
+
+    Raises:
+        UserError: there is no such model here, and a hub id does not look like this.
+    """
     if source in MODELS:
-        return str(named_model(source)), {"local_files_only": True}
+        return named_model(source)
     path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        return str(_converted_gguf(path)), {"local_files_only": True}
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise UserError(f"model folder '{source}' has no config.json, so it is not a transformers model.")
-        return str(path), {"local_files_only": True}
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local:
+    if path.suffix == ".gguf" or path.is_dir():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(no_such_model(source))
-    return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
+    return None
 
 
 def _converted_gguf(file: Path) -> Path:
     if not file.is_file():
         raise UserError(f"there is no file '{file}'.{did_you_mean(file.name, os.listdir(_existing(file.parent)))}")
-    # Size and time of change make a replaced file a new model.
-    stat = file.stat()
-    folder = cache_folder() / "gguf" / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+    folder = cache_folder() / "gguf" / f"{file.stem}-{known_digest(file)[:16]}"
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             convert_gguf(file, temporary)

@@ -24,12 +24,19 @@ class Provenance(pl.Callback):
     Args:
         config: the resolved config as nested plain data.
         folder: where `provenance.json` goes; default: the Trainer's default_root_dir.
+        identity: digests of the rows, the model and the tokenizer.
     """
 
     FILE_NAME = "provenance.json"
 
-    def __init__(self, config: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
-        self.config, self.folder = dict(config or {}), folder
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        *,
+        identity: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.folder, self.identity = dict(config or {}), folder, dict(identity or {})
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,7 +46,7 @@ class Provenance(pl.Callback):
         """Append a record for a fit that starts or resumes after `step` optimizer steps; returns the file."""
         path = folder / self.FILE_NAME
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        records.append({"step": step, "config": redact(self.config), **environment()})
+        records.append({"step": step, "config": redact(self.config), "identity": self.identity, **environment()})
         with atomic_file(path) as file:
             file.write(json.dumps(records, indent=2).encode())
         return path

@@ -1,0 +1,31 @@
+"""The contents of rows as digests: whether rows are the same ones is never told by their file or their number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from collections.abc import Sequence
+
+from uniattn_pl.data.rows import Row
+from uniattn_pl.resilience.identity import Contents, item_digest
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Row)}
+
+
+def contents_of(rows: Sequence[Row], place: str, numbers: Sequence[int] | None = None) -> Contents:
+    """Rows in order.
+
+    Args:
+        rows: any.
+        place: where they are from.
+        numbers: of each row in its source, counted from 1; default: as they stand.
+    """
+    digests = b"".join(map(_row_digest, rows))
+    return Contents(place, digests, array("q", range(1, len(rows) + 1) if numbers is None else numbers))
+
+
+def _row_digest(row: Row) -> bytes:
+    """All that the row says; what it leaves at its default does not count, so that a later field changes no digest."""
+    said = {name: getattr(row, name) for name, default in _DEFAULTS.items() if getattr(row, name) != default}
+    return item_digest(json.dumps(said, sort_keys=True).encode())

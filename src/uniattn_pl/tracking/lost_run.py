@@ -1,0 +1,54 @@
+"""Whether the store still has a run that a folder says it has, and sending it again where it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.tracking import mlflow_store
+from uniattn_pl.tracking.delivery_state import FILE, DeliveryState
+from uniattn_pl.tracking.journal import FOLDER, journal_owner
+from uniattn_pl.tracking.mlflow_run import MLflowRun
+
+
+def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool:
+    """Whether the store of a run folder answers that the folder's MLflow run is deleted or not there.
+
+    Of a store that does not answer, or another one than the run was delivered to, nothing is known.
+
+    Raises:
+        UserError: the URI is not a store's, or the sqlite file is damaged.
+    """
+    from mlflow.exceptions import MlflowException
+
+    delivered = DeliveryState.read(folder / FOLDER / FILE)
+    run_id = run_id if delivered is None or delivered.run_id is None else delivered.run_id
+    if run_id is None or (delivered is not None and delivered.place != mlflow_store.place(config)):
+        return False
+    if mlflow_store.is_local(config) and not mlflow_store.database(config).exists():
+        return True
+    try:
+        run = mlflow_store.connect(config).get_run(run_id)
+    except MlflowException as error:
+        return str(error.error_code) == "RESOURCE_DOES_NOT_EXIST"
+    return str(run.info.lifecycle_stage) == "deleted"
+
+
+def send_again(
+    config: TrackingConfig, folder: Path, *, tags: Mapping[str, str], tell: Callable[[str], None] = print
+) -> str | None:
+    """Make a new MLflow run of all that a finished run has journaled; returns its id, None where nothing answers.
+
+    Raises:
+        UserError: as `MLflowRun.open`.
+    """
+    owner = journal_owner(folder)
+    if owner is None:
+        return None
+    DeliveryState(mlflow_store.place(config)).write(folder / FOLDER / FILE)
+    name, fit_id = owner["name"], owner["fit_id"]
+    run = MLflowRun.open(config, name=name, fit_id=fit_id, run_id=None, tags=tags, folder=folder, tell=tell)
+    if not run.end("FINISHED"):
+        tell(f"{run.leftover()}; the same command delivers them later.")
+    return run.run_id

@@ -1,0 +1,64 @@
+"""What an experiment rests on at present, by content, looked at without opening it for training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.data.split import load_split
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
+from uniattn_pl.modeling.loading.pretrained import load_tokenizer
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TOKENIZER, TRAINING_ROWS, Contents
+
+Look = Callable[[LoadedConfig], dict[str, Contents]]
+
+
+class PresentIdentities:
+    """Looks at the rows, the model and the tokenizer of experiments; what several have in common, once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[str, Contents] | UserError] = {}
+
+    def of(self, loaded: LoadedConfig) -> tuple[dict[str, Contents], list[str]]:
+        """What can be looked at of an experiment, and a line for each thing that cannot, with the reason."""
+        config = loaded.config
+        known: dict[str, Contents] = {}
+        problems: list[str] = []
+        looks: tuple[tuple[str, object, Look], ...] = (
+            (TRAINING_ROWS, config.data, _rows),
+            (MODEL, config.model, _model),
+            (TOKENIZER, config.model, _tokenizer),
+        )
+        for name, section, look in looks:
+            key = json.dumps([name, asdict(section)], sort_keys=True)  # type: ignore[call-overload]
+            if key not in self._seen:
+                try:
+                    self._seen[key] = look(loaded)
+                except UserError as error:
+                    self._seen[key] = error
+            found = self._seen[key]
+            if isinstance(found, UserError):
+                problems.append(f"{NAMES[name]} cannot be looked at: {' '.join(found.problems)}")
+            else:
+                known |= found
+        return known, problems
+
+
+def _rows(loaded: LoadedConfig) -> dict[str, Contents]:
+    split = load_split(loaded.config.data)
+    return {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+
+
+def _model(loaded: LoadedConfig) -> dict[str, Contents]:
+    model = model_contents(loaded.config.model.source, loaded.config.model.revision)
+    return {} if model is None else {MODEL: model}
+
+
+def _tokenizer(loaded: LoadedConfig) -> dict[str, Contents]:
+    model = loaded.config.model
+    origin = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer = load_tokenizer(model.source, **origin)  # type: ignore[arg-type]
+    return {TOKENIZER: tokenizer_contents(tokenizer, model.source)}
