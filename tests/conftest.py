@@ -62,6 +62,7 @@ SLOW = (
     "training/test_kill_and_resume.py",
     "training/test_measured_fit.py",
     "training/test_runner.py",
+    "training/test_saved_model.py",
     "training/test_strategies.py",
 )
 FAST_FAMILIES = ("llama", "gemma3_text")

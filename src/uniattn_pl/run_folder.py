@@ -11,10 +11,11 @@ from uniattn_pl.errors import UserError, did_you_mean
 
 SWEEP_ENTRY = "sweep"
 FINAL = "final"
+MANIFEST = "manifest.json"
 MODEL_FILES = ("config.json", "adapter_config.json")
 # What fit, analyze, bench and evaluate write directly in a run folder.
 RUN_ENTRIES = (
-    "manifest.json",
+    MANIFEST,
     ".lock",
     "identity.json",
     "provenance.json",
@@ -55,6 +56,11 @@ def _parts(folder: Path) -> Iterator[str]:
         yield str(entry)
         for parent, folders, files in os.walk(entry):
             yield from (os.path.join(parent, name) for name in (*folders, *files))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a fit has worked in a folder."""
+    return (folder / MANIFEST).is_file()
 
 
 def name_problem(name: str) -> str | None:

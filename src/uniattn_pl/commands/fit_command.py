@@ -52,6 +52,7 @@ def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
     from uniattn_pl.data.split import load_split
     from uniattn_pl.plan.drawing import draw
+    from uniattn_pl.training.experiment import check_updates
     from uniattn_pl.training.planning import checked_shape, compile_plan
 
     config = loaded.config
@@ -62,6 +63,7 @@ def _dry_run(loaded: LoadedConfig) -> None:
     else:
         plan, shape = compile_plan(loaded)
         drawing, compensated, num_layers = draw(plan), str(len(plan.compensated)), shape.num_layers
+    check_updates(loaded)
     split = load_split(config.data)
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
     print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({num_layers} layers)")

@@ -77,6 +77,31 @@ def held_out_metrics(
     return HeldOut(loss / tokens, right / questions if questions else None, int(tokens), int(sequences))
 
 
+@torch.no_grad()
+def token_losses(model: nn.Module, batch: dict[str, Any], *, device: torch.device) -> Tensor:
+    """Cross-entropy of every response token of a batch, nats [N], float64 on the CPU: what tells two models apart.
+
+    Args:
+        model: a causal language model; its training mode is put back afterwards.
+        batch: input_ids, attention_mask, labels [B, L].
+        device: where the model computes.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        positions = (targets != IGNORED).nonzero().squeeze(-1)  # [N] of [B * L]
+        logits = logits_at(model, _inputs(batch, device), positions.to(device)).float()
+        losses = nn.functional.cross_entropy(logits, targets[positions].to(device), reduction="none")
+    finally:
+        model.train(was_training)
+    return losses.double().cpu()
+
+
+def _inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+
+
 def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[float, int, int, int, int]:
     """Summed loss, response tokens, right answers, questions and scored rows of one batch."""
     labels: Tensor = batch["labels"]
@@ -86,8 +111,7 @@ def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tup
     if questions is not None:
         is_needed[questions, batch["answer_position"][questions]] = True
     positions = is_needed.flatten().nonzero().squeeze(-1)  # [N] of [B * L]
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-    logits = logits_at(model, inputs, positions.to(device)).float()
+    logits = logits_at(model, _inputs(batch, device), positions.to(device)).float()
     scored = targets.flatten()[positions]  # [N]
     loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,9 @@ from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.inspection import FUSED, PROJECTIONS, decoder_layers
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
+
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output embedding
 
 
 def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[int] = (), **options: Any) -> LoraConfig:
@@ -30,7 +32,7 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         options: other fields of `peft.LoraConfig`; `target_modules` replaces the attention projections.
 
     Raises:
-        UserError: the rank is below 1.
+        UserError: the rank is below 1, or an update would change a weight that other modules have, too.
     """
     from peft import LoraConfig
 
@@ -48,16 +50,83 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         "exclude_modules": outputs or None,
         "task_type": "CAUSAL_LM",
     }
-    return LoraConfig(**{**defaults, **options})
+    config = LoraConfig(**{**defaults, **options})
+    check_untied(model, config)
+    return config
 
 
-def check_target_modules(model: nn.Module, target_modules: Iterable[str]) -> None:
-    """Raise UserError when a name of `training.lora.target_modules` is no projection of this model."""
+def check_target_modules(model: PreTrainedModel, target_modules: Sequence[str]) -> None:
+    """Check `training.lora.target_modules` on a model, which needs no weights.
+
+    Raises:
+        UserError: a name is no projection of this model, or the projection's weight is that of another module, too.
+    """
     linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = [name for name in target_modules if name not in linear]
     if unknown:
         near, names = did_you_mean(unknown[0], linear), ", ".join(sorted(linear))
         raise UserError(f"training.lora.target_modules: the model has no '{unknown[0]}'.{near} It has {names}.")
+    targets: dict[str, Any] = {"target_modules": list(target_modules)} if target_modules else {}
+    try:
+        lora_config(model, **targets)
+    except UserError as error:
+        raise UserError(*(f"training.lora.target_modules: {problem}" for problem in error.problems)) from error
+
+
+def check_untied(model: nn.Module, config: PeftConfig) -> None:
+    """Check that no weight which an adapter changes has a second name, as a tied output embedding has.
+
+    Trained beside it the other name keeps its values, and merged it would change with it: the saved model would not be
+    the one that was measured.
+
+    Raises:
+        UserError: naming both modules.
+    """
+    changed = set(_changed_weights(model, config))
+    problems = []
+    for names in tied_weights(model):
+        for name in names:
+            if name in changed:
+                others = ", ".join(f"'{_module_of(other)}'" for other in names if other != name)
+                problems.append(
+                    f"an update of '{_module_of(name)}' would change {others} when it is merged, as they are one "
+                    f"weight in this model (tied); leave '{_module_of(name)}' out, or train in full."
+                )
+    if problems:
+        raise UserError(*problems)
+
+
+def tied_weights(model: nn.Module) -> list[list[str]]:
+    """The names of every parameter of a model that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _changed_weights(model: nn.Module, config: PeftConfig) -> Iterator[str]:
+    """Names of the parameters that an adapter with this config changes or replaces; peft decides by suffixes."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    options = vars(config)
+    whole, parameters = (tuple(options.get(key) or ()) for key in ("modules_to_save", "target_parameters"))
+    targets = options.get("target_modules")
+    every_linear = isinstance(targets, str) and targets.lower() == ALL_LINEAR
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.endswith(whole):
+            yield from (f"{name}.{inner}" for inner, _ in module.named_parameters(remove_duplicate=False))
+        elif (
+            isinstance(module, nn.Linear) and module is not head
+            if every_linear
+            else targets and check_target_module_exists(config, name)
+        ):
+            yield from (f"{name}.{inner}" for inner, _ in module.named_parameters(recurse=False))
+    yield from (n for n, _ in model.named_parameters(remove_duplicate=False) if parameters and n.endswith(parameters))
+
+
+def _module_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
 
 
 @torch.no_grad()

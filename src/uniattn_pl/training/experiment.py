@@ -42,8 +42,7 @@ class Experiment:
         source = self.config.model.source
         self.shape = load_shape(source, **origin)
         self.compiled_plan = compiled_plan(loaded, self.shape)
-        if training.lora.enabled:
-            check_target_modules(empty_model(source, **origin), training.lora.target_modules)
+        check_updates(loaded)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
@@ -103,6 +102,13 @@ class Experiment:
             held += self.data.train_length(row)
             row += 1
         return row - first
+
+
+def check_updates(loaded: LoadedConfig) -> None:
+    """Check which modules get low-rank updates, without weights. Raises UserError as `check_target_modules`."""
+    lora = loaded.config.training.lora
+    if lora.enabled:
+        check_target_modules(empty_model(loaded.config.model.source, **model_origin(loaded)), lora.target_modules)
 
 
 def model_origin(loaded: LoadedConfig) -> dict[str, Any]:

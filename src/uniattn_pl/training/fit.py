@@ -50,7 +50,8 @@ from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
 from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.present_identity import PresentIdentities
-from uniattn_pl.training.stage import Stage, clear_checkpoints, run_stage, source_is_damaged
+from uniattn_pl.training.saved_model import InMemory, reread
+from uniattn_pl.training.stage import FINAL, Stage, clear_checkpoints, is_damaged, run_stage
 
 CALIBRATION_FOLDER = "calibration"
 PLAN_FILE, TABLE_FILE = "plan.txt", "final_table.txt"
@@ -138,10 +139,13 @@ def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemptio
             elif record.phase == "initialise":
                 record.commit(initialise(experiment, plan, models, milestones, context))
             elif record.phase == "finish":
+                if is_damaged(experiment.folder / FINAL, "stage2", context):
+                    record.rewind("stage2")
+                    continue
                 record.commit(finish(experiment, context))
             else:
                 stage = Stage.of(1 if record.phase == "stage1" else 2, experiment, plan)
-                if source_is_damaged(stage, context):
+                if is_damaged(stage.source, stage.source_phase, context):
                     record.rewind(stage.source_phase)  # it is written again first
                     continue
                 results, step_offset = run_stage(stage, experiment, plan, models, milestones, context)
@@ -189,7 +193,10 @@ def initialise(
         shutil.rmtree(experiment.folder / CALIBRATION_FOLDER, ignore_errors=True)
         results["files"] = file_sums(experiment.folder / INITIAL)
     context.tracking.flush()
+    in_memory = InMemory.of(converted, experiment, milestones, context)
+    del converted
     models.forget_original()
+    reread(experiment.folder / INITIAL, in_memory, models, milestones, context)
     return results
 
 

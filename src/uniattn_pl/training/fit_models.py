@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.layer_offload import LayerOffload
-from uniattn_pl.modeling.loading.pretrained import load_model
+from uniattn_pl.modeling.loading.pretrained import load_folder, load_model
 from uniattn_pl.modeling.loading.sharded_weights import skeleton
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.training.experiment import Experiment, model_origin
@@ -56,6 +56,11 @@ class FitModels:
         """The model that a phase has left."""
         return self._load(str(folder))
 
+    def saved(self, folder: Path) -> PreTrainedModel:
+        """The same in the dtype of its files, as every command after the fit reads it."""
+        kernel, device = self.config.attn_implementation, None if self.offload is not None else self.device
+        return self._placed(load_folder(folder, attn_implementation=kernel, device=device))
+
     def skeleton(self, folder: Path) -> PreTrainedModel:
         """The same without weights, for a strategy that shards."""
         kernel = self.config.attn_implementation
@@ -69,6 +74,9 @@ class FitModels:
             device=None if self.offload is not None else self.device,
             **origin,  # type: ignore[arg-type]
         )
+        return self._placed(model)
+
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
         return self._configured(model if self.offload is None else self.offload.adopt(model))
 
     def _configured(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.data import ResumedProgress
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.resilience.model_folders import copy_model, damaged_files, file_sums
@@ -35,6 +35,7 @@ from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.saved_model import InMemory, reread
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
 from uniattn_pl.training.strategies import build_strategy
 
@@ -99,20 +100,34 @@ def run_stage(
         TrainingDivergedError: the loss or a gradient is not finite.
         CheckpointError: a checkpoint cannot be written.
         Preempted: a signal asked to end.
+        RunFailure: what was saved is not what was trained.
     """
     if stage.options is None:
-        if stage.target.name == FINAL and context.cluster.is_main:
-            copy_model(stage.source, stage.target)
-        return {}, None
+        return _copied(stage, context) if stage.target.name == FINAL else {}, None
     module, summary = _train(stage, stage.options, experiment, plan, models, milestones, context)
     offset = context.record.manifest.step_offset + summary.steps
+    in_memory = InMemory.of(module.hosted, experiment, milestones, context)
     save_result(experiment, module.hosted, stage.target, is_main=context.cluster.is_main)
+    del module  # makes room for the one that is measured
+    saved = reread(stage.target, in_memory, models, milestones, context)
     results: dict[str, Any] = {"stage": asdict(summary)}
-    results["milestones"] = milestones.measure(stage.name, module.hosted, step=offset)
+    results["milestones"] = milestones.measure(stage.name, saved, step=offset)
     if context.cluster.is_main:
         results["files"] = file_sums(stage.target)
     context.tracking.flush()
     return results, offset
+
+
+def _copied(stage: Stage, context: FitContext) -> dict[str, Any]:
+    """Let the folder that a stage would have started from be its result."""
+    if not context.cluster.is_main:
+        return {}
+    copy_model(stage.source, stage.target)
+    recorded = context.record.result(stage.source_phase).get("files", {})
+    names = damaged_files(stage.target, recorded)
+    if names:
+        raise RunFailure(f"{stage.target} is no true copy of {stage.source} ({', '.join(names)} differ).")
+    return {"files": recorded}
 
 
 def clear_checkpoints(stage: Stage, context: FitContext) -> None:
@@ -125,13 +140,13 @@ def _store(stage: Stage, context: FitContext) -> CheckpointStore:
     return CheckpointStore(context.record.folder / "checkpoints" / stage.name, context.console)
 
 
-def source_is_damaged(stage: Stage, context: FitContext) -> bool:
-    """Whether the folder a stage starts from differs from what its phase has written; rank 0 looks, and tells."""
+def is_damaged(folder: Path, phase: str, context: FitContext) -> bool:
+    """Whether a model folder differs from what a phase has written; rank 0 looks, and tells."""
     names: list[str] = []
     if context.cluster.is_main:
-        names = damaged_files(stage.source, context.record.result(stage.source_phase).get("files", {}))
+        names = damaged_files(folder, context.record.result(phase).get("files", {}))
         if names:
-            context.console.print(f"{stage.source} is damaged ({', '.join(names)}); writing it again.")
+            context.console.print(f"{folder} is damaged ({', '.join(names)}); writing it again.")
     return bool(context.cluster.broadcast(names))
 
 

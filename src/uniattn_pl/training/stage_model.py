@@ -55,6 +55,7 @@ def save_result(experiment: Experiment, model: Any, folder: Path, *, is_main: bo
     adapter = experiment.folder / ADAPTER
     with phase_folder(adapter) as temporary:
         model.save_pretrained(temporary, **({} if state is None else {"state_dict": state}))
+        experiment.tokenizer.save_pretrained(temporary)
     save_model(folder, load_folder(adapter), experiment.tokenizer)
 
 

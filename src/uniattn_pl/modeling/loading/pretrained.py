@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.catalogue import MODELS, convert_gguf, named_folder, named_model, no_such_model
 from uniattn_pl.files import atomic_folder, cache_folder
+from uniattn_pl.modeling.loading.adapter_folder import is_adapter, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
+from uniattn_pl.modeling.loading.hub_connection import hub_answers
 from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
 from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
 from uniattn_pl.modeling.loading.weight_files import (
-    ADAPTER_FILE,
     WEIGHT_FILES,
     check_adapter,
     check_config,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from uniattn_pl.plan import ModelShape
 
-HUB_TIMEOUT_S = 5.0
 TRUST = "read that code, then allow it with model.trust_remote_code=true."
 ELSEWHERE = "load it with transformers where you trust it."
 
@@ -70,7 +69,7 @@ def load_model(
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
-                **({} if device is None or device.type == "cpu" else {"device_map": {"": device}}),
+                **_on(device),
                 **quantized,
                 **options,
             )
@@ -85,41 +84,69 @@ def load_model(
     return _complete_model(source, *loaded)
 
 
-def load_folder(folder: Path, *, quantization: str | None = None) -> PreTrainedModel:
+def load_folder(
+    folder: Path,
+    *,
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+    device: torch.device | None = None,
+) -> PreTrainedModel:
     """Load a model folder in the dtype it was saved in; a peft adapter folder as its base with the adapter merged.
 
     Args:
         folder: what `save_pretrained` of a model, or of a peft model, has written.
         quantization: None, or a name of `QUANTIZATIONS`; an adapter is merged into full weights only.
+        attn_implementation: default: the family's first choice.
+        device: as in `load_model`.
 
     Raises:
-        UserError: the adapter's base is not to be had, weights and layer plan disagree, files are damaged, incomplete
-            or not in safetensors, the model needs code of its own, or bitsandbytes is missing.
+        UserError: the adapter's base is not to be had, or the adapter changes a weight that the base has twice (tied);
+            weights and layer plan disagree, files are damaged, incomplete or not in safetensors, the model needs code
+            of its own, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
-    if not (folder / ADAPTER_FILE).is_file():
-        _prepare(str(folder), weights=True, quantizations=("bitsandbytes",))
-        quantized = _quantized(quantization)
-        with refusals_explained(folder, way_out=ELSEWHERE):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                output_loading_info=True,
-                dtype="auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                **quantized,
-            )
-        return _complete_model(folder, *loaded)
-    if quantization is not None:
-        raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
-    from peft import PeftModel
+    kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if is_adapter(folder):
+        if quantization is not None:
+            raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
+        base = check_adapter(folder)
+        return _merged(folder, load_folder(base, attn_implementation=attn_implementation, device=device))
+    _prepare(str(folder), weights=True, quantizations=("bitsandbytes",))
+    quantized = _quantized(quantization)
+    with refusals_explained(folder, way_out=ELSEWHERE):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            output_loading_info=True,
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **_on(device),
+            **quantized,
+            **kernel,
+        )
+    return _complete_model(folder, *loaded)
 
-    base = check_adapter(folder)
-    model = load_folder(base)
-    with refusals_explained(folder, way_out=ELSEWHERE, what="the adapter in "):
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
+
+def _merged(adapter: Path, base: PreTrainedModel) -> PreTrainedModel:
+    """A base with the adapter of a folder merged into it."""
+    from peft import PeftConfig, PeftModel
+
+    from uniattn_pl.modeling.lora import check_untied
+
+    with refusals_explained(adapter, way_out=ELSEWHERE, what="the adapter in "):
+        config = PeftConfig.from_pretrained(str(adapter))
+    try:
+        check_untied(base, config)
+    except UserError as error:
+        raise UserError(*(f"'{adapter}': {problem}" for problem in error.problems)) from error
+    with refusals_explained(adapter, way_out=ELSEWHERE, what="the adapter in "):
+        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval()
+
+
+def _on(device: torch.device | None) -> dict[str, Any]:
+    return {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _complete_model(source: str | Path, model: PreTrainedModel, info: dict[str, Any]) -> PreTrainedModel:
@@ -179,10 +206,11 @@ def load_tokenizer(
 
 def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model or adapter folder. Raises UserError when it needs code of its own, or is broken."""
-    if (folder / "config.json").exists():
-        check_config(folder)
+    place = tokenizer_folder(folder)
+    if (place / "config.json").exists():
+        check_config(place)
     with refusals_explained(folder, way_out=ELSEWHERE, what="the tokenizer of "):
-        return read_tokenizer(str(folder), local_files_only=True, trust_remote_code=False)
+        return read_tokenizer(str(place), local_files_only=True, trust_remote_code=False)
 
 
 def load_shape(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelShape:
@@ -269,7 +297,7 @@ def _only_cached(source: str, revision: str | None) -> bool:
     """Whether to read a hub model from the local cache only; UserError when it is neither there nor reachable."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if not constants.HF_HUB_OFFLINE and _hub_answers(constants.ENDPOINT):
+    if not constants.HF_HUB_OFFLINE and hub_answers(constants.ENDPOINT):
         return False
     if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
         return True
@@ -277,18 +305,3 @@ def _only_cached(source: str, revision: str | None) -> bool:
         f"model '{source}' is not in the local cache and {constants.ENDPOINT} cannot be reached. With a network, "
         f"fetch it once with: hf download {source}. Or copy its folder here and set model.source to that folder."
     )
-
-
-@cache
-def _hub_answers(endpoint: str) -> bool:
-    """One short request instead of a download's stack of retries, and one for all points of a sweep."""
-    from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
-
-    try:
-        urlopen(Request(endpoint, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
-    except HTTPError:
-        return True
-    except (URLError, OSError):
-        return False
-    return True

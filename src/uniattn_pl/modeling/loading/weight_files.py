@@ -8,9 +8,9 @@ from typing import Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.file_contents import mistaken_content, read_json_object
+from uniattn_pl.modeling.loading.adapter_folder import base_folder
 from uniattn_pl.modeling.loading.safe_folders import WEIGHTS, no_safetensors
 
-ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json")
@@ -54,17 +54,12 @@ def check_adapter(folder: Path) -> Path:
         UserError: the adapter's config is broken, its weights are not in safetensors, damaged or cut off, or its base
             is not there.
     """
-    config = read_json_object(folder / ADAPTER_FILE)
+    base = base_folder(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(no_safetensors(folder, ADAPTER_WEIGHTS))
     if problem := _problem(folder / ADAPTER_WEIGHTS, []):
         raise UserError(problem)
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise UserError(f"'{folder / ADAPTER_FILE}' has no base_model_name_or_path, the folder of its base model.")
-    if not (Path(base) / "config.json").is_file():
-        raise UserError(f"the adapter in '{folder}' belongs to the model folder '{base}', which is not there.")
-    return Path(base)
+    return base
 
 
 def check_config(folder: Path) -> dict[str, Any]:

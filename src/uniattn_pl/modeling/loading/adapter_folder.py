@@ -1,0 +1,54 @@
+"""peft adapter folders: which model folder their base is, also after a run was copied or moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.file_contents import read_json_object
+from uniattn_pl.run_folder import is_run
+
+ADAPTER_FILE = "adapter_config.json"
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer_config.json"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a peft adapter."""
+    return (folder / ADAPTER_FILE).is_file()
+
+
+def base_folder(adapter: Path) -> Path:
+    """The model folder that an adapter was trained on.
+
+    In a run it is the folder beside the adapter: the recorded path is where the run was when it was trained, which may
+    be another run by now. Elsewhere it is the recorded one, and a folder of that name beside the adapter else.
+
+    Raises:
+        UserError: it is in none of these places, or the adapter's config does not name it.
+    """
+    recorded = _recorded_base(adapter)
+    beside = adapter.resolve().parent / recorded.name
+    places = [recorded, adapter / recorded, beside]
+    if is_run(beside.parent):
+        places.insert(0, beside)
+    for place in places:
+        if (place / CONFIG_FILE).is_file():
+            return place
+    raise UserError(
+        f"the adapter in '{adapter}' belongs to the model folder '{recorded}', which is not there, nor is there a "
+        f"'{beside.name}' beside the adapter; put the base there, or name it as base_model_name_or_path in "
+        f"{adapter / ADAPTER_FILE}."
+    )
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder with the tokenizer of a model or adapter folder: an adapter may have that of its base."""
+    return base_folder(folder) if is_adapter(folder) and not (folder / TOKENIZER_FILE).is_file() else folder
+
+
+def _recorded_base(adapter: Path) -> Path:
+    file = adapter / ADAPTER_FILE
+    recorded = read_json_object(file).get("base_model_name_or_path")
+    if not isinstance(recorded, str) or not recorded:
+        raise UserError(f"'{file}' has no base_model_name_or_path, the folder of its base model.")
+    return Path(recorded)
