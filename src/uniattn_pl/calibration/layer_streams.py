@@ -13,6 +13,7 @@ from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_in
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
 from uniattn_pl.modeling.attention.published import Publications, Published
+from uniattn_pl.modeling.length_rotations import depends_on_length
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
@@ -39,7 +40,9 @@ class LayerStreams:
     ) -> None:
         self.original, self.converted, self.store, self.progress = original, converted, store, progress
         self.plan: LayerPlan = converted.get_decoder().layer_plan
-        self.batches = [_few_lengths(batch) for batch in (*batches, *held_out)]
+        self.batches = [*batches, *held_out]
+        if not depends_on_length(original):
+            self.batches = [_few_lengths(batch) for batch in self.batches]
         self.num_fitted = len(batches)
         self.masks = [batch["attention_mask"].bool() for batch in self.batches]
         self.norm_name = anatomy_of(original.config).norm_after_attention

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.modeling.length_rotations import rotated_for
 from uniattn_pl.plan import Compensation, LayerRow
 
 Batch = dict[str, torch.Tensor]
@@ -45,7 +46,7 @@ def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Laye
 
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-    with replaced_layers(model, record):
+    with replaced_layers(model, record), rotated_for(model):
         model.get_decoder()(**inputs, use_cache=False)
     return LayerInputs(calls[0][0], [arguments for _, arguments in calls])
 

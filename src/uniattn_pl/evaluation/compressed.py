@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.length_rotations import rotated_for
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ def compressed_response_loss(
             raise ValueError("each batch must hold one sequence, with a prompt before its response.")
         start = int(responses[0])
         cache = H2OCache(model, retain_rate)
-        first = prefill(model, ids[:, :start], past_key_values=cache, chunk_size=chunk_size).logits[:, -1:]
-        cache.compress()
-        cached, prompts = cached + kv_cache_bytes(cache), prompts + start
-        logits = first
-        if ids.shape[1] > start + 1:
-            rest = model(input_ids=ids[:, start:-1], past_key_values=cache, use_cache=True).logits
-            logits = torch.cat([first, rest], dim=1)
+        with rotated_for(model, ids.shape[1]):
+            logits = prefill(model, ids[:, :start], past_key_values=cache, chunk_size=chunk_size).logits[:, -1:]
+            cache.compress()
+            cached, prompts = cached + kv_cache_bytes(cache), prompts + start
+            if ids.shape[1] > start + 1:
+                rest = model(input_ids=ids[:, start:-1], past_key_values=cache, use_cache=True).logits
+                logits = torch.cat([logits, rest], dim=1)
         total += float(torch.nn.functional.cross_entropy(logits[0].float(), ids[0, start:], reduction="sum"))
         scored += ids.shape[1] - start
     return Compressed(total / max(scored, 1), scored, cached / max(prompts, 1))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.length_rotations import rotated_for, rotation_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def continuation_likelihoods(
 ) -> list[Likelihood]:
     """Score continuations; the prompt runs once, in chunks, and its logits are never all in memory.
 
+    (Once for every rotation, where that depends on the length of prompt and continuation.)
+
     The prompt's last token runs with the continuation, so that also an answer of one token is read from the
     compressed cache.
 
@@ -41,13 +44,27 @@ def continuation_likelihoods(
         continuations: token ids, one at least each.
         retain_rate: fraction of the prompt's tokens that H2O keeps; None: the ordinary cache.
     """
-    cache: Any = None
-    if len(prompt) > 1:
-        cache = None if retain_rate is None else H2OCache(model, retain_rate)
-        cache = prefill(model, torch.tensor([prompt[:-1]], device=model.device), past_key_values=cache).past_key_values
-        if isinstance(cache, H2OCache):
-            cache.compress()
-    return [_likelihood(model, copy.deepcopy(cache), prompt[-1], continuation) for continuation in continuations]
+    lengths = [len(prompt) + len(continuation) for continuation in continuations]
+    scores: dict[int, Likelihood] = {}
+    # One prefill for all, or for those of one rotation where that depends on the length of the whole text.
+    for rotation in dict.fromkeys(rotation_of(model, length) for length in lengths):
+        alike = [index for index, length in enumerate(lengths) if rotation_of(model, length) == rotation]
+        with rotated_for(model, max(lengths[index] for index in alike)):
+            cache = _filled_cache(model, prompt, retain_rate)
+            for index in alike:
+                scores[index] = _likelihood(model, copy.deepcopy(cache), prompt[-1], continuations[index])
+    return [scores[index] for index in range(len(continuations))]
+
+
+def _filled_cache(model: PreTrainedModel, prompt: Sequence[int], retain_rate: float | None) -> Any:
+    """The cache of all but a prompt's last token; None of a single one."""
+    if len(prompt) == 1:
+        return None
+    cache = None if retain_rate is None else H2OCache(model, retain_rate)
+    filled = prefill(model, torch.tensor([prompt[:-1]], device=model.device), past_key_values=cache).past_key_values
+    if isinstance(filled, H2OCache):
+        filled.compress()
+    return filled
 
 
 def _likelihood(model: PreTrainedModel, cache: Any, last: int, continuation: Sequence[int]) -> Likelihood:

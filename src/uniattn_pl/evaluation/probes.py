@@ -19,6 +19,7 @@ from uniattn_pl.evaluation.compressed import compressed_response_loss
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.subsample import choose_rows
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
+from uniattn_pl.modeling.length_rotations import rotated_for
 
 Progress = Callable[[int, int], None]
 FIRST_BUCKET = 64  # positions; earlier ones say more about how a text begins than about attention
@@ -115,11 +116,12 @@ def loss_by_position(
 def _token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """The loss [L - 1] of each token of `ids` [L] but the first, chunk by chunk over one cache."""
     cache, losses = None, []
-    for start in range(0, len(ids) - 1, CHUNK):
-        stop = min(start + CHUNK, len(ids) - 1)
-        output = model(input_ids=ids[None, start:stop], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        losses.append(cross_entropy(output.logits[0].float(), ids[start + 1 : stop + 1], reduction="none"))
+    with rotated_for(model, len(ids)):
+        for start in range(0, len(ids) - 1, CHUNK):
+            stop = min(start + CHUNK, len(ids) - 1)
+            output = model(input_ids=ids[None, start:stop], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            losses.append(cross_entropy(output.logits[0].float(), ids[start + 1 : stop + 1], reduction="none"))
     return torch.cat(losses).cpu()
 
 

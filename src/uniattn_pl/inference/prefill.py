@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.length_rotations import rotated_for
 
 
 @torch.no_grad()
@@ -52,14 +53,15 @@ def prefill(
     positions = None
     if attention_mask is not None:
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-    for start in range(0, length, chunk_size):
-        stop = min(start + chunk_size, length)
-        output = model(
-            input_ids=input_ids[:, start:stop],
-            attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
-            position_ids=None if positions is None else positions[:, start:stop],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    with rotated_for(model, past + length if positions is None else int(positions.max()) + 1):
+        for start in range(0, length, chunk_size):
+            stop = min(start + chunk_size, length)
+            output = model(
+                input_ids=input_ids[:, start:stop],
+                attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
+                position_ids=None if positions is None else positions[:, start:stop],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
     return output

@@ -19,6 +19,7 @@ from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.kernels.stock import PREFIX
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.conversion.install import install
+from uniattn_pl.modeling.length_rotations import rotated_for
 from uniattn_pl.plan import REUSE_MODES, LayerPlan
 
 CLASS_PREFIX = "UniAttn"
@@ -76,7 +77,27 @@ class ConvertedModel(Base):
         chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
         if chunk is not None:
             kwargs["prefill_chunk_size"] = chunk
-        return super().generate(inputs, generation_config, **kwargs)
+        with rotated_for(self, _longest(prompt, kwargs)):
+            return super().generate(inputs, generation_config, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Any, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The stock one, which may start over with another cache (Phi-3, where its rotation changes); never with H2O's.
+
+        Raises:
+            UserError: H2O has given up tokens that would have to be computed again.
+        """
+        options = {"past_key_values": past_key_values, "inputs_embeds": inputs_embeds, **kwargs}
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **options)
+        if isinstance(past_key_values, H2OCache) and prepared.get("past_key_values") is not past_key_values:
+            if past_key_values.get_seq_length() > 0:
+                raise UserError(
+                    f"at {input_ids.shape[1]} tokens this model's rotation changes and the whole text is run again, "
+                    "of which H2O has given up a part: ask for fewer new tokens, or keep the whole cache."
+                )
+            prepared["past_key_values"] = past_key_values
+        return prepared
 
 
 def make_config_class(stock: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
@@ -108,6 +129,15 @@ def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict
     together = batch * max(chosen("num_beams", 1), chosen("num_return_sequences", 1))
     chunk = automatic_chunk(model.config, model.device, model.dtype, batch_size=together, length=length)
     return chunk if chunk < length else None
+
+
+def _longest(prompt: Any, kwargs: dict[str, Any]) -> int:
+    """Tokens of the longest of the prompts [B, L], without padding where a mask tells it."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        return int(mask.sum(-1).max())
+    given = kwargs.get("inputs_embeds") if prompt is None else prompt
+    return 0 if given is None else int(given.shape[1])
 
 
 def _plan_of(config: Any) -> LayerPlan:

@@ -16,6 +16,7 @@ from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
+from uniattn_pl.modeling.length_rotations import forget_lengths
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY_VALUE
 
@@ -45,6 +46,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
+    forget_lengths(decoder)
     if former is None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
 

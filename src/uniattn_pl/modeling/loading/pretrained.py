@@ -150,7 +150,10 @@ def _on(device: torch.device | None) -> dict[str, Any]:
 
 
 def _complete_model(source: str | Path, model: PreTrainedModel, info: dict[str, Any]) -> PreTrainedModel:
+    from uniattn_pl.modeling.length_rotations import forget_lengths
+
     check_complete(source, info)
+    forget_lengths(model)
     return model.eval()
 
 

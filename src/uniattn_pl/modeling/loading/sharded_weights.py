@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.modeling.conversion.auto_classes import register_type_of
+from uniattn_pl.modeling.length_rotations import forget_lengths
 
 # What peft puts around a module's own name.
 _WRAPPERS = (".base_layer", ".original_module", ".modules_to_save.default")
@@ -25,6 +26,7 @@ def skeleton(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> P
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     model.tie_weights()
+    forget_lengths(model)
     return model.eval()
 
 
