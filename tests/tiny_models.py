@@ -60,8 +60,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"no_rope_layer_interval": 3},
     "granite": {"residual_multiplier": 0.22},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "mlp_only_layers": [2]},
+    # Values of half the size of keys. (Its windowed layers have sinks, which no reader could have.)
+    "mimo_v2_flash": {
+        "v_head_dim": 4,
+        "attention_value_scale": None,
+        "layer_types": [GLOBAL] * LAYERS,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+    },
 }
-EAGER_ONLY = frozenset({"gemma2"})
+EAGER_ONLY = frozenset({"gemma2", "mimo_v2_flash"})
 
 ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
     # Layers 2 and 3 read from layer 1: on Gemma local from global and global from global.

@@ -16,6 +16,8 @@ import uniattn_pl
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.modeling.attention.operate import ATTENTIONS
+from uniattn_pl.modeling.attention.reuse_attention import ReuseAttention
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, costs
@@ -158,10 +160,24 @@ def test_a_family_that_a_plan_describes_is_converted(family: str, dtype: torch.d
         assert apply_plan(random_model(family, dtype), plan).layer_plan == plan
 
 
-def test_an_attention_that_cannot_run_as_the_plan_has_it_is_refused() -> None:
-    """Its values' heads are larger than its keys': a reuse layer cannot take them for heads of the keys' size."""
-    model = random_model("mimo_v2_flash").train()
-    with pytest.raises(UserError, match="'mimo_v2_flash' is not tested, and its attention cannot be run"):
+def test_an_attention_that_cannot_run_as_the_plan_has_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because of its role's attention; a family's own kernel may fail as well, on what it is not made for."""
+
+    class OtherSizes(ReuseAttention):
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(hidden_states[..., 1:], *args, **kwargs)
+
+    monkeypatch.setitem(ATTENTIONS, "reuse", OtherSizes)
+    model = stock(UNLISTED).train()
+    with pytest.raises(UserError, match=r"'smollm3' is not tested, and its attention cannot be run .*\(RuntimeError"):
+        apply_plan(model, UNMODIFIED.reuse([2], 1, compensated=False))
+    assert model.config.model_type == UNLISTED
+    assert model.training
+
+
+def test_scaled_values_are_refused() -> None:
+    """MiMo-V2-Flash multiplies its values by a number, which a reuse layer does not."""
+    model = random_model("mimo_v2_flash")
+    with pytest.raises(UserError, match="'mimo_v2_flash'"):
         apply_plan(model, UNMODIFIED.reuse([2], 1, compensated=False))
     assert model.config.model_type == "mimo_v2_flash"
-    assert model.training

@@ -39,7 +39,7 @@ class OwnValueAttention(OperatedAttention):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
         value = self.projection("v_proj")(hidden_states)  # [B, L, Hkv * D]
-        per_head = value.unflatten(-1, (-1, self.head_dim))  # [B, L, Hkv, D]
+        per_head = value.unflatten(-1, (-1, self.value_head_dim))  # [B, L, Hkv, D]
         groups = self.o_proj.in_features // value.shape[-1]
         heads = per_head.repeat_interleave(groups, dim=2).flatten(2)  # [B, L, H * D]
         return self.finish(heads, value, hidden_states, kwargs), None
@@ -61,7 +61,7 @@ def plan() -> LayerPlan:
 
 def test_costs_follow_from_the_entry(plan: LayerPlan) -> None:
     shape = shape_of(stock("llama").config)
-    per_layer = shape.num_kv_heads * shape.head_dim * 4  # bytes per token of K or V in float32
+    per_layer = shape.layers[0].heads.key_width * 4  # bytes per token of K or V in float32
     cached = costs.kv_cache_bytes(plan, shape, batch_size=1, length=10, bytes_per_element=4)
     assert cached == 10 * per_layer * (2 * 3 + 1), "three full layers and the values of one"
     alone = LayerPlan.unmodified(LAYERS).assign([1], "own_value")
@@ -69,7 +69,8 @@ def test_costs_follow_from_the_entry(plan: LayerPlan) -> None:
     difference = costs.decode_flops(alone, shape, batch_size=1, length=10) - costs.decode_flops(
         dropped, shape, batch_size=1, length=10
     )
-    values_and_output = shape.hidden_size * (shape.num_kv_heads + shape.num_heads) * shape.head_dim
+    heads = shape.layers[0].heads
+    values_and_output = shape.hidden_size * (heads.value_width + heads.output_width)
     assert difference == 2 * values_and_output
 
 

@@ -165,7 +165,7 @@ def test_a_reader_that_sees_further_than_its_source_is_refused() -> None:
 
 def test_cache_bytes_follow_the_window_of_the_source() -> None:
     shape = toy_shape(2, windows=(None, 8))
-    per_token = shape.num_kv_heads * shape.head_dim * 2
+    per_token = shape.layers[0].heads.key_width * 2
 
     def cost(plan: LayerPlan) -> int:
         return costs.kv_cache_bytes(plan, shape, batch_size=1, length=100, bytes_per_element=2) // per_token

@@ -194,7 +194,7 @@ class _StreamingPass(LayerStreams):
         return Observation(
             own=state[row.index].replayed,
             source=self._published(row.source or 0, batch, inputs).replayed,
-            value=seen["value"].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2),  # [B, Hkv, S, D]
+            value=seen["value"].unflatten(-1, (-1, attention.value_head_dim)).transpose(1, 2),  # [B, Hkv, S, Dv]
             heads=seen["heads"],
             o_weight=attention.o_proj.weight,
             mask=self.masks[batch],

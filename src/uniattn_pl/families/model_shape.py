@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
+from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import (
+    FUSED,
     KNOWN_PARTS,
     PROJECTIONS,
     Anatomy,
@@ -18,28 +21,28 @@ from uniattn_pl.families.inspection import (
     stock_model_type,
     weightless,
 )
-from uniattn_pl.plan import LayerShape, ModelShape
+from uniattn_pl.families.routed_experts import routed_experts
+from uniattn_pl.plan import Experts, Heads, LayerShape, ModelShape
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
     """Count a model's parameters by role, on a weightless stock model of that config, itself converted or not.
 
     Raises:
-        UserError: as `anatomy_of`.
+        UserError: as `anatomy_of`, or a layer holds what no cost is known of.
     """
     model = weightless(config)
     anatomy = anatomy_of_model(model)
     windows = windows_of(config)
-    layers = tuple(
-        _layer_shape(layer, anatomy, window) for layer, window in zip(decoder_layers(model), windows, strict=True)
-    )
+    pairs = zip(decoder_layers(model), windows, strict=True)
+    try:
+        layers = tuple(_layer_shape(layer, anatomy, window) for layer, window in pairs)
+    except UserError as error:
+        raise UserError(f"model type '{stock_model_type(config)}' is not supported: {error}") from error
     in_layers = _count(decoder_layers(model).parameters())
     return ModelShape(
         model_type=stock_model_type(config),
         hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=decoder_layers(model)[0].self_attn.head_dim,
         vocab_size=config.vocab_size,
         embedding=_count(model.parameters()) - in_layers,
         layers=layers,
@@ -59,9 +62,15 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     if anatomy.fused:
         sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
     attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
-    matrices = [p.numel() for name, p in layer.named_parameters() if p.dim() == 2 and not name.startswith("self_attn.")]
-    attributed = _count(attention.parameters()) + attention_norms + sum(matrices)
+    experts, of_experts = _experts(layer)
+    outside = {n: p for n, p in layer.named_parameters() if not n.startswith("self_attn.") and n not in of_experts}
+    strange = [f"{name} {list(p.shape)}" for name, p in outside.items() if p.dim() > 2]
+    if strange:
+        raise UserError(f"its layers have weights that are no matrices, of unknown cost: {', '.join(strange)}.")
+    matrices = [p for name, p in outside.items() if p.dim() == 2 and not name.endswith("bias")]
+    attributed = _count(attention.parameters()) + attention_norms + _count(matrices) + _count(of_experts.values())
     return LayerShape(
+        heads=heads_of(attention),
         query=sizes["q_proj"],
         key=sizes["k_proj"],
         value=sizes["v_proj"],
@@ -69,10 +78,44 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         query_norm=sizes.get("q_norm", 0),
         key_norm=sizes.get("k_norm", 0),
         attention_norms=attention_norms,
-        feed_forward=sum(matrices),
+        feed_forward=_count(matrices),
+        experts=experts,
         other=_count(layer.parameters()) - attributed,
         window=window,
     )
+
+
+def _experts(layer: nn.Module) -> tuple[Experts | None, dict[str, nn.Parameter]]:
+    """The routed experts of a layer, if it has any, and their parameters by name."""
+    found = list(routed_experts(layer))
+    if not found:
+        return None, {}
+    if len(found) > 1:
+        raise UserError("its layers have more than one set of routed experts, of unknown cost.")
+    count, weights = found[0].count, found[0].weights
+    matrices = _count(p for p in weights.values() if p.dim() > 2)
+    biases = _count(p for p in weights.values() if p.dim() == 2)
+    return Experts(count, found[0].per_token, matrices // count, biases // count), weights
+
+
+def heads_of(attention: Any) -> Heads:
+    """The heads of a stock attention, as its projections have them: layers of one model may differ (MiMo-V2).
+
+    Raises:
+        UserError: its projections are of no size that fits whole heads.
+    """
+    size, config = getattr(attention, "head_dim", None), attention.config
+    if size and hasattr(attention, FUSED):
+        heads = Heads(config.num_attention_heads, config.num_key_value_heads, size, size)
+        fits = attention.qkv_proj.out_features == heads.query_width + 2 * heads.key_width
+    elif size:
+        query, key, value = (getattr(attention, name).out_features for name in PROJECTIONS[:3])
+        heads = Heads(query // size, key // size, size, value // max(1, key // size))
+        fits = (query, key, value) == (heads.query_width, heads.key_width, heads.value_width)
+    if not size or not fits or attention.o_proj.in_features != heads.output_width:
+        sizes = {name: list(p.shape) for name, p in attention.named_parameters() if name.endswith("proj.weight")}
+        raise UserError(f"the projections of its attention do not consist of whole heads of {size}: {sizes}.")
+    return heads
 
 
 def _parts(attention: nn.Module) -> list[str]:
@@ -90,11 +133,9 @@ class FusedRows:
 
 def fused_rows(attention: Any) -> dict[str, FusedRows]:
     """Where q_proj, k_proj and v_proj lie in `qkv_proj` [(H + 2 Hkv) * D, d]."""
-    fused, head_dim = attention.qkv_proj, attention.head_dim
-    heads = attention.config.num_attention_heads * head_dim
-    kv_heads = attention.config.num_key_value_heads * head_dim
+    fused, heads = attention.qkv_proj, heads_of(attention)
     per_row = _count(fused.parameters()) // fused.out_features
-    bounds = (0, heads, heads + kv_heads, heads + 2 * kv_heads)
+    bounds = (0, *accumulate((heads.query_width, heads.key_width, heads.value_width)))
     return {
         name: FusedRows(start, stop, per_row * (stop - start))
         for name, start, stop in zip(PROJECTIONS[:3], bounds[:-1], bounds[1:], strict=True)

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from uniattn_pl.errors import did_you_mean
 from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import OUTPUT, VALUE
-from uniattn_pl.plan.shape import ModelShape
+from uniattn_pl.plan.shape import Heads
 
 COMPENSATION_INPUTS = {
     "attention_input": "x [d], what enters the attention: the output of the norm before it (rows 1 to 3 of Table 8)",
-    "value": "V [Hkv * D], the layer's own values",
-    "heads": "the heads' output [H * D], before W_o",
+    "value": "V [Hkv * Dv], the layer's own values",
+    "heads": "the heads' output [H * Dv], before W_o",
 }
 COMPENSATION_OUTPUTS = {
     "attention_output": "the attention's output [d], after W_o (row 1: the paper's choice)",
     "layer_output": "the layer's output [d], after the feed-forward (row 2, coarser)",
-    "heads": "the heads' output [H * D], before W_o (rows 3 and 4, finer)",
+    "heads": "the heads' output [H * Dv], before W_o (rows 3 and 4, finer)",
 }
 # What a layer must still compute for a W_c to read or add there.
 NEEDED_PROJECTION = {"value": VALUE, "heads": OUTPUT}
@@ -54,13 +54,13 @@ class Compensation:
         places = (self.input, self.output)
         return frozenset(NEEDED_PROJECTION[place] for place in places if place in NEEDED_PROJECTION)
 
-    def sizes(self, shape: ModelShape) -> tuple[int, int]:
-        """Features that W_c reads and features that it adds to: of d, Hkv * D and H * D."""
-        of_place = {"value": shape.num_kv_heads * shape.head_dim, "heads": shape.num_heads * shape.head_dim}
-        return of_place.get(self.input, shape.hidden_size), of_place.get(self.output, shape.hidden_size)
+    def sizes(self, heads: Heads, hidden_size: int) -> tuple[int, int]:
+        """Features that W_c reads and features that it adds to, in a layer of these heads: of d, Hkv * Dv, H * Dv."""
+        of_place = {"value": heads.value_width, "heads": heads.output_width}
+        return of_place.get(self.input, hidden_size), of_place.get(self.output, hidden_size)
 
-    def weights(self, shape: ModelShape) -> int:
+    def weights(self, heads: Heads, hidden_size: int) -> int:
         """Elements of W_c: `in x out` in full, `rank x (in + out)` of low rank, and `out` of a bias."""
-        read, added = self.sizes(shape)
+        read, added = self.sizes(heads, hidden_size)
         matrix = read * added if self.rank is None else self.rank * (read + added)
         return matrix + self.bias * added

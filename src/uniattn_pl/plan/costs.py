@@ -1,17 +1,19 @@
 """What a plan costs: exact cache bytes, parameters and matrix-product FLOPs (training memory: `training_memory.py`).
 
 All are pure functions of (plan, shape, batch, length). FLOPs count a multiply-add as two and matrix
-products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens.
+products only; softmax, norms and activations are left out, as in the usual 2 x parameters x tokens. Of routed experts
+parameters count all, FLOPs those that serve a token, and bytes those that a batch is expected to read
+(`plan.shape.Experts.read`).
 
-Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, d hidden size,
-w window, V vocabulary.
+Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, Dv size of a
+value (D in most families), d hidden size, w window, V vocabulary.
 """
 
 from __future__ import annotations
 
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
-from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
+from uniattn_pl.plan.roles import KEY, KEYS, OUTPUT, QUERY, VALUE, VALUES
 from uniattn_pl.plan.shape import LayerShape, ModelShape
 
 CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
@@ -22,14 +24,14 @@ def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, lengt
 
     A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do.
     """
-    # sum over layers of (keys? + values?) * min(S, w - 1) * B * Hkv * D * bytes
-    per_token = shape.num_kv_heads * shape.head_dim * bytes_per_element * batch_size
+    # sum over layers of (Hkv * D of keys + Hkv * Dv of values) * min(S, w - 1) * B * bytes
     total = 0
-    for row in plan.rows:
+    for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
-        total += len(row.traits.caches) * kept * per_token
-    return total
+        widths = {KEYS: layer.heads.key_width, VALUES: layer.heads.value_width}
+        total += sum(widths[part] for part in row.traits.caches) * kept
+    return total * batch_size * bytes_per_element
 
 
 def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
@@ -47,6 +49,11 @@ def parameters(plan: LayerPlan, shape: ModelShape) -> int:
     )
 
 
+def active_parameters(plan: LayerPlan, shape: ModelShape) -> int:
+    """Parameters that compute for one token: all, but of routed experts only those that serve it."""
+    return parameters(plan, shape) - _unread_experts(shape, 1)
+
+
 def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """Parameters of one decoder layer under its row of a plan."""
     of_projection = {
@@ -58,12 +65,15 @@ def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int
     # feed-forward + other + kept of (W_q, W_k, W_v, W_o with their norms) + norms that the attention alone reads + W_c
     attention = sum(of_projection[projection] for projection in row.traits.projections)
     norms = layer.attention_norms if row.reads_stream else 0
-    return layer.feed_forward + layer.other + attention + norms + compensation_weights(row, shape)
+    experts = layer.experts.parameters if layer.experts is not None else 0
+    return layer.feed_forward + experts + layer.other + attention + norms + compensation_weights(row, shape)
 
 
 def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
     """Elements of a layer's W_c, by where it reads and adds; 0 without one."""
-    return 0 if row.compensation is None else row.compensation.weights(shape)
+    if row.compensation is None:
+        return 0
+    return row.compensation.weights(shape.layers[row.index].heads, shape.hidden_size)
 
 
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
@@ -71,51 +81,68 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
 
     Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
     """
-    # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * products * H * D + 2 * d * V)
+    # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
     linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
-    attention = sum(_pair_flops(row, shape) * _pairs(length, plan.window(row.index, shape)) for row in plan.rows)
+    attention = sum(
+        _pair_flops(row, layer) * _pairs(length, plan.window(row.index, shape))
+        for row, layer in zip(plan.rows, shape.layers, strict=True)
+    )
     return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
 
 
 def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
     """FLOPs of generating one token when `length` tokens (the new one included) are attended to."""
-    # B * (sum of 2 * weights + sum of min(S, w) * 2 * products * H * D + 2 * d * V)
+    # B * (sum of 2 * weights + sum of min(S, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
     total = 2 * shape.hidden_size * shape.vocab_size
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
         total += _linear_flops(row, layer, shape)
-        total += _pair_flops(row, shape) * (length if window is None else min(length, window))
+        total += _pair_flops(row, layer) * (length if window is None else min(length, window))
     return batch_size * total
 
 
 def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
     """Bytes read to generate one token with `length` tokens in the cache: every weight once, and the whole cache.
 
-    Of an input embedding that is not also the output one, only a row per sequence is read, which is left out.
+    Of routed experts, those that the batch's tokens are expected to need (`plan.shape.Experts.read`). Of an input
+    embedding that is not also the output one, only a row per sequence is read, which is left out.
     """
     table = shape.vocab_size * shape.hidden_size  # [V, d]
     untied = shape.embedding >= 2 * table
-    weights = parameters(plan, shape) - untied * table
+    weights = parameters(plan, shape) - untied * table - _unread_experts(shape, batch_size)
     cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
     return weights * bytes_per_element + cache
 
 
-def projection_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """Projection -> (inputs, outputs): W_q [d, H * D], W_k and W_v [d, Hkv * D], W_o [H * D, d]."""
-    hidden, heads, kv_heads = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    return {QUERY: (hidden, heads), KEY: (hidden, kv_heads), VALUE: (hidden, kv_heads), OUTPUT: (heads, hidden)}
+def _unread_experts(shape: ModelShape, tokens: int) -> int:
+    """Parameters of routed experts that serve none of `tokens` tokens, as expected."""
+    routed = [layer.experts for layer in shape.layers if layer.experts is not None]
+    return round(sum(experts.parameters - experts.read(tokens) for experts in routed))
+
+
+def projection_sizes(layer: LayerShape, shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Projection -> (inputs, outputs): W_q [d, H * D], W_k [d, Hkv * D], W_v [d, Hkv * Dv], W_o [H * Dv, d]."""
+    hidden, heads = shape.hidden_size, layer.heads
+    return {
+        QUERY: (hidden, heads.query_width),
+        KEY: (hidden, heads.key_width),
+        VALUE: (hidden, heads.value_width),
+        OUTPUT: (heads.output_width, hidden),
+    }
 
 
 def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
-    """FLOPs per token of the projections a layer keeps: two per weight."""
-    sizes = projection_sizes(shape)
+    """FLOPs per token of the projections a layer keeps, its feed-forward and its W_c: two per weight."""
+    sizes = projection_sizes(layer, shape)
     projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)
-    return 2 * (layer.feed_forward + projections + compensation_weights(row, shape))
+    experts = layer.experts.per_token * layer.experts.matrices if layer.experts is not None else 0
+    return 2 * (layer.feed_forward + experts + projections + compensation_weights(row, shape))
 
 
-def _pair_flops(row: LayerRow, shape: ModelShape) -> int:
+def _pair_flops(row: LayerRow, layer: LayerShape) -> int:
     """FLOPs per query-key pair: QK^T where the map is computed, map x V wherever there is attention."""
-    return 2 * row.traits.products * shape.num_heads * shape.head_dim
+    products = row.traits.products  # map x V is the one that a layer which reads its map is left with
+    return 2 * ((products > 1) * layer.heads.query_width + (products > 0) * layer.heads.output_width)
 
 
 def _pairs(length: int, window: int | None) -> int:

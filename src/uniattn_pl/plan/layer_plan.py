@@ -178,6 +178,7 @@ class LayerPlan:
             problems += _head_problems(row, shape)
             if row.source is None:
                 continue
+            problems += _size_problems(row, shape)
             own, source = shape.layers[row.index].window, self.window(row.index, shape)
             if source is not None and (own is None or own > source):
                 sees = "every token" if own is None else f"the last {own} tokens"
@@ -250,10 +251,18 @@ def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
 
 def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
     """What does not fit this model about aligned heads."""
-    heads, most = row.heads_from, shape.num_heads
+    heads, most = row.heads_from, shape.layers[row.index].heads.queries
     if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
         return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
     return []
+
+
+def _size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """What does not fit about the heads of a layer and of its source; only the size of values may differ, for a map."""
+    own, source = shape.layers[row.index].heads, shape.layers[row.source or 0].heads
+    if own == source or (row.traits.reads == MAP and replace(own, value_size=source.value_size) == source):
+        return []
+    return [f"layer {row.index} has {own}, but its source, layer {row.source}, {source}; choose one of the same heads."]
 
 
 def _rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:

@@ -6,9 +6,86 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """Parameter counts of one decoder layer, split by what a plan can remove, and its window in tokens."""
+class Heads:
+    """The heads of one layer's attention.
 
+    Attributes:
+        queries: H.
+        groups: Hkv, heads of keys and values.
+        size: D, of a query and of a key.
+        value_size: Dv, of a value; D in most families.
+    """
+
+    queries: int
+    groups: int
+    size: int
+    value_size: int
+
+    @property
+    def key_width(self) -> int:
+        """Numbers per token in the keys, Hkv * D."""
+        return self.groups * self.size
+
+    @property
+    def value_width(self) -> int:
+        """Numbers per token in the values, Hkv * Dv."""
+        return self.groups * self.value_size
+
+    @property
+    def query_width(self) -> int:
+        """Numbers per token in the queries, H * D."""
+        return self.queries * self.size
+
+    @property
+    def output_width(self) -> int:
+        """Numbers per token in what enters W_o, H * Dv."""
+        return self.queries * self.value_size
+
+    def __str__(self) -> str:
+        size = f"{self.size}" if self.size == self.value_size else f"{self.size}, of values {self.value_size}"
+        return f"{self.queries} heads over {self.groups} of size {size}"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of one layer's feed-forward.
+
+    Attributes:
+        count: how many there are.
+        per_token: how many of them compute for a token.
+        matrices: weights of one expert that are multiplied with a token.
+        biases: what else one has.
+    """
+
+    count: int
+    per_token: int
+    matrices: int
+    biases: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Of all experts."""
+        return self.count * (self.matrices + self.biases)
+
+    def read(self, tokens: int) -> float:
+        """Parameters that `tokens` tokens of one forward read: those of every expert that serves any of them.
+
+        Expected for a router that sends each token to `per_token` experts at random, independently of the others: an
+        expert stays unread with probability (1 - k/E)^T, so E * (1 - (1 - k/E)^T) are read. Real routers have
+        favourites, and neighbouring tokens common ones, so that they read fewer.
+        """
+        return (1.0 - (1.0 - self.per_token / self.count) ** tokens) * self.parameters
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Parameter counts of one decoder layer, split by what a plan can remove, its heads, and its window in tokens.
+
+    `feed_forward` are the matrices that every token passes (shared experts and the router among them), `experts` those
+    that a router chooses from.
+    """
+
+    heads: Heads
     query: int
     key: int
     value: int
@@ -17,19 +94,17 @@ class LayerShape:
     key_norm: int = 0
     attention_norms: int = 0
     feed_forward: int = 0
+    experts: Experts | None = None
     other: int = 0
     window: int | None = None
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What plans and costs need to know of a model: sizes (hidden `d`, heads `H`, `Hkv`, head `D`), no weights."""
+    """What plans and costs need to know of a model: hidden size `d`, vocabulary, layers; no weights."""
 
     model_type: str
     hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
     embedding: int
     layers: tuple[LayerShape, ...]

@@ -95,12 +95,13 @@ def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | No
         return compensations
     if lora_rank is None:
         return parameters(plan, shape)
-    return compensations + lora_rank * sum(_adapted_sizes(row, shape) for row in plan.rows)
+    layers = zip(plan.rows, shape.layers, strict=True)
+    return compensations + lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
 
 
-def _adapted_sizes(row: LayerRow, shape: ModelShape) -> int:
+def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """Inputs plus outputs of the attention projections a layer keeps."""
-    sizes = projection_sizes(shape)
+    sizes = projection_sizes(layer, shape)
     return sum(sum(sizes[projection]) for projection in row.traits.projections)
 
 
@@ -129,18 +130,19 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, element: i
     norms = (layer.attention_norms + layer.other) // hidden
     kept_outputs = 2 * norms if trains else int(row.compensated)
     # queries, keys and values as they are projected, and what enters W_o
-    heads_of = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads, OUTPUT: shape.num_heads}
-    attention = sum(heads_of[projection] for projection in row.traits.projections) * shape.head_dim
+    heads = layer.heads
+    widths = {QUERY: heads.query_width, KEY: heads.key_width, VALUE: heads.value_width, OUTPUT: heads.output_width}
+    attention = sum(widths[projection] for projection in row.traits.projections)
     feed_forward = (4 if trains else 3) * inner
     return norms * hidden * NORM_BYTES + (kept_outputs * hidden + attention + feed_forward) * element
 
 
 def _published_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
     """Per token: what a source gives its readers, which no recomputation gives back."""
-    read_from = plan.read_from(index)
-    of_map = (shape.num_heads + shape.num_kv_heads) * (MAP in read_from)  # its queries and keys, for replay
-    of_keys = 2 * shape.num_kv_heads * (KEY_VALUE in read_from)
-    return max(of_map, of_keys) * shape.head_dim
+    read_from, heads = plan.read_from(index), shape.layers[index].heads
+    of_map = (heads.query_width + heads.key_width) * (MAP in read_from)  # its queries and keys, for replay
+    of_keys = (heads.key_width + heads.value_width) * (KEY_VALUE in read_from)
+    return max(of_map, of_keys)
 
 
 def _gathered(plan: LayerPlan, shape: ModelShape, element: int) -> int:

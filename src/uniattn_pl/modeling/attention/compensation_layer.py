@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from uniattn_pl.families.model_shape import heads_of
 from uniattn_pl.plan import Compensation
 
 
@@ -25,13 +26,10 @@ class LowRankLinear(nn.Module):
 
 def make_compensation(attention: Any, compensation: Compensation) -> nn.Module:
     """A W_c of the size and rank that the plan says, for a stock attention; its output is zero."""
-    config, o_proj = attention.config, attention.o_proj
-    heads, hidden = o_proj.in_features, o_proj.out_features  # H * D, d
-    of_place = {"value": config.num_key_value_heads * attention.head_dim, "heads": heads}
-    read, added = of_place.get(compensation.input, hidden), of_place.get(compensation.output, hidden)
-    weight = o_proj.weight
+    read, added = compensation.sizes(heads_of(attention), attention.o_proj.out_features)
+    weight = attention.o_proj.weight
     # A quantised W_o holds integers; W_c is kept in the dtype the model computes in.
-    dtype = weight.dtype if weight.is_floating_point() else config.dtype
+    dtype = weight.dtype if weight.is_floating_point() else attention.config.dtype
     options = {"bias": compensation.bias, "device": weight.device, "dtype": dtype}
     rank = compensation.rank
     w_c = nn.Linear(read, added, **options) if rank is None else LowRankLinear(read, added, rank, **options)

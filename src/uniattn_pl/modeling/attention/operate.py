@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from uniattn_pl.families.inspection import FUSED, stock_class
-from uniattn_pl.families.model_shape import fused_rows
+from uniattn_pl.families.model_shape import fused_rows, heads_of
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.drop_attention import DropAttention
@@ -45,6 +45,8 @@ def operate(attention: Any, row: LayerRow) -> None:
     if (stock, operated) not in _SUBCLASSES:
         name = operated.__name__.removesuffix("Attention") + stock.__name__
         _SUBCLASSES[stock, operated] = type(name, (operated, stock), {"stock": stock})
+    if not isinstance(attention, OperatedAttention):
+        attention.value_head_dim = heads_of(attention).value_size
     w_c = getattr(attention, "w_c", None)
     if w_c is None and row.compensation is not None:
         w_c = make_compensation(attention, row.compensation)
@@ -69,7 +71,7 @@ def _reduce(attention: Any, row: LayerRow) -> None:
     """
     kept = {module for projection in row.traits.projections for module in MODULES[projection]}
     fused, split = getattr(attention, FUSED, None), dict[str, nn.Linear]()
-    if fused is not None:
+    if fused is not None and kept:
         rows = {part: span for part, span in fused_rows(attention).items() if part in kept}
         if len(rows) == 3:
             split = {FUSED: fused}

@@ -20,6 +20,7 @@ class OperatedAttention(nn.Module):
     Attributes:
         stock: the family's attention class.
         layer_row: of the plan.
+        value_head_dim: Dv, which is head_dim, D, in most families.
         w_c: the compensation, or None.
         head_index: which head of the source serves each head; None: the one of its index.
     """
@@ -28,6 +29,7 @@ class OperatedAttention(nn.Module):
     layer_row: LayerRow
     layer_idx: int
     head_dim: int
+    value_head_dim: int
     w_c: nn.Module | None
     head_index: HeadIndex | None
     o_proj: nn.Linear
@@ -48,8 +50,8 @@ class OperatedAttention(nn.Module):
 
         x' = s V W_o + x + norm(x) W_c with `input: attention_input` and `output: attention_output`, the paper's choice.
 
-        Shapes: heads [B, L, H*D], value [B, L, Hkv*D], hidden_states [B, L, d]: the pre-norm output norm(x), as in the
-        official code; returns [B, L, d].
+        Shapes: heads [B, L, H * Dv], value [B, L, Hkv * Dv], hidden_states [B, L, d]: the pre-norm output norm(x), as
+        in the official code; returns [B, L, d].
         """
         compensation = self.layer_row.compensation
         if self.w_c is None or compensation is None:

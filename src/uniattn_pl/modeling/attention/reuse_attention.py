@@ -26,12 +26,12 @@ class ReuseAttention(OperatedAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]  # [B, L]
-        own_value = self.projection("v_proj")(hidden_states)  # [B, L, Hkv * D]
-        value = own_value.view(*shape, -1, self.head_dim).transpose(1, 2)  # [B, Hkv, L, D]
+        own_value = self.projection("v_proj")(hidden_states)  # [B, L, Hkv * Dv]
+        value = own_value.view(*shape, -1, self.value_head_dim).transpose(1, 2)  # [B, Hkv, L, Dv]
         if past_key_values is not None:
             # Zero-width keys: the cache keeps values only.
-            _, value = past_key_values.update(value[..., :0], value, self.layer_idx)  # [B, Hkv, S, D]
+            _, value = past_key_values.update(value[..., :0], value, self.layer_idx)  # [B, Hkv, S, Dv]
         handle = self.published(kwargs).map
         assert handle is not None, "the plan has a map published for this layer"
-        heads, attention_map = apply_map(handle, value, self, self.head_index)  # [B, L, H, D]
+        heads, attention_map = apply_map(handle, value, self, self.head_index)  # [B, L, H, Dv]
         return self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs), attention_map

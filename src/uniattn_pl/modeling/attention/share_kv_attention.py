@@ -32,10 +32,10 @@ class ShareKVAttention(OperatedAttention):
         # Rotated by the source's tables: they must match its keys.
         rotate = family_module(self).apply_rotary_pos_emb
         query, _ = rotate(query, query[:, :1], *cast("Rotary", source.position_embeddings))
-        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D]
+        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D or Dv]
         # Others may reuse the map this layer computes.
         arguments = {**source.arguments, PUBLICATIONS: kwargs[PUBLICATIONS]}
-        heads, attention_map = publishing_attention(self, query, key, value, source.mask, **arguments)  # [B, L, H, D]
+        heads, attention_map = publishing_attention(self, query, key, value, source.mask, **arguments)  # [B, L, H, Dv]
         return self.finish(heads.reshape(*shape, -1).contiguous(), None, hidden_states, kwargs), attention_map
 
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
