@@ -1,7 +1,9 @@
 """Peak memory of stage 1 and stage 2 of a real model, beside what `plan` estimates.
 
     python benchmarks/memory.py --lengths 512 1024 --micro-batch-size 4
+    python benchmarks/memory.py --model experts --lengths 512
 
+`experts` is a Mixtral of random weights whose activations weigh as much as its weights (8 experts, 2 for a token).
 Each line is a process of its own: it loads the converted model, trains some steps with the module and the Trainer of
 `fit`, and reads how far its anonymous memory (weights, gradients, optimizer state, activations; not the pages of
 files) rose above what the interpreter and its libraries held before. The estimate is
@@ -25,6 +27,18 @@ STEPS = 2  # the second has optimizer states, and the first one's gradients whil
 # The C library keeps freed memory for later; with these it gives tensors back at once, so that what is in use shows.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 SAMPLE_S = 0.002
+EXPERTS = "experts"
+EXPERTS_SIZES = {
+    "vocab_size": 16384,
+    "hidden_size": 512,
+    "intermediate_size": 768,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": True,
+}
 
 
 def main() -> None:
@@ -82,7 +96,7 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
     batch, length = case["batch"], case["length"]
     before = _anonymous()
     with _Peak() as peak, tempfile.TemporaryDirectory() as folder:
-        model = load_model(case["model"], dtype=case["dtype"])
+        model = _experts(case["dtype"]) if case["model"] == EXPERTS else load_model(case["model"], dtype=case["dtype"])
         shape = shape_of(model.config)
         apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
         for parameter in model.parameters():  # of the file until they are written to; here they count from the start
@@ -103,6 +117,7 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
             enable_model_summary=False,
             default_root_dir=Path(folder),
         )
+        peak.highest = 0  # not what building the model took
         trainer.fit(module, torch.utils.data.DataLoader([sample] * STEPS, batch_size=None))  # type: ignore[arg-type]
     estimate = training_memory(
         model.layer_plan,  # type: ignore[arg-type]
@@ -116,6 +131,13 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         scored_fraction=0.5,
     )
     return {"measured": peak.highest - before, "estimate": estimate.total}
+
+
+def _experts(dtype: str) -> Any:
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM._from_config(MixtralConfig(**EXPERTS_SIZES), dtype=getattr(torch, dtype))
 
 
 class _Peak:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.tiny_models import LAYERS, SIZES, UNMODIFIED, VOCABULARY, stock, toke
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, MixtralConfig, Qwen3MoeConfig
 
+from uniattn_pl.cli import main
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.plan import Experts, LayerPlan, ModelShape, costs
 
@@ -148,6 +150,16 @@ def test_a_router_at_random_reads_as_many_experts_as_expected() -> None:
     chosen = torch.rand(4000, batch, 16, generator=generator).topk(3).indices  # [trials, B, k]
     touched = torch.zeros(4000, 16).scatter_(1, chosen.flatten(1), 1.0).sum(dim=1)
     assert float(touched.mean()) == pytest.approx(experts.read(batch), rel=0.01)
+
+
+def test_plan_prints_what_computes_for_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    MixtralConfig().save_pretrained(tmp_path)
+    words = ["architecture.superblock_size=2", "architecture.num_superblocks=1", "--length", "512"]
+    assert main(["plan", f"model.source={tmp_path}", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "unmodified: 46.7 G (46,702,792,704)" in printed
+    # a reuse layer gives up W_q and W_k, 4096 x (4096 + 1024), and gets a W_c of 4096 x 4096
+    assert "Of them compute for a token: 12.9 G (12,875,730,944)" in printed
 
 
 def test_a_plan_saves_a_smaller_part_of_a_model_that_has_experts() -> None:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tests.shapes import toy_shape
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from uniattn_pl import apply_architecture
 from uniattn_pl.families.model_shape import shape_of
-from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.plan import Experts, LayerPlan, costs
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 
 BATCH, LENGTH = 2, 64
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    # thin experts, as today's models have them, and a dense layer
+    "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 64, "mlp_only_layers": [2]},
+    "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},  # and shared ones
+}
 
 
 def llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
 def saved_bytes(model: Any) -> int:
@@ -62,6 +70,12 @@ def test_activations_are_what_autograd_saves(
     if name == "cla" and stage == 1:
         options = {**options, "compensation": True}
     model = apply_architecture(llama(), name, **options).to(dtype)
+    # left out: that the lowest trained layer keeps nothing of its input, one number per token and norm, rotary tables
+    assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+def estimated(model: PreTrainedModel, stage: int, activation_bytes: int) -> int:
+    """Of activations alone, without logits; the model is made ready to train."""
     freeze_for_stage(model, stage)
     model.train()
     estimate = training_memory(
@@ -70,12 +84,40 @@ def test_activations_are_what_autograd_saves(
         stage=stage,
         micro_batch_size=BATCH,
         length=LENGTH,
-        weight_bytes=dtype.itemsize,
-        activation_bytes=dtype.itemsize,
+        weight_bytes=model.dtype.itemsize,
+        activation_bytes=activation_bytes,
         scored_fraction=0.0,
     )
-    # left out: that the lowest trained layer keeps nothing of its input, one number per token and norm, rotary tables
-    assert estimate.activations == pytest.approx(saved_bytes(model), rel=0.1)
+    return estimate.activations
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_activations_of_experts_are_those_of_a_tokens_own(family: str, stage: int, dtype: torch.dtype) -> None:
+    stock = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | EXPERTS[family]))
+    model = apply_architecture(stock, "uniattn", superblock_size=3, num_superblocks=2).to(dtype)
+    assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_experts_have_no_part_in_mixed_precision(stage: int) -> None:
+    stock = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SIZES | EXPERTS["mixtral"]))
+    model = apply_architecture(stock, "uniattn", superblock_size=3, num_superblocks=2)
+    estimate = estimated(model, stage, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert estimate == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+def test_weights_gradients_and_states_are_those_of_all_experts() -> None:
+    dense, routed = toy_shape(4), toy_shape(4)
+    routed = replace(routed, layers=tuple(replace(layer, experts=Experts(8, 2, 192)) for layer in dense.layers))
+    plan = LayerPlan.unmodified(4).reuse([3], 2, compensated=True)
+    sizes = {"micro_batch_size": 2, "length": 16, "weight_bytes": 4, "activation_bytes": 4}
+    without, with_experts = (training_memory(plan, shape, stage=2, **sizes) for shape in (dense, routed))
+    more = 4 * 8 * 192 * 4
+    assert with_experts.weights - without.weights == with_experts.gradients - without.gradients == more
+    assert with_experts.optimizer - without.optimizer == 2 * more
 
 
 def memory(stage: int, devices: int = 1, **options: Any) -> TrainingMemory:

@@ -113,7 +113,11 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
         parts = (memory.total, *vars(memory).values())
         rows.append((f"stage {stage}", *map(bytes_text, parts)))
     planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
-    print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})\n")
+    print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})")
+    active = costs.active_parameters(plan, shape)
+    if active < planned:
+        print(f"Of them compute for a token: {count_text(active)} ({active:,}); the other experts wait to be chosen")
+    print()
     columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
     devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"

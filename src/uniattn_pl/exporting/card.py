@@ -45,8 +45,9 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
 
 
 def _costs(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) -> str:
+    total, active = costs.parameters(plan, shape), costs.active_parameters(plan, shape)
     rows = [
-        f"{costs.parameters(plan, shape):,} parameters.",
+        f"{total:,} parameters." if active == total else f"{total:,} parameters, {active:,} of them for each token.",
         "",
         "| tokens | KV cache, relative to the unmodified model |",
     ]

@@ -12,9 +12,10 @@ from uniattn_pl.plan.costs import compensation_weights, layer_parameters, parame
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import KEY, KEY_VALUE, MAP, OUTPUT, QUERY, VALUE
-from uniattn_pl.plan.shape import LayerShape, ModelShape
+from uniattn_pl.plan.shape import Experts, LayerShape, ModelShape
 
 NORM_BYTES = 4  # a norm computes in float32 whatever the model's dtype
+INDEX_BYTES = 8
 # Per logit, while the loss is computed: in float32 its logarithm, and the gradients of both.
 LOSS_BYTES = 12
 # A layer's weights are gathered while the one before it computes.
@@ -75,18 +76,30 @@ def training_memory(
     tokens = micro_batch_size * length
     scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
-    saved = tokens * _saved_bytes(plan, shape, stage, activation_bytes, checkpointing=gradient_checkpointing)
-    mixed = activation_bytes < weight_bytes
-    recomputed = tokens * _largest_layer(plan, shape, activation_bytes) if gradient_checkpointing else 0
+    # transformers' grouped products of experts are no part of autocast: they compute in the dtype of the weights
+    sizes = _ElementBytes(activation_bytes, of_experts=weight_bytes)
+    saved = tokens * _saved_bytes(plan, shape, stage, sizes, checkpointing=gradient_checkpointing)
+    recomputed = tokens * _largest_layer(plan, shape, sizes) if gradient_checkpointing else 0
     adapters = trained if lora_rank is not None and stage == 2 else 0
+    whole = stage == 2 and lora_rank is None
+    cast = trained - whole * sum(layer.experts.parameters for layer in shape.layers if layer.experts is not None)
+    mixed = activation_bytes < weight_bytes and num_devices == 1
     return TrainingMemory(
         weights=(total + adapters) * weight_bytes // num_devices,
         gradients=trained * weight_bytes // num_devices,
         optimizer=2 * trained * weight_bytes // num_devices,
         # autocast keeps a cast of what trains until the backward pass is over
-        activations=saved + max(logits, recomputed) + (trained * activation_bytes if mixed and num_devices == 1 else 0),
+        activations=saved + max(logits, recomputed) + mixed * cast * activation_bytes,
         gathered=_gathered(plan, shape, activation_bytes) if num_devices > 1 else 0,
     )
+
+
+@dataclass(frozen=True)
+class _ElementBytes:
+    """Bytes of a number in what is saved for the backward pass."""
+
+    of_activations: int
+    of_experts: int
 
 
 def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | None) -> int:
@@ -105,36 +118,51 @@ def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     return sum(sum(sizes[projection]) for projection in row.traits.projections)
 
 
-def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, element: int, *, checkpointing: bool) -> int:
+def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, sizes: _ElementBytes, *, checkpointing: bool) -> int:
     """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they publish."""
     first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
     rows = list(zip(plan.rows[first:], shape.layers[first:], strict=True))
-    head = shape.hidden_size * (NORM_BYTES + 2 * element * (stage == 2))
+    head = shape.hidden_size * (NORM_BYTES + 2 * sizes.of_activations * (stage == 2))
     if not checkpointing:
-        return head + sum(_layer_bytes(row, layer, shape, element, trains=stage == 2) for row, layer in rows)
+        return head + sum(_layer_bytes(row, layer, shape, sizes, trains=stage == 2) for row, layer in rows)
     published = sum(_published_elements(row.index, plan, shape) for row, _ in rows)
-    return head + (shape.hidden_size * len(rows) + published) * element
+    return head + (shape.hidden_size * len(rows) + published) * sizes.of_activations
 
 
-def _largest_layer(plan: LayerPlan, shape: ModelShape, element: int) -> int:
+def _largest_layer(plan: LayerPlan, shape: ModelShape, sizes: _ElementBytes) -> int:
     rows = zip(plan.rows, shape.layers, strict=True)
-    return max(_layer_bytes(row, layer, shape, element, trains=True) for row, layer in rows)
+    return max(_layer_bytes(row, layer, shape, sizes, trains=True) for row, layer in rows)
 
 
-def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, element: int, *, trains: bool) -> int:
+def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _ElementBytes, *, trains: bool) -> int:
     """Per token: norms (their float32 input, and where they train what they scale and give), attention, feed-forward.
 
     A frozen projection needs nothing of its input; a W_c reads what the norm gives.
     """
-    hidden, inner = shape.hidden_size, layer.feed_forward // (3 * shape.hidden_size)
+    hidden, experts = shape.hidden_size, layer.experts
     norms = (layer.attention_norms + layer.other) // hidden
     kept_outputs = 2 * norms if trains else int(row.compensated)
     # queries, keys and values as they are projected, and what enters W_o
     heads = layer.heads
     widths = {QUERY: heads.query_width, KEY: heads.key_width, VALUE: heads.value_width, OUTPUT: heads.output_width}
     attention = sum(widths[projection] for projection in row.traits.projections)
-    feed_forward = (4 if trains else 3) * inner
-    return norms * hidden * NORM_BYTES + (kept_outputs * hidden + attention + feed_forward) * element
+    router = experts.count * hidden if experts is not None else 0
+    feed_forward = _gated_elements((layer.feed_forward - router) // (3 * hidden), trains=trains)
+    elements = kept_outputs * hidden + attention + feed_forward
+    routed = 0 if experts is None else _routed_bytes(experts, hidden, sizes.of_experts, trains=trains)
+    return norms * hidden * NORM_BYTES + elements * sizes.of_activations + routed
+
+
+def _routed_bytes(experts: Experts, hidden: int, element: int, *, trains: bool) -> int:
+    """Per token: by expert that serves it, what it computes, its output, which is weighted, and, if it trains, its
+    input; of the router, probabilities of all experts in float32 and three tables of indices."""
+    of_one = _gated_elements(experts.matrices // (3 * hidden), trains=trains) + (2 if trains else 1) * hidden
+    return experts.per_token * (of_one * element + 3 * INDEX_BYTES) + experts.count * NORM_BYTES
+
+
+def _gated_elements(inner: int, *, trains: bool) -> int:
+    """Per token: of act(gate) * up, both factors and what the activation takes; the product, where W_down trains."""
+    return (4 if trains else 3) * inner
 
 
 def _published_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
