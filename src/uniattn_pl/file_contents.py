@@ -9,13 +9,23 @@ from typing import Any
 from uniattn_pl.errors import UserError
 
 _LFS_POINTER = b"version https://git-lfs"
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
 _PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<error")
 
 
 def mistaken_content(path: Path) -> str:
-    """Say what is in the place of a file when something else is: " is empty", a Git LFS pointer, a web page; else "".
+    """Say what is in the place of a file when something else is: nothing, a Git LFS pointer, a web page, an archive.
 
-    The words follow the file's name. Raises UserError when the file cannot be opened.
+    The words follow the file's name; none for what may be the file itself.
+
+    Raises:
+        UserError: the file cannot be opened.
     """
     try:
         with path.open("rb") as file:
@@ -31,6 +41,9 @@ def mistaken_content(path: Path) -> str:
         )
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
         return " is a web page (HTML or XML), as a failed download leaves it; download the file again."
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            return f" is compressed ({name}); unpack it first."
     return ""
 
 

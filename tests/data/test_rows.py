@@ -34,6 +34,46 @@ def test_each_format_maps_to_a_row_and_is_detected(format_name, raw, expected):
     assert detect_format(raw) == format_name
 
 
+def parts(text):
+    return [{"type": "text", "text": text[:2]}, {"type": "text", "text": text[2:]}]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"conversations": [{"from": "user", "value": "Why?"}, {"from": "assistant", "value": "Because."}]},
+        {"conversations": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+        {"conversations": [{"role": "human", "value": "Why?"}, {"from": "gpt", "content": "Because."}]},
+        {"messages": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+        {"messages": [{"role": "user", "content": parts("Why?")}, {"role": "assistant", "content": parts("Because.")}]},
+        {"messages": [{"role": "user", "content": ["Why?"]}, {**ASSISTANT, "tool_calls": None}]},
+        {"messages": [{"role": "user", "content": "Why?", "from": None, "value": None}, ASSISTANT]},
+    ],
+)
+def test_a_conversation_reads_the_same_in_every_spelling(raw):
+    assert map_row(raw, detect_format(raw)) == Row("", "Why?", "Because.")
+
+
+def test_a_task_without_an_input_needs_no_key_for_it():
+    for extra, name in (({}, "alpaca"), ({"source": "x"}, "pmc")):
+        raw = {"instruction": "a", "output": "c", **extra}
+        assert (detect_format(raw), map_row(raw, name)) == (name, Row("a", "", "c"))
+    with pytest.raises(BadRow, match="is 'inptu' meant to be 'input'"):
+        map_row({"instruction": "a", "inptu": "b", "output": "c"}, "alpaca")
+
+
+def test_a_turn_that_calls_a_tool_is_no_round_of_text():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    assert map_row({"messages": [USER, call]}, "tulu3") is None
+    assert map_row({"messages": [USER, call, {"role": "tool", "content": "7"}, ASSISTANT]}, "tulu3") is None
+
+
+def test_a_part_that_is_no_text_is_named():
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    with pytest.raises(BadRow, match=r"'messages\[0\]' has a part of type 'image_url' in 'content'"):
+        map_row({"messages": [{"role": "user", "content": [image]}, ASSISTANT]}, "tulu3")
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -68,7 +108,11 @@ GOOD = {"instruction": "a", "input": "b", "output": "c"}
         ("alpaca", {**GOOD, "answer": "a", "choices": {"a": 1}}, "'choices' is an object; it must be a list"),
         ("tulu3", {"input": "a"}, "the key 'output' is missing"),
         ("tulu3", {"messages": "hi"}, "'messages' is a string; it must be a list of turns"),
-        ("tulu3", {"messages": [{"role": "bot", "content": ""}]}, "has role 'bot'; allowed are user, assistant"),
+        (
+            "tulu3",
+            {"messages": [{"role": "bot", "content": ""}]},
+            "has role 'bot'; allowed are user, human, assi",
+        ),
         ("tulu3", {"messages": [{"role": "user"}]}, "has null as 'content'; it must be a string"),
         ("infinity_instruct", {"conversation": []}, "is 'conversation' meant to be 'conversations'?"),
         ("infinity_instruct", {"conversations": ["x"]}, "'conversations[0]' is a string"),

@@ -216,3 +216,41 @@ def test_a_command_on_a_broken_folder_ends_with_one_line(model: Path, capsys: py
     (model / WEIGHTS).write_bytes(POINTER)
     assert main(["generate", "--from", str(model), "--prompt", "x"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def with_token(folder: Path, **tokens: str) -> None:
+    """Add special tokens to a folder's tokenizer, as for chats, and leave its model as it is."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (
+            {"eos_token": "<|im_end|>"},
+            "has <|im_end|> (eos_token) as token 259, but the model's embedding has 259 rows",
+        ),
+        ({"pad_token": "[PAD]"}, "has [PAD] (pad_token) as token 259"),
+    ],
+)
+def test_a_token_beyond_the_embedding_is_named_with_both_numbers(
+    model: Path, tokens: dict[str, str], message: str, user_error: Callable[..., None]
+) -> None:
+    with_token(model, **tokens)
+    user_error(message, load_tokenizer, str(model))
+    user_error(message, load_folder_tokenizer, model)
+
+
+def test_a_vocabulary_of_another_model_is_named(model: Path, user_error: Callable[..., None]) -> None:
+    config(vocab_size=100, pad_token_id=2)(model)
+    user_error("as token 100 and 158 more, but the model's embedding has 100 rows", load_tokenizer, str(model))
+
+
+def test_a_special_token_that_no_text_becomes_may_lie_beyond(model: Path) -> None:
+    """Gemma-3's text models come with the token of an image, which they have no row for."""
+    with_token(model, additional_special_tokens=["<image>"])
+    assert len(load_tokenizer(str(model))) == 260

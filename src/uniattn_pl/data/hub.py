@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from uniattn_pl.data.data_files import Record, row_place
+from uniattn_pl.data.records import Record, row_place
 from uniattn_pl.errors import UserError, did_you_mean
 
 _TIMEOUT_S = 5.0

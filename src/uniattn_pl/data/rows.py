@@ -2,10 +2,13 @@
 
 | format | keys | becomes |
 |---|---|---|
-| alpaca | instruction, input, output (optionally answer and choices) | the same |
-| pmc | instruction, input, output, source | the same |
+| alpaca | instruction, output, optionally input, optionally answer and choices | the same |
+| pmc | as alpaca, and source | the same |
 | tulu3 | `messages: [{role, content}]`, or the filtered form input, output | input, output; instruction empty |
-| infinity_instruct | `conversations: [{from: human or gpt, value}]` | input, output; instruction empty |
+| infinity_instruct | `conversations: [{from, value}]` (ShareGPT) | input, output; instruction empty |
+
+Turns of either format may be spelled as in the other, with user or human, assistant or gpt; a text may be in parts
+(OpenAI's `[{type: text, text}]`).
 
 Conversations follow the paper's filter (Appendix A: "only 1 round of conversation"): exactly one user turn
 followed by one assistant turn, both with text. A leading system turn is *not* one round here: the paper's prompt
@@ -57,7 +60,28 @@ def map_row(raw: object, format_name: str) -> Row | None:
     Raises:
         BadRow: a missing key, a wrong type, an empty output, or not an object at all.
     """
-    return FORMATS[format_name](_object(raw))
+    row = FORMATS[format_name](_object(raw))
+    if row is not None:
+        _check_unicode(row)
+    return row
+
+
+def _check_unicode(row: Row) -> None:
+    """Refuse half characters (`"\\ud83d"`), which JSON can say and no tokenizer can read."""
+    for key, text in (("instruction", row.instruction), ("input", row.input), ("output", row.output)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise BadRow(
+                f"the text of its {key} has half a character ({half}, at character {error.start + 1}): a surrogate "
+                "without its other half, as when a text is cut inside an emoji"
+            ) from None
+
+
+def has_row_keys(raw: RawRow) -> bool:
+    """Whether these are the keys of a row of some format."""
+    return bool({"messages", "conversations"} & set(raw)) or {"output"} < set(raw)
 
 
 def detect_format(raw: object) -> str:
@@ -99,6 +123,8 @@ def _map_pmc(raw: RawRow) -> Row:
 
 def _instruction_row(raw: RawRow, format_name: str) -> Row:
     required = ("instruction", "input", "output")
+    if "input" not in raw and not _nearest_key(set(raw) - set(required), ("input",)):
+        raw = {**raw, "input": ""}  # tasks without an input are often written without the key
     instruction, context, output = (
         _text(raw, key, format_name, required, null_is_empty=key == "input") for key in required
     )
@@ -126,37 +152,55 @@ def _answer(raw: RawRow, output: str) -> tuple[str | None, tuple[str, ...]]:
 
 def _map_tulu3(raw: RawRow) -> Row | None:
     if "messages" in raw:
-        return _one_round(_turns(raw, "messages", "role", "content", ("user", "assistant", "system", "tool")))
+        return _one_round(_turns(raw, "messages"))
     required = ("input", "output")
     user, assistant = (_text(raw, key, "tulu3", required) for key in required)
     return _one_round([("user", user), ("assistant", assistant)])
 
 
 def _map_infinity_instruct(raw: RawRow) -> Row | None:
-    turns = _turns(raw, "conversations", "from", "value", ("human", "gpt", "system"))
-    names = {"human": "user", "gpt": "assistant"}
-    return _one_round([(names.get(role, role), text) for role, text in turns])
+    return _one_round(_turns(raw, "conversations"))
 
 
-def _turns(raw: RawRow, key: str, role_key: str, text_key: str, roles: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return [(role, text)] of a conversation, having checked its types."""
+def _turns(raw: RawRow, key: str) -> list[tuple[str, str]]:
+    """Return [(role, text)] of a conversation, each role by its first name in `ROLES`, having checked its types."""
     if key not in raw:
         raise BadRow(f"the key '{key}' is missing; it must hold the turns" + _nearest_key(set(raw), (key,)))
     turns = raw[key]
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise BadRow(f"'{key}' is {_kind(turns)}; it must be a list of turns {{{role_key}, {text_key}}}")
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
+        raise BadRow(f"'{key}' is {_kind(turns)}; it must be a list of turns {{role, content}} or {{from, value}}")
     checked = []
     for number, turn in enumerate(turns):
         turn_key = f"'{key}[{number}]'"
         if not isinstance(turn, Mapping):
-            raise BadRow(f"{turn_key} is {_kind(turn)}; a turn must be an object with '{role_key}' and '{text_key}'")
-        role, text = turn.get(role_key), turn.get(text_key)
-        if role not in roles:
-            raise BadRow(f"{turn_key} has {role_key} {role!r}; allowed are {', '.join(roles)}")
-        if not isinstance(text, str):
-            raise BadRow(f"{turn_key} has {_kind(text)} as '{text_key}'; it must be a string")
-        checked.append((role, text))
+            raise BadRow(f"{turn_key} is {_kind(turn)}; a turn must be an object with role, content or from, value")
+        role_key = "from" if turn.get("role") is None and "from" in turn else "role"
+        text_key = "value" if turn.get("content") is None and "value" in turn else "content"
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in _ROLE_OF:
+            allowed = ", ".join(_ROLE_OF)
+            raise BadRow(f"{turn_key} has {role_key} {role!r}; allowed are {allowed}")
+        checked.append((_ROLE_OF[role], _turn_text(turn, text_key, turn_key)))
     return checked
+
+
+def _turn_text(turn: RawRow, text_key: str, turn_key: str) -> str:
+    """The text of a turn; empty where it calls a tool instead, which filters the conversation."""
+    text = turn.get(text_key)
+    if isinstance(text, str):
+        return text
+    if text is None and any(turn.get(call) for call in ("tool_calls", "function_call")):
+        return ""
+    if not isinstance(text, Sequence) or isinstance(text, bytes):
+        raise BadRow(f"{turn_key} has {_kind(text)} as '{text_key}'; it must be a string, or a list of text parts")
+    parts = []
+    for part in text:
+        value = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(value, str):
+            kind = f"of type {part.get('type')!r}" if isinstance(part, Mapping) else f"that is {_kind(part)}"
+            raise BadRow(f"{turn_key} has a part {kind} in '{text_key}'; only text can be trained on")
+        parts.append(value)
+    return "".join(parts)
 
 
 def _one_round(turns: list[tuple[str, str]]) -> Row | None:
@@ -177,6 +221,16 @@ def _text(raw: RawRow, key: str, format_name: str, required: tuple[str, ...], *,
     if not isinstance(value, str):
         raise BadRow(f"'{key}' is {_kind(value)}; it must be a string")
     return value
+
+
+# What public data sets call who speaks, the first of each line being the name here.
+ROLES = (
+    ("user", "human"),
+    ("assistant", "gpt", "chatgpt", "model"),
+    ("system", "developer"),
+    ("tool", "function", "function_call", "function_response", "observation"),
+)
+_ROLE_OF = {name: names[0] for names in ROLES for name in names}
 
 
 def _nearest_key(keys: set[str], missing: tuple[str, ...]) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from uniattn_pl.config.checks import looks_like_path
 from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED
-from uniattn_pl.data.data_files import Record, read_file
+from uniattn_pl.data.data_files import read_file
 from uniattn_pl.data.embedded import embedded_rows
 from uniattn_pl.data.hub import read_hub
+from uniattn_pl.data.records import Record
 from uniattn_pl.data.rows import BadRow, Row, detect_format, map_row
 from uniattn_pl.errors import UserError, did_you_mean
 

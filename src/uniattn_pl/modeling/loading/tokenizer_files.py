@@ -24,7 +24,7 @@ def read_tokenizer(location: str, **options: Any) -> PreTrainedTokenizerBase:
             knows no tokens.
         Exception: whatever transformers says to files that are well formed and wrong.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = Path(location)
     if folder.is_dir():
@@ -38,7 +38,36 @@ def read_tokenizer(location: str, **options: Any) -> PreTrainedTokenizerBase:
     # Without its vocabulary transformers builds some tokenizers empty; to them every text is nothing.
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"the tokenizer of '{location}' has no tokens; the file of its vocabulary is missing.")
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        config = AutoConfig.from_pretrained(location, **options).get_text_config()
+        check_vocabulary(tokenizer, getattr(config, "vocab_size", None), location)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, source: str) -> None:
+    """Check that a model has an embedding of every token that a text, its end or its padding can become.
+
+    Special tokens that are in no such place (an image's, of Gemma-3's text models) may lie beyond.
+
+    Raises:
+        UserError: naming the first token beyond.
+    """
+    if vocab_size is None:
+        return
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})  # Mistral's own tokenizers have none
+    hidden = {index for index, token in added.items() if token.special}
+    used = {index: str(token) for token, index in tokenizer.get_vocab().items() if index not in hidden}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if (index := getattr(tokenizer, f"{name}_id")) is not None:
+            used[index] = f"{getattr(tokenizer, name)} ({name})"
+    beyond = sorted(index for index in used if index >= vocab_size)
+    if beyond:
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise UserError(
+            f"the tokenizer of '{source}' has {used[beyond[0]]} as token {beyond[0]}{more}, but the model's embedding "
+            f"has {vocab_size} rows (tokens 0 to {vocab_size - 1}): the token was added without "
+            "`model.resize_token_embeddings(len(tokenizer))`, or the tokenizer is another model's."
+        )
 
 
 def _check_files(folder: Path) -> None:
