@@ -46,13 +46,21 @@ def no_such_model(source: str) -> str:
 
 
 def convert_gguf(file: Path, target: Path) -> None:
-    """Write a GGUF model and the tokenizer inside it as safetensors in float32."""
+    """Write a GGUF model and the tokenizer inside it as safetensors in float32.
+
+    Raises:
+        UserError: the file lacks weights of the model that it describes.
+        Exception: whatever transformers says to a file that it cannot convert.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # The code of a folder that the file happens to lie in is not its own.
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False, output_loading_info=True
     )
+    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    if missing:  # transformers has started them at random
+        raise UserError(f"'{file}' lacks {len(missing)} weights of its model, among them {missing[0]}.")
     # Loaded weights are ordinary tensors; these marks of their origin make save_pretrained refuse.
     for owner in (model, model.config):
         for mark in ("hf_quantizer", "quantization_config", "quantization_method", "is_quantized"):

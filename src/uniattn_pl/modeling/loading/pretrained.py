@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.catalogue import MODELS, convert_gguf, named_folder, named_model, no_such_model
-from uniattn_pl.files import atomic_folder, cache_folder
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
+from uniattn_pl.modeling.loading.gguf_files import converted_gguf
 from uniattn_pl.modeling.loading.hub_connection import hub_answers
 from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
 from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
@@ -20,7 +19,6 @@ from uniattn_pl.modeling.loading.weight_files import (
     check_config,
     check_weight_files,
 )
-from uniattn_pl.resilience.known_digests import known_digest
 
 if TYPE_CHECKING:
     import torch
@@ -260,7 +258,7 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     if place is None:
         return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
     if not place.is_dir():
-        return str(_converted_gguf(place)), {"local_files_only": True}
+        return str(converted_gguf(place)), {"local_files_only": True}
     if not (place / "config.json").exists():
         raise UserError(f"model folder '{source}' has no config.json, so it is not a transformers model.")
     return str(place), {"local_files_only": True}
@@ -280,20 +278,6 @@ def local_place(source: str) -> Path | None:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(no_such_model(source))
     return None
-
-
-def _converted_gguf(file: Path) -> Path:
-    if not file.is_file():
-        raise UserError(f"there is no file '{file}'.{did_you_mean(file.name, os.listdir(_existing(file.parent)))}")
-    folder = cache_folder() / "gguf" / f"{file.stem}-{known_digest(file)[:16]}"
-    if not folder.exists():
-        with atomic_folder(folder) as temporary:
-            convert_gguf(file, temporary)
-    return folder
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.is_dir() else Path()
 
 
 def _only_cached(source: str, revision: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ def refusals_explained(source: str | Path, *, way_out: str, what: str = "") -> I
         yield
     except (UserError, RunFailure, MemoryError, torch.OutOfMemoryError):
         raise
+    except OSError as error:
+        # About the place that is written to (a converted GGUF) or the machine, not about the source.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE):
+            raise
+        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
     # There is no list: hundreds of config and model classes compute with what config.json says (KeyError,
     # ZeroDivisionError, AssertionError, StrictDataclassError, RuntimeError of negative sizes ...), and each
     # tokenizer reads files in its own way.
