@@ -48,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError(*problems)
     check_run_folder(Path(loaded.config.trainer.default_root_dir))
+    from uniattn_pl.inference.device import trainer_device
+
+    trainer_device(loaded.config)
     if arguments.dry_run:
         print(
             f"dry run: would analyse {', '.join(topics)} of {loaded.config.model.source} on {arguments.tokens} tokens."

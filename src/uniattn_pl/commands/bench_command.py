@@ -50,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     bench, of_points = loaded.config.bench, is_sweep(loaded.config)
     points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
     measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
+    from uniattn_pl.inference.device import trainer_device
+
+    trainer_device(loaded.config)
     if arguments.dry_run:
         print(
             f"dry run: would measure {', '.join([*REFERENCES, *measured.plans])} on {loaded.config.model.source} at "

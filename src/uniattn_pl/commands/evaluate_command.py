@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(*problems)
     from uniattn_pl.evaluation.subject import find_subject
     from uniattn_pl.evaluation.tasks import check_names
+    from uniattn_pl.inference.device import trainer_device
 
     subject = find_subject(arguments.source, loaded)
+    trainer_device(loaded.config)
     check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
     if options.tasks:
         check_names(options.tasks)

@@ -52,10 +52,12 @@ def _dry_run(loaded: LoadedConfig) -> None:
     """Check the plan against the model's shape and read the data, without loading weights."""
     from uniattn_pl.data.split import load_split
     from uniattn_pl.plan.drawing import draw
+    from uniattn_pl.resilience.cluster import Cluster
     from uniattn_pl.training.experiment import check_updates
     from uniattn_pl.training.planning import checked_shape, compile_plan
 
     config = loaded.config
+    Cluster(config)
     if loaded.architecture.measured:
         drawing = "the layers are chosen by measurement when the fit starts."
         compensated = "every" if getattr(loaded.architecture, "compensation", False) else "0"

@@ -71,7 +71,7 @@ class Subject:
             tokenizer = load_tokenizer(source, **origin)
         if hasattr(model.config, "reuse_mode"):
             model.config.reuse_mode, model.config.map_memory_mib = config.reuse, config.map_memory_mib
-        return model.to(trainer_device(loaded.config.trainer.accelerator)), tokenizer  # type: ignore[arg-type]
+        return model.to(trainer_device(loaded.config)), tokenizer  # type: ignore[arg-type]
 
 
 def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:

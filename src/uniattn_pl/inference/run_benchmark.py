@@ -105,7 +105,7 @@ def _load(loaded: LoadedConfig) -> PreTrainedModel:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
-    return model.to(trainer_device(loaded.config.trainer.accelerator))  # type: ignore[arg-type]
+    return model.to(trainer_device(loaded.config))  # type: ignore[arg-type]
 
 
 def _configure(subjects: Sequence[TimedModel], loaded: LoadedConfig) -> None:
