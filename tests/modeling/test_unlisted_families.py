@@ -137,6 +137,12 @@ HIDDEN: dict[str, dict[str, Any]] = {
 }
 
 
+HIDDEN_REASON = {
+    "olmo": r"its attention reads what a plan would lose: clip_qkv \(4.0\) in layers 2",
+    "ministral3": r"layers 1, 2 compute .* \(share_kv\)",
+}
+
+
 def random_model(family: str, dtype: torch.dtype = torch.float32, **special: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SIZES | special)
@@ -147,7 +153,7 @@ def random_model(family: str, dtype: torch.dtype = torch.float32, **special: Any
 @pytest.mark.parametrize("family", HIDDEN)
 def test_what_shows_only_on_large_inputs_or_late_positions_is_refused(family: str) -> None:
     model = random_model(family, **HIDDEN[family]).train()
-    with pytest.raises(UserError, match=rf"'{family}' is not tested, and layers 1, 2 compute .* \(share_kv\)"):
+    with pytest.raises(UserError, match=rf"'{family}' is not tested, and {HIDDEN_REASON[family]}"):
         apply_plan(model, UNMODIFIED.share_kv([2], 1, compensated=False))
     assert model.config.model_type == family
     assert all(module.training for module in model.modules())
@@ -158,6 +164,7 @@ def test_what_shows_only_on_large_inputs_or_late_positions_is_refused(family: st
 def test_a_family_that_a_plan_describes_is_converted(family: str, dtype: torch.dtype) -> None:
     for plan in (UNMODIFIED.reuse([2], 1, compensated=False), UNMODIFIED.share_kv([2], 1, compensated=False)):
         assert apply_plan(random_model(family, dtype), plan).layer_plan == plan
+<<<<<<< HEAD
 
 
 def test_an_attention_that_cannot_run_as_the_plan_has_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,3 +188,5 @@ def test_scaled_values_are_refused() -> None:
     with pytest.raises(UserError, match="'mimo_v2_flash'"):
         apply_plan(model, UNMODIFIED.reuse([2], 1, compensated=False))
     assert model.config.model_type == "mimo_v2_flash"
+=======
+>>>>>>> 1b9f690 (Guards of conversion: every layer is inspected, whatever ends an inspection is the first true obstacle, untested families are held against their stock model)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_inputs
 from uniattn_pl.calibration.stream_store import TensorStore
-from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
+from uniattn_pl.families.anatomy import anatomy_of
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.length_rotations import depends_on_length
 from uniattn_pl.plan import LayerPlan, LayerRow

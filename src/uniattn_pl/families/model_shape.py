@@ -8,18 +8,16 @@ from itertools import accumulate
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.anatomy import Anatomy, anatomy_of_model, inspecting, weightless
 from uniattn_pl.families.inspection import (
     FUSED,
     KNOWN_PARTS,
     PROJECTIONS,
-    Anatomy,
-    anatomy_of_model,
     decoder_layers,
     stock_model_type,
-    weightless,
 )
 from uniattn_pl.families.routed_experts import routed_experts
 from uniattn_pl.plan import Experts, Heads, LayerShape, ModelShape
@@ -31,7 +29,11 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     Raises:
         UserError: as `anatomy_of`, or a layer holds what no cost is known of.
     """
-    model = weightless(config)
+    with inspecting(config):
+        return _counted(config, weightless(config))
+
+
+def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
     anatomy = anatomy_of_model(model)
     windows = windows_of(config)
     pairs = zip(decoder_layers(model), windows, strict=True)

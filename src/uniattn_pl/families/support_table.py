@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from uniattn_pl.families.inspection import FAMILIES, anatomy_of, decoder_layers, weightless
+from uniattn_pl.families.anatomy import anatomy_of, weightless
+from uniattn_pl.families.inspection import FAMILIES, decoder_layers
 from uniattn_pl.families.model_shape import windows_of
 
 

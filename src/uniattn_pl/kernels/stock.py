@@ -18,6 +18,31 @@ EAGER, SDPA, FLEX = "eager", "sdpa", "flex_attention"
 Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
+class PublishingName(str):
+    """`config._attn_implementation` of a converted model: registered as `uniattn_sdpa`, equal to `sdpa` as well.
+
+    Families decide by that name (MiniMax-M3 masks blocks where it is `in ("eager", "sdpa")`); what they decide must not
+    change with a conversion. Its hash is that of the registered name, by which transformers finds the function.
+    """
+
+    def __new__(cls, stock: str) -> PublishingName:
+        return super().__new__(cls, PREFIX + stock.removeprefix(PREFIX))
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == other or self.removeprefix(PREFIX) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def publish(config: Any) -> None:
+    """Have the attentions of this config call the function that publishes, whichever kernel they use."""
+    config._attn_implementation = PublishingName(config._attn_implementation or EAGER)
+
+
 def backend_name(config: Any) -> str:
     """The stock kernel that a config, stock or converted, names: eager, sdpa or flex_attention."""
     return str(config._attn_implementation).removeprefix(PREFIX)

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
-from uniattn_pl.families.inspection import Anatomy, anatomy_of, decoder_layers
+from uniattn_pl.families.anatomy import Anatomy, anatomy_of
+from uniattn_pl.families.inspection import decoder_layers
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.calibration.maps import map_rows
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
-from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.plan.roles import MAP
@@ -26,7 +26,7 @@ def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
     """
     watched = aliased_copy(model)
     watched.config.reuse_mode = "replay"
-    watched.config._attn_implementation = PREFIX + str(watched.config._attn_implementation).removeprefix(PREFIX)
+    publish(watched.config)
     for index, layer in enumerate(decoder_layers(watched)):
         layer.self_attn.publishes = frozenset({MAP})
         layer.self_attn.key_root = layer.self_attn.last_map_reader = index

@@ -26,7 +26,8 @@ from uniattn_pl.calibration.layers import (
 )
 from uniattn_pl.calibration.solvers import Fit, LayerSample, make_solver
 from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
-from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
+from uniattn_pl.families.anatomy import anatomy_of
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications

@@ -16,6 +16,7 @@ from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
 from uniattn_pl.modeling.attention.published import Publications, Published
+from uniattn_pl.modeling.attention.recorded_maps import recorded
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 
@@ -29,7 +30,7 @@ def publishing_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend, and leave in `kwargs[PUBLICATIONS]` what this layer's readers need.
 
-    Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D], and the map if there is one.
+    Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D], and the map to record.
     """
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
     if publications is None:
@@ -59,7 +60,7 @@ def publishing_attention(
             entry.key, entry.value = key, value
     if eviction is not None and observed and attended.attention_map is not None:
         eviction.observe(root, attended.attention_map, key.shape[1], visible)
-    return attended.output, attended.attention_map
+    return attended.output, recorded(attention, attended.attention_map, attended.output)
 
 
 def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None:

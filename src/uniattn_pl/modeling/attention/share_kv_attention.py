@@ -29,10 +29,18 @@ class ShareKVAttention(OperatedAttention):
         shape = hidden_states.shape[:-1]  # [B, L]
         source = self.published(kwargs)
         query = self._query(hidden_states)  # [B, H, L, D]
+<<<<<<< HEAD
         # Rotated by the source's tables: they must match its keys.
         rotate = family_module(self).apply_rotary_pos_emb
         query, _ = rotate(query, query[:, :1], *cast("Rotary", source.position_embeddings))
         key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D or Dv]
+=======
+        if source.position_embeddings is not None:  # Granite 4 rotates nothing
+            # Rotated by the source's tables: they must match its keys.
+            rotate = family_module(self).apply_rotary_pos_emb
+            query, _ = rotate(query, query[:, :1], *source.position_embeddings)
+        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D]
+>>>>>>> 1b9f690 (Guards of conversion: every layer is inspected, whatever ends an inspection is the first true obstacle, untested families are held against their stock model)
         # Others may reuse the map this layer computes.
         arguments = {**source.arguments, PUBLICATIONS: kwargs[PUBLICATIONS]}
         heads, attention_map = publishing_attention(self, query, key, value, source.mask, **arguments)  # [B, L, H, Dv]
@@ -45,7 +53,7 @@ class ShareKVAttention(OperatedAttention):
         norm = getattr(self, "q_norm", None)
         if norm is None:
             query = query.view(per_head)  # [B, L, H, D]
-        elif norm.weight.shape[-1] == self.head_dim:
+        elif getattr(norm, "weight", None) is None or norm.weight.shape[-1] == self.head_dim:
             query = norm(query.view(per_head))  # over D
         else:
             query = norm(query).view(per_head)  # over H * D

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX
-from uniattn_pl.modeling.conversion.converted_classes import make_config_class, make_model_class
+from uniattn_pl.modeling.conversion.converted_classes import ConvertedModel, make_config_class, make_model_class
 
 _CLASSES: dict[type, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
 
@@ -27,6 +27,25 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
         globals()[config.__name__], globals()[model.__name__] = config, model
         _CLASSES[stock] = (config, model)
     return _CLASSES[stock]
+
+
+def check_class(model: PreTrainedModel) -> None:
+    """Check that a model, stock or converted, is what `AutoModelForCausalLM` builds of its config.
+
+    Its class is registered for the whole process and written into folders: a base model, another head or a subclass in
+    its place would load as something else.
+
+    Raises:
+        UserError: it is another class.
+    """
+    expected: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    if type(model) is not expected and not isinstance(model, ConvertedModel):
+        wanted = expected.__name__ if expected else "none that transformers knows"
+        raise UserError(
+            f"a {type(model).__name__} cannot be converted, only the causal language model of its config ({wanted}): "
+            "not a base model, one with another head, one wrapped by peft, or a subclass. Load it with "
+            "uniattn_pl.load_model or AutoModelForCausalLM; after a conversion, `.model` is its base model."
+        )
 
 
 def register_family(model_type: str) -> None:

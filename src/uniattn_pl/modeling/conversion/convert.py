@@ -12,7 +12,7 @@ from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
-from uniattn_pl.modeling.conversion.auto_classes import auto_classes
+from uniattn_pl.modeling.conversion.auto_classes import auto_classes, check_class
 from uniattn_pl.modeling.conversion.exactness_probe import check_exact
 from uniattn_pl.modeling.conversion.install import check_convertible, install
 from uniattn_pl.plan import LayerPlan
@@ -53,8 +53,6 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
         if problems:
             raise UserError("this model already has a layer plan; start from the stock model.", *problems)
     plan.check(shape_of(model.config))
-    if stock_model_type(model.config) not in FAMILIES:
-        check_exact(model, plan)
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
         return model
@@ -62,7 +60,11 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 
 
 def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
+    """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
+    check_class(model)
     check_convertible(model.config, plan)
+    if stock_model_type(model.config) not in FAMILIES:
+        check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)
     install(model, plan)
@@ -101,7 +103,11 @@ def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a stock model, on the same weights, that computes the same but attends and caches as converted ones do.
 
     What a plan saves is measured against it; the difference to the stock model is the kernels'.
+
+    Raises:
+        UserError: as `apply_plan`.
     """
+    shape_of(model.config)
     return _convert(aliased_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.kernels.map_memory import automatic_chunk
-from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.kernels.stock import PublishingName
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.conversion.install import install
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -54,7 +54,7 @@ class ConvertedModel(Base):
     def set_attn_implementation(self, implementation: str | dict[str, str], **kwargs: Any) -> None:
         """The stock one; a stock kernel would not publish, so always the function of the same name that does."""
         if isinstance(implementation, str):
-            implementation = PREFIX + implementation.removeprefix(PREFIX)
+            implementation = PublishingName(implementation)
         super().set_attn_implementation(implementation, **kwargs)
 
     def activation_checkpointing_enable(

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers, stock_model_type
-from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.families.obstacles import active_extras
+from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
+from uniattn_pl.modeling.conversion.install import remove_norms
+from uniattn_pl.modeling.conversion.stock_comparison import differs_from_stock
 from uniattn_pl.plan import LayerPlan, LayerRow
-from uniattn_pl.plan.roles import KEY_VALUE
+from uniattn_pl.plan.roles import KEY_VALUE, ROLES
 
 LENGTH = 8
 # Reading from itself, a layer calls the same kernel on the same numbers: what differs is no rounding.
 RELATIVE_TOLERANCE = {torch.float32: 1e-4}
 RELATIVE_TOLERANCE_HALF = 1e-3
+# On a model, and so on its copies: it was compared with itself under the unmodified plan, and gave the same.
+COMPARED = "uniattn_compared"
 # Times the layer's own input: what an attention limits (clipped values) shows only where it is large.
 INPUT_SCALES = (1.0, 8.0)
 
 
-@torch.no_grad()
 def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
-    """Let every layer that reads from another read from itself: it must give what its stock attention gives.
+    """Hold an untested family against its stock model: nothing that a conversion to `plan` would lose may be there.
 
-    An attention that does more than project, normalise, rotate and attend (a gate, layers without rotation, clipped
-    values, a scale of late positions) does not. Probed at the first and at the last positions the model has, with
-    its own inputs and with enlarged ones. Sources of keys are probed too: readers rotate as they do. Weightless models
-    are not probed, nor layers that were converted before.
+    - What the forwards of operated attentions read besides the parts that plans know (clips, scales) is not set.
+    - Under the unmodified plan the model computes what it computed, over several hundred tokens.
+    - A layer that reads from another gives its own output where it reads from itself; sources of keys too, since
+      readers rotate as they do. A dropped layer gives what its stock one gives where the attention's output is zero.
+      At the first and at the last positions the model has, with its own inputs and with enlarged ones.
+
+    Weightless models are not probed, nor layers that were converted before.
 
     Raises:
         UserError: a layer's output differs (names the layers), or it cannot be run as its role has it.
@@ -42,51 +51,99 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
         return
     former: LayerPlan | None = getattr(model, "layer_plan", None)
     stock = [row.index for row in plan.rows if former is None or not former.rows[row.index].operated]
-    roles = {row.index: row.role for row in plan.rows if row.traits.reads is not None}
+    roles = {row.index: row.role for row in plan.rows if row.operated}
     roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.traits.reads == KEY_VALUE}
-    probed = [index for index in stock if index in roles]
+    probed = {index: roles[index] for index in stock if index in roles}
+    family = stock_model_type(model.config)
+    _refuse_extras(model, plan, family, stock)
     training = model.training
     model.eval()
     try:
-        wrong = _wrong_layers(model, probed, roles)
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        difference = differs_from_stock(model) if former is None and not vars(model).get(COMPARED) else 0.0
+        wrong = _wrong_layers(model, probed)
+    except UserError:
+        raise
+    # The family's own code runs, in another order than it was written for: any exception may come out of it.
+    except Exception as error:
         raise UserError(
-            f"model type '{stock_model_type(model.config)}' is not tested, and its attention cannot be run as a plan "
-            f"has it ({type(error).__name__}: {error}). Choose an architecture that leaves its layers as they are."
+            f"model type '{family}' is not tested, and its attention cannot be run as a plan has it "
+            f"({type(error).__name__}: {error}). Choose an architecture that leaves its layers as they are."
         ) from error
     finally:
         model.train(training)
+    if difference > tolerance(model.dtype):
+        raise UserError(
+            f"model type '{family}' is not tested, and it computes something else as soon as its attentions are called "
+            f"as a plan calls them, all layers unmodified (hidden states differ by {difference:.1g} of their size)."
+        )
+    vars(model)[COMPARED] = True
     if wrong:
         lost = ", ".join(sorted({roles[index] for index in wrong}))
         raise UserError(
-            f"model type '{stock_model_type(model.config)}' is not tested, and layers {', '.join(map(str, wrong))} "
+            f"model type '{family}' is not tested, and layers {', '.join(map(str, wrong))} "
             f"compute something that a plan would lose ({lost}): reading from themselves they do not give their own "
             "output. Choose layers or an architecture that leave them as they are."
         )
 
 
-def _wrong_layers(model: PreTrainedModel, probed: list[int], roles: dict[int, str]) -> list[int]:
-    """Of the layers `probed`, those that give another output, at the model's first positions or at its last."""
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative difference at which two ways to compute the same thing on the same numbers are not the same."""
+    return RELATIVE_TOLERANCE.get(dtype, RELATIVE_TOLERANCE_HALF)
+
+
+def _refuse_extras(model: PreTrainedModel, plan: LayerPlan, family: str, stock: list[int]) -> None:
+    lost: dict[str, list[int]] = {}
+    for index in stock:
+        if plan.rows[index].operated and plan.rows[index].traits.computes:
+            for name, value in active_extras(decoder_layers(model)[index].self_attn).items():
+                lost.setdefault(f"{name} ({str(value)[:40]})", []).append(index)
+    if lost:
+        what = "; ".join(f"{name} in layers {', '.join(map(str, layers))}" for name, layers in lost.items())
+        raise UserError(
+            f"model type '{family}' is not tested, and its attention reads what a plan would lose: {what}. "
+            "Choose layers or an architecture that leave them as they are."
+        )
+
+
+@torch.no_grad()
+def _wrong_layers(model: PreTrainedModel, roles: dict[int, str]) -> list[int]:
+    """Of the layers in `roles`, those that give another output, at the model's first positions or at its last."""
     last = max(0, (getattr(model.config, "max_position_embeddings", None) or 0) - LENGTH)
-    calls = [_attention_calls(model, probed, first) for first in sorted({0, last})]
+    calls = [_layer_calls(model, list(roles), first) for first in sorted({0, last})]
     return [
         index
-        for index in probed
-        if any(_reads_itself_wrongly(model, index, roles[index], at_positions[index]) for at_positions in calls)
+        for index, role in roles.items()
+        if any(_is_wrong(model, index, role, at_positions[index]) for at_positions in calls)
     ]
 
 
-def _attention_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[int, dict[str, Any]]:
-    """Keyword arguments of the attention of `layers` in one forward over random tokens at positions from `first`."""
-    calls: dict[int, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class _LayerCall:
+    """What one layer and its attention were called with: positional and keyword arguments, hidden states [B, L, d]."""
+
+    args: Any
+    kwargs: dict[str, Any]
+    attention: dict[str, Any]
+
+
+def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[int, _LayerCall]:
+    """The calls of `layers` in one forward over random tokens at positions from `first`."""
+    of_layer: dict[int, tuple[Any, dict[str, Any]]] = {}
+    of_attention: dict[int, dict[str, Any]] = {}
     handles = []
     for index in layers:
 
-        def record(_: Any, args: Any, kwargs: dict[str, Any], output: Any, index: int = index) -> None:
-            calls[index] = {name: value for name, value in kwargs.items() if name != PUBLICATIONS}
+        def record_layer(_: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
+            of_layer[index] = args, _unpublished(kwargs)
 
-        attention = decoder_layers(model)[index].self_attn
-        handles.append(attention.register_forward_hook(record, with_kwargs=True))
+        def record(_: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
+            of_attention[index] = _unpublished(kwargs)
+
+        layer = decoder_layers(model)[index]
+        handles += [
+            layer.register_forward_pre_hook(record_layer, with_kwargs=True),
+            layer.self_attn.register_forward_pre_hook(record, with_kwargs=True),
+        ]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
     positions = torch.arange(first, first + LENGTH, device=model.device)[None]
@@ -95,16 +152,41 @@ def _attention_calls(model: PreTrainedModel, layers: list[int], first: int) -> d
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return {index: _LayerCall(*of_layer[index], of_attention[index]) for index in layers}
 
 
-def _reads_itself_wrongly(model: PreTrainedModel, index: int, role: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a layer gives another output where it reads its own publication; on inputs of every scale."""
-    stock, hidden = decoder_layers(model)[index].self_attn, kwargs["hidden_states"]
-    return any(_differs(stock, index, role, {**kwargs, "hidden_states": hidden * scale}) for scale in INPUT_SCALES)
+def _unpublished(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name != PUBLICATIONS}
 
 
-def _differs(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
+def _is_wrong(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
+    """Whether a layer gives another output than its role promises; a reader's on inputs of every scale."""
+    if not ROLES[role].computes:
+        return _drops_wrongly(model, index, role, call)
+    stock, hidden = decoder_layers(model)[index].self_attn, call.attention["hidden_states"]
+    return any(
+        _reads_itself_wrongly(stock, index, role, {**call.attention, "hidden_states": hidden * scale})
+        for scale in INPUT_SCALES
+    )
+
+
+def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
+    """Whether a layer without attention gives another output than the stock layer whose attention gives zero."""
+    stock = aliased_copy(decoder_layers(model)[index])
+    dropped = aliased_copy(stock)
+    stock.self_attn.register_forward_hook(lambda _, args, output: (torch.zeros_like(output[0]), *output[1:]))
+    operate(dropped.self_attn, LayerRow(index, role))
+    remove_norms(dropped, anatomy_of(model.config).attention_norms)
+    return _differ(_hidden(dropped(*call.args, **call.kwargs)), _hidden(stock(*call.args, **call.kwargs)))
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    """A layer's hidden states [B, L, d], of what it returns."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
     expected, _ = stock(**kwargs)
     # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
     elsewhere = index - 1 if index else 1
@@ -118,16 +200,19 @@ def _differs(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
     publications[elsewhere] = publications[index]
     operate(reader, row)
     output, _ = reader(**kwargs, **{PUBLICATIONS: publications})
-    tolerance = RELATIVE_TOLERANCE.get(expected.dtype, RELATIVE_TOLERANCE_HALF)
-    difference = (output.float() - expected.float()).norm()
-    return bool(difference > tolerance * expected.float().norm())
+    return _differ(output, expected)
+
+
+def _differ(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    difference = (found.float() - expected.float()).norm()
+    return not bool(difference <= tolerance(expected.dtype) * expected.float().norm())  # NaN differs
 
 
 def publishing_copy(attention: Any) -> Any:
     """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
     twin = aliased_copy(attention)
     twin.config = copy.copy(attention.config)
-    twin.config._attn_implementation = PREFIX + str(twin.config._attn_implementation).removeprefix(PREFIX)
+    publish(twin.config)
     twin.config.reuse_mode = "replay"
     twin.key_root = twin.last_map_reader = twin.layer_idx
     return twin

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import PUBLICATIONS, anatomy_of, decoder_layers
-from uniattn_pl.kernels.stock import PREFIX
+from uniattn_pl.families.anatomy import anatomy_of
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
+from uniattn_pl.modeling.attention.recorded_maps import without_placeholders
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
 from uniattn_pl.modeling.length_rotations import forget_lengths
@@ -29,8 +32,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     """
     config, layers = model.config, decoder_layers(model)
     check_convertible(config, plan)
-    backend = config._attn_implementation or "eager"
-    config._attn_implementation = PREFIX + backend.removeprefix(PREFIX)
+    publish(config)
     decoder = model.get_decoder()
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
     for row, layer in zip(plan.rows, layers, strict=True):
@@ -49,6 +51,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     forget_lengths(decoder)
     if former is None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
+        decoder.register_forward_hook(_attentions_per_layer)
 
 
 def check_convertible(config: Any, plan: LayerPlan) -> None:
@@ -70,8 +73,13 @@ def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
     idle = [row.index for row in plan.rows if not row.reads_stream]
     names = anatomy_of(model.config).attention_norms if idle else ()
     for index in idle:
-        for name in names:
-            setattr(decoder_layers(model)[index], name, nn.Identity())
+        remove_norms(decoder_layers(model)[index], names)
+
+
+def remove_norms(layer: nn.Module, names: Iterable[str]) -> None:
+    """Let the named norms of a decoder layer pass on what they get."""
+    for name in names:
+        setattr(layer, name, nn.Identity())
 
 
 def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -90,3 +98,12 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         inputs = next(t for t in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if t is not None)
         eviction.begin_forward(inputs.shape[1])
     return args, {**kwargs, PUBLICATIONS: Publications(buffers, eviction)}
+
+
+def _attentions_per_layer(decoder: Any, args: tuple[Any, ...], output: Any) -> Any:
+    """Let `output_attentions` give None for a layer without a map: its place was kept (recorded_maps.py)."""
+    if isinstance(output, tuple):  # return_dict=False
+        return tuple(without_placeholders(item) if isinstance(item, tuple) else item for item in output)
+    if getattr(output, "attentions", None) is not None:
+        output.attentions = without_placeholders(output.attentions)
+    return output

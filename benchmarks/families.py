@@ -1,0 +1,290 @@
+"""Every causal language model type of transformers, tiny and random: what converts, what is refused, and why.
+
+    python benchmarks/families.py [TYPE ...] [--table docs/families.md]
+
+A converted model is compared with the stock one, in which only the function that attends is exchanged: a reader is
+given the map, or the keys and values, of its source, and a dropped layer's attention is zero. Nothing of the package
+takes part in that. Float32 and eager attention, 160 tokens in one forward, and again in steps with a cache. Exit code 1
+when a conversion is wrong or fails with anything but a refusal. About five minutes on one core for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LENGTH, STEPS = 160, (100, 56, 1, 1, 1, 1)
+TOLERANCE = 1e-4  # of the logits, relative to the largest
+EXACT, REFUSED, WRONG, CRASH, UNKNOWN = "exact", "refused", "WRONG", "CRASH", "no reference"
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sliding_window": 48,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "index_topk": 8,
+    "index_topk_blocks": 2,
+    "index_block_size": 16,
+}
+# What a default leaves unused, or a size that has to fit another one.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "olmo": {"clip_qkv": 0.9},
+    "olmoe": {"clip_qkv": 0.9},
+    "smollm3": {"no_rope_layer_interval": 3},
+    "granite": {"residual_multiplier": 0.22},
+    "granitemoe": {"residual_multiplier": 0.22},
+    "granitemoeshared": {"residual_multiplier": 0.22},
+    "granitemoehybrid": {"residual_multiplier": 0.22, "layer_types": ["attention"] * 6, "mamba_n_heads": 4},
+    "mimo_v2_flash": {"attention_value_scale": 0.7},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention"] + ["minimax_m3_sparse"] * 5},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 32,
+            "llama_4_scaling_beta": 0.1,
+        }
+    },
+    "dots1": {"n_shared_experts": 1},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one plan on one family, and the words for it."""
+
+    verdict: str
+    reason: str = ""
+
+
+ROLES = ("unmodified", "reuse", "share_kv", "drop")
+
+
+def plan_of(role: str, windows: list[int | None]) -> Any:
+    """A plan of one role; `unmodified` attends and caches as converted models do, and computes the same."""
+    from uniattn_pl.plan import LayerPlan
+
+    plan = LayerPlan.unmodified(len(windows))
+    if role == "drop":
+        return plan.drop([1, 4], compensated=False)
+    if role != "unmodified":
+        # Readers of layer 1 and, as far as they see as much, of the layer in the middle.
+        for source, readers in ((1, range(2, 3)), (3, range(4, len(windows)))):
+            alike = [reader for reader in readers if windows[reader] == windows[source]]
+            plan = plan.assign(alike, role, source)
+    return plan
+
+
+def tiny_config(model_type: str) -> Any:
+    """A small config of a type; of a wrapper around a text model, or where sizes do not fit, the type's default."""
+    from transformers import AutoConfig
+
+    plain = AutoConfig.for_model(model_type)
+    if plain.sub_configs:
+        return plain
+    fields = {**plain.to_dict(), **{plain.attribute_map.get(name, name): None for name in plain.attribute_map}}
+    known = {name: size for name, size in SIZES.items() if name in fields}
+    try:
+        return AutoConfig.for_model(model_type, **known | SPECIAL.get(model_type, {}))
+    except Exception as error:  # the rules of 189 configs
+        print(f"{model_type}: inspected at its default size ({type(error).__name__})", file=sys.stderr)
+        return plain
+
+
+def tiny_model(model_type: str) -> Any:
+    """A model of random weights, its norms and biases too, in float32 with eager attention."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type), attn_implementation="eager").eval().float()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def tokens() -> torch.Tensor:
+    """Random ids [2, LENGTH], none of them special."""
+    return torch.randint(3, SIZES["vocab_size"], (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@contextmanager
+def exchanged(model: Any, plan: Any) -> Iterator[None]:
+    """A stock model that computes what `plan` says, by another function in place of its eager attention."""
+    module = sys.modules[type(model.get_decoder().layers[0].self_attn).__module__]
+    eager, handles = module.eager_attention_forward, []
+    given: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def attend(attention: Any, query: Any, key: Any, value: Any, attention_mask: Any, **arguments: Any) -> Any:
+        row = plan.rows[attention.layer_idx]
+        if row.source is None:
+            output, attention_map = eager(attention, query, key, value, attention_mask, **arguments)
+            given[row.index] = attention_map, key, value, attention_mask
+            return output, attention_map
+        attention_map, source_key, source_value, source_mask = given[row.source]
+        if row.role == "share_kv":
+            return eager(attention, query, source_key, source_value, source_mask, **arguments)
+        # [B, H, L, S] times values whose heads are repeated: [B, L, H, D]
+        repeated = value.repeat_interleave(attention_map.shape[1] // value.shape[1], dim=1)
+        return (attention_map @ repeated).transpose(1, 2).contiguous(), attention_map
+
+    def nothing(_: Any, args: Any, output: Any) -> Any:
+        return (torch.zeros_like(output[0]), *output[1:])
+
+    for row in plan.rows:
+        if row.role == "drop":
+            handles.append(model.get_decoder().layers[row.index].self_attn.register_forward_hook(nothing))
+    module.eager_attention_forward = attend
+    try:
+        yield
+    finally:
+        module.eager_attention_forward = eager
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def whole_and_in_steps(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """Logits [B, L, vocabulary] of one forward, and of steps with a cache."""
+    from transformers import DynamicCache
+
+    whole = model(ids, use_cache=False).logits
+    cache = DynamicCache(config=model.config)
+    steps = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(STEPS, 1)]
+    return [whole, torch.cat(steps, dim=1)]
+
+
+def outcome(model: Any, plan: Any) -> Outcome:
+    """Convert a copy of `model` and compare it with the stock one under exchanged attention."""
+    from uniattn_pl import unmodified_copy
+    from uniattn_pl.errors import UserError
+    from uniattn_pl.modeling.conversion.convert import apply_plan
+
+    try:
+        converted = apply_plan(copy.deepcopy(model), plan) if plan.operated else unmodified_copy(model)
+    except UserError as refusal:
+        return Outcome(REFUSED, str(refusal))
+    except Exception as error:  # whatever it is, it is the finding
+        return Outcome(CRASH, f"converting: {type(error).__name__}: {error}")
+    try:
+        found = whole_and_in_steps(converted, tokens())
+    except Exception as error:
+        return Outcome(CRASH, f"running: {type(error).__name__}: {error}")
+    try:
+        with exchanged(model, plan):
+            expected = whole_and_in_steps(model, tokens())
+    except Exception as error:
+        return Outcome(UNKNOWN, f"the stock model: {type(error).__name__}: {error}")
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+    return Outcome(EXACT) if difference < TOLERANCE else Outcome(WRONG, f"logits differ by {difference:.1e}")
+
+
+def outcomes(model_type: str) -> dict[str, Outcome]:
+    """Role -> what becomes of it. What inspection refuses is not built: wrappers of text models are never tiny."""
+    from uniattn_pl.errors import UserError
+    from uniattn_pl.families.model_shape import shape_of
+
+    try:
+        config = tiny_config(model_type)
+    except Exception as error:  # as above
+        reason = f"transformers makes no config of its own of this type ({type(error).__name__})"
+        return dict.fromkeys(ROLES, Outcome(REFUSED, reason))
+    try:
+        shape = shape_of(config)
+    except UserError as refusal:
+        return dict.fromkeys(ROLES, Outcome(REFUSED, str(refusal)))
+    except Exception as error:  # whatever it is, it is the finding
+        return dict.fromkeys(ROLES, Outcome(CRASH, f"inspecting: {type(error).__name__}: {error}"))
+    model = tiny_model(model_type)
+    windows = [layer.window for layer in shape.layers]
+    return {role: outcome(model, plan_of(role, windows)) for role in ROLES}
+
+
+def row(model_type: str, found: dict[str, Outcome]) -> str:
+    """A line of the table."""
+    verdicts = {outcome.verdict for outcome in found.values()}
+    reasons = list(dict.fromkeys(_short(o.reason, model_type) for o in found.values() if o.verdict != EXACT))
+    if len(verdicts) == 1 and EXACT not in verdicts:
+        return f"| {model_type} | {verdicts.pop()} | | | | {'; '.join(reasons)} |"
+    return "| " + " | ".join([model_type, *(o.verdict for o in found.values()), "; ".join(reasons)]) + " |"
+
+
+def _short(reason: str, model_type: str) -> str:
+    for words in (f"model type '{model_type}' is not supported: ", f"model type '{model_type}' "):
+        reason = reason.removeprefix(words)
+    return reason.split(" Supported: ")[0].split("\n")[0].replace("|", "/")[:220].rstrip(".")
+
+
+_HEAD = """# Every causal language model type of transformers
+
+`python benchmarks/families.py --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny model
+of random weights in float32, converted to one plan per role and compared with the stock model, in which only the function
+that attends is exchanged; 160 tokens in one forward, and in steps with a cache. *exact*: logits agree to 1e-4 of the
+largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
+
+The eight tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
+Options of a config can make a family that is exact here be refused (clips, scales, other rotations): what a model
+really has is looked at whenever one is converted.
+
+"""
+
+
+def main(names: list[str], table: Path | None, say: Callable[[str], None] = print) -> int:
+    """Try every type, print and write the table; the exit code."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    lines, counts = [], Counter[str]()
+    for model_type in names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        found = outcomes(model_type)
+        lines.append(row(model_type, found))
+        counts.update({outcome.verdict for outcome in found.values()})
+        say(lines[-1])
+    say(", ".join(f"{verdict} {count}" for verdict, count in counts.most_common()))
+    if table is not None:
+        table.write_text(_HEAD.format(", ".join(f"{counts[v]} {v}" for v in (EXACT, REFUSED, WRONG, CRASH))), "utf-8")
+        with table.open("a", encoding="utf-8") as file:
+            file.write(
+                "\n".join(["| type | " + " | ".join(ROLES) + " | why not |", "|---|---|---|---|---|---|", *lines, ""])
+            )
+    return int(bool(counts[WRONG] or counts[CRASH]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="TYPE")
+    parser.add_argument("--table", type=Path)
+    arguments = parser.parse_args()
+    raise SystemExit(main(arguments.names, arguments.table))
