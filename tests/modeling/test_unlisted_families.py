@@ -164,7 +164,6 @@ def test_what_shows_only_on_large_inputs_or_late_positions_is_refused(family: st
 def test_a_family_that_a_plan_describes_is_converted(family: str, dtype: torch.dtype) -> None:
     for plan in (UNMODIFIED.reuse([2], 1, compensated=False), UNMODIFIED.share_kv([2], 1, compensated=False)):
         assert apply_plan(random_model(family, dtype), plan).layer_plan == plan
-<<<<<<< HEAD
 
 
 def test_an_attention_that_cannot_run_as_the_plan_has_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,5 +187,3 @@ def test_scaled_values_are_refused() -> None:
     with pytest.raises(UserError, match="'mimo_v2_flash'"):
         apply_plan(model, UNMODIFIED.reuse([2], 1, compensated=False))
     assert model.config.model_type == "mimo_v2_flash"
-=======
->>>>>>> 1b9f690 (Guards of conversion: every layer is inspected, whatever ends an inspection is the first true obstacle, untested families are held against their stock model)

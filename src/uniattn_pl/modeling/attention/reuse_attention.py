@@ -34,11 +34,6 @@ class ReuseAttention(OperatedAttention):
             _, value = past_key_values.update(value[..., :0], value, self.layer_idx)  # [B, Hkv, S, Dv]
         handle = self.published(kwargs).map
         assert handle is not None, "the plan has a map published for this layer"
-<<<<<<< HEAD
         heads, attention_map = apply_map(handle, value, self, self.head_index)  # [B, L, H, Dv]
-        return self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs), attention_map
-=======
-        heads, attention_map = apply_map(handle, value, self, self.head_index)  # [B, L, H, D]
         output = self.finish(heads.reshape(*shape, -1).contiguous(), own_value, hidden_states, kwargs)
         return output, recorded(self, attention_map, output)
->>>>>>> 1b9f690 (Guards of conversion: every layer is inspected, whatever ends an inspection is the first true obstacle, untested families are held against their stock model)

@@ -29,18 +29,11 @@ class ShareKVAttention(OperatedAttention):
         shape = hidden_states.shape[:-1]  # [B, L]
         source = self.published(kwargs)
         query = self._query(hidden_states)  # [B, H, L, D]
-<<<<<<< HEAD
-        # Rotated by the source's tables: they must match its keys.
-        rotate = family_module(self).apply_rotary_pos_emb
-        query, _ = rotate(query, query[:, :1], *cast("Rotary", source.position_embeddings))
-        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D or Dv]
-=======
         if source.position_embeddings is not None:  # Granite 4 rotates nothing
             # Rotated by the source's tables: they must match its keys.
             rotate = family_module(self).apply_rotary_pos_emb
             query, _ = rotate(query, query[:, :1], *source.position_embeddings)
-        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D]
->>>>>>> 1b9f690 (Guards of conversion: every layer is inspected, whatever ends an inspection is the first true obstacle, untested families are held against their stock model)
+        key, value = cast("torch.Tensor", source.key), cast("torch.Tensor", source.value)  # [B, Hkv, S, D or Dv]
         # Others may reuse the map this layer computes.
         arguments = {**source.arguments, PUBLICATIONS: kwargs[PUBLICATIONS]}
         heads, attention_map = publishing_attention(self, query, key, value, source.mask, **arguments)  # [B, L, H, Dv]
