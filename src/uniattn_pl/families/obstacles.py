@@ -46,6 +46,8 @@ def obstacles(model: PreTrainedModel) -> list[str]:
     if not isinstance(layers, nn.ModuleList):
         return ["its decoder keeps no list named 'layers'"]
     without = [index for index, layer in enumerate(layers) if getattr(layer, "self_attn", None) is None]
+    if len(without) == len(layers):
+        return ["its layers have no 'self_attn'"]
     if without:
         return [f"layer {', '.join(map(str, without))} has no 'self_attn'"]
     problems = _of_all([layer.self_attn for layer in layers], _attention_problems)
