@@ -30,6 +30,8 @@ SLOW = (
     "evaluation/test_probes.py::test_retrieval_of_a_real_model_is_seeded",
     "examples/",
     "exporting/",
+    "families/test_positions.py::test_a_benchmark_of_longer_texts_goes_on_and_says_so",
+    "families/test_positions.py::test_an_evaluation_says_all_that_is_too_long_before_it_measures",
     "inference/test_bench.py",
     "inference/test_decoding.py",
     "inference/test_measuring.py",

@@ -36,6 +36,7 @@ SMOLLM2 = {  # the shape alone; its weights are 94 MB
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "vocab_size": 49152,
+    "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
 

@@ -272,7 +272,7 @@ WRONG = {
     "text": (["evaluation.probes=[positions]", "evaluation.text=rows.json"], "Did you mean 'rows.jsonl'?"),
     "too long": (
         ["evaluation.probes=[retrieval]", "evaluation.lengths=[4096]"],
-        "4096 is more than the 2048 positions",
+        "4096 tokens are more than the 2048 positions",
     ),
     "too short": (["evaluation.probes=[retrieval]", "evaluation.lengths=[8]"], "a question takes"),
     "examples": (["evaluation.tasks=[social_iqa]", "evaluation.num_fewshot=5"], "no rows for examples but those"),

@@ -54,21 +54,22 @@ def _dry_run(loaded: LoadedConfig) -> None:
     from uniattn_pl.plan.drawing import draw
     from uniattn_pl.resilience.cluster import Cluster
     from uniattn_pl.training.experiment import check_updates
-    from uniattn_pl.training.planning import checked_shape, compile_plan
+    from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
 
     config = loaded.config
     Cluster(config)
     if loaded.architecture.measured:
         drawing = "the layers are chosen by measurement when the fit starts."
         compensated = "every" if getattr(loaded.architecture, "compensation", False) else "0"
-        num_layers = checked_shape(loaded).num_layers
+        shape = checked_shape(loaded)
     else:
         plan, shape = compile_plan(loaded)
-        drawing, compensated, num_layers = draw(plan), str(len(plan.compensated)), shape.num_layers
+        drawing, compensated = draw(plan), str(len(plan.compensated))
+    check_positions(loaded, shape)
     check_updates(loaded)
     split = load_split(config.data)
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
-    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({num_layers} layers)")
+    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({shape.num_layers} layers)")
     print(drawing)
     print(f"data: {config.data.source}, {len(split.train)} rows to train on, {len(split.validation)} to validate")
     if compensated != "0":

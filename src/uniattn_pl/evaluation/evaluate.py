@@ -105,7 +105,7 @@ class _Parts:
 
         source = config.data.validation_source or config.data.source
         settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": rows}
-        return Part("held_out", settings, measure)
+        return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
 
     def _positions(self) -> Part:
         text, options = str(self.options.text), self.options
@@ -120,7 +120,8 @@ class _Parts:
                 model, tokenizer = self.model.of(variant)
                 return [probes.loss_by_position(model, tokenizer, Path(text), **choice, progress=progress.update)]
 
-        return Part("positions", {"text": _stamp(text), **choice}, measure, has_prompts=False)
+        settings, longest = {"text": _stamp(text), **choice}, ("evaluation.lengths", max(options.lengths))
+        return Part("positions", settings, measure, has_prompts=False, longest=longest)
 
     def _retrieval(self) -> Part:
         settings: dict[str, Any] = {
@@ -134,7 +135,7 @@ class _Parts:
             with self._progress("retrieval") as progress:
                 return retrieval(*self.model.of(variant), **options, progress=progress.update)
 
-        return Part("retrieval", settings, measure)
+        return Part("retrieval", settings, measure, longest=("evaluation.lengths", max(self.options.lengths)))
 
     def _progress(self, label: str) -> ProgressReporter:
         return ProgressReporter(label, self.console)

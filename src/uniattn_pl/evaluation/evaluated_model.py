@@ -11,11 +11,13 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule, prompt_ids
+from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs
@@ -30,12 +32,14 @@ class Part:
     Attributes:
         settings: all that its results depend on besides the model.
         has_prompts: what H2O compresses; a part without is left out where the cache is compressed.
+        longest: the config key that says how long its texts may be, and the tokens it allows; None: the task cuts them.
     """
 
     name: str
     settings: dict[str, Any]
     measure: Callable[[Variant], list[Result]]
     has_prompts: bool = True
+    longest: tuple[str, int] | None = None
 
 
 class LoadedModel:
@@ -58,12 +62,21 @@ class LoadedModel:
             settings = self._settings(variant) | part.settings
             part_results = self.files.find(part.name, settings)
             if part_results is None:
+                self._check_positions(parts)
                 part_results = part.measure(variant)
                 self.files.keep(part.name, settings, part_results)
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
             results += [replace(result, name=result.name + variant.suffix) for result in part_results]
         return results
+
+    def _check_positions(self, parts: Sequence[Part]) -> None:
+        """Raise UserError, before anything is measured, with every key that allows texts beyond the positions."""
+        positions = positions_of(self._loaded[0].config)
+        longest = dict.fromkeys(part.longest for part in parts if part.longest is not None)
+        problems = [problem for key, tokens in longest if (problem := beyond_positions(key, tokens, positions))]
+        if problems:
+            raise UserError(*problems)
 
     def of(self, variant: Variant) -> tuple[Any, Any]:
         """The variant's model, and the tokenizer."""

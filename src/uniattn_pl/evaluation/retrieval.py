@@ -17,6 +17,7 @@ from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
+from uniattn_pl.families.positions import beyond_positions, positions_of
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # 0: the needle opens the text; 1: it is right before the question
 CANDIDATES = 10
@@ -96,9 +97,9 @@ def retrieval(
         UserError: a length is too short for a question, or longer than the model's positions.
     """
     lengths = sorted(set(lengths))
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and lengths[-1] > limit:
-        raise UserError(f"evaluation.lengths: {lengths[-1]} is more than the {limit} positions of the model.")
+    problem = beyond_positions("evaluation.lengths", lengths[-1], positions_of(model.config))
+    if problem:
+        raise UserError(problem)
     results, total = [], len(KINDS) * len(lengths) * len(DEPTHS) * trials
     done = 0
     for kind, make in KINDS.items():

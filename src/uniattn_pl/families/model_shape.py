@@ -19,6 +19,7 @@ from uniattn_pl.families.inspection import (
     decoder_layers,
     stock_model_type,
 )
+from uniattn_pl.families.positions import positions_of
 from uniattn_pl.families.routed_experts import routed_experts
 from uniattn_pl.plan import Experts, Heads, LayerShape, ModelShape
 
@@ -48,6 +49,7 @@ def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
         vocab_size=config.vocab_size,
         embedding=_count(model.parameters()) - in_layers,
         layers=layers,
+        positions=positions_of(config),
     )
 
 

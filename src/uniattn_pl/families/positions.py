@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Their `max_position_embeddings` is the stretched length already.
 STRETCHED_ALREADY = ("default", "longrope", "llama3", "proportional")
@@ -26,3 +27,12 @@ def positions_of(config: PreTrainedConfig) -> int | None:
         return int(limit)
     base = rotation.get("original_max_position_embeddings") if rotation["rope_type"] == "yarn" else None
     return max(int(limit), int((base or limit) * (rotation.get("factor") or 1.0)))
+
+
+def beyond_positions(key: str, tokens: int, positions: int | None) -> str | None:
+    """The problem with a config key that asks for texts of so many tokens, if there is one."""
+    if positions is None or tokens <= positions:
+        return None
+    return (
+        f"{key}: {tokens} tokens are more than the {positions} positions of the model; what lies beyond is untrained."
+    )

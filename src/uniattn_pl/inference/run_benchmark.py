@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.notices import tell_once
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import bench_report
 from uniattn_pl.inference.benchmark import (
@@ -68,6 +70,9 @@ def run_benchmark(
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
     model = _load(loaded)
     check_backends(model, bench.backends)
+    problem = beyond_positions("bench.lengths", max(bench.lengths), positions_of(model.config))
+    if problem:
+        tell_once(f"{problem} Times and bytes are those of longer texts all the same.")
     machine = measure_machine(model.device, model.dtype)
     console.print(
         f"on {describe_machine()}\npeaks measured: {machine.flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "

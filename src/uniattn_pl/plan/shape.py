@@ -101,13 +101,17 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What plans and costs need to know of a model: hidden size `d`, vocabulary, layers; no weights."""
+    """What plans and costs need to know of a model: hidden size `d`, vocabulary, layers; no weights.
+
+    `positions` are the tokens of the longest text that it was made for (`families/positions.py`).
+    """
 
     model_type: str
     hidden_size: int
     vocab_size: int
     embedding: int
     layers: tuple[LayerShape, ...]
+    positions: int | None = None
 
     @property
     def num_layers(self) -> int:

@@ -11,7 +11,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.sweeps.points import Point
-from uniattn_pl.training.planning import checked_shape, chosen_plan, compile_plan
+from uniattn_pl.training.planning import check_positions, checked_shape, chosen_plan, compile_plan
 
 PlanAndShape = tuple[LayerPlan, ModelShape]
 
@@ -42,8 +42,9 @@ def _plan_if_known(loaded: LoadedConfig, folder: Path) -> PlanAndShape | None:
     trainer = dataclasses.replace(loaded.config.trainer, default_root_dir=str(folder))
     placed = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, trainer=trainer))
     if loaded.architecture.measured and chosen_plan(placed) is None:
-        checked_shape(placed)
+        check_positions(placed, checked_shape(placed))
         return None
     plan, shape = compile_plan(placed)
+    check_positions(placed, shape)
     check_drop(plan, loaded.config.evaluation.drop)
     return plan, shape

@@ -17,7 +17,7 @@ from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents
-from uniattn_pl.training.planning import compiled_plan
+from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 
 
@@ -33,7 +33,8 @@ class Experiment:
         accumulate: micro batches per optimizer step and rank.
 
     Raises:
-        UserError: the plan does not fit the model, the data cannot be read, or batch sizes do not divide.
+        UserError: the plan does not fit the model, its positions do not reach, the data cannot be read, or batch sizes
+            do not divide.
     """
 
     def __init__(self, loaded: LoadedConfig, cluster: Cluster) -> None:
@@ -42,6 +43,7 @@ class Experiment:
         source = self.config.model.source
         self.shape = load_shape(source, **origin)
         self.compiled_plan = compiled_plan(loaded, self.shape)
+        check_positions(loaded, self.shape)
         check_updates(loaded)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
@@ -57,6 +59,7 @@ class Experiment:
             world_size=cluster.world_size,
         )
         self.data.setup()
+        check_positions(loaded, self.shape, self.data.report.longest)
         skipped = self.config.calibration.skip_samples
         if skipped >= self.data.num_train_rows:
             raise UserError(

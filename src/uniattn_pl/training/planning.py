@@ -9,6 +9,7 @@ from pathlib import Path
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.positions import beyond_positions
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 
@@ -57,6 +58,22 @@ def checked_shape(loaded: LoadedConfig) -> ModelShape:
     with _placed(loaded):
         loaded.architecture.check(shape)
     return shape
+
+
+def check_positions(loaded: LoadedConfig, shape: ModelShape, longest: int | None = None) -> None:
+    """Check that no sequence is longer than the model's positions; packed ones count theirs anew for every row.
+
+    Args:
+        longest: tokens of the longest row, where it is known.
+
+    Raises:
+        UserError: `data.max_length` allows longer rows or, with packing, there are some.
+    """
+    data = loaded.config.data
+    tokens = longest if data.packing else data.max_length
+    problem = None if tokens is None else beyond_positions("data.max_length", tokens, shape.positions)
+    if problem:
+        raise UserError(f"{at(loaded.provenance['data.max_length'])}{problem} Set it to {shape.positions} at most.")
 
 
 @contextmanager
