@@ -72,14 +72,41 @@ def name_problem(name: str) -> str | None:
 
 def model_folder(folder: Path) -> Path:
     """Return `folder`, or `final` inside it, whichever holds a model. Raises UserError as `find_model_folder`."""
+    if folder.is_file():
+        raise UserError(f"'{folder}' is a file; give the folder it is in: {_advice(folder.parent)}")
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'.{_nearest_folder(folder)}")
     for candidate in (folder / FINAL, folder):
-        if any((candidate / name).is_file() for name in MODEL_FILES):
+        if has_model(candidate):
             return candidate
-    raise UserError(
-        f"'{folder}' holds no model: no config.json in it, nor in its subfolder '{FINAL}' that a finished fit writes."
-    )
+    raise UserError(f"'{folder}' holds no model: {_advice(folder)}")
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder is that of a model, or of an adapter."""
+    return any((folder / name).is_file() for name in MODEL_FILES)
+
+
+def _advice(folder: Path) -> str:
+    """What to give in place of a folder that holds no model, or of a file in it."""
+    if has_model(folder) or has_model(folder / FINAL):
+        return f"'{folder}'."
+    within = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    finished = [entry.name for entry in within if has_model(entry / FINAL)]
+    if (folder / SWEEP_ENTRY / MANIFEST).is_file():
+        begun = ", ".join(entry.name for entry in within if is_run(entry) and entry.name != SWEEP_ENTRY)
+        points = f"give one of its finished points: {', '.join(finished)}."
+        return f"it is the folder of a sweep; {points if finished else f'none of its points is finished ({begun}).'}"
+    run = next((place for place in (folder, *folder.absolute().parents) if is_run(place)), None)
+    if run is not None and run != folder:
+        return f"it is a part of the run '{run}' and no model; give the run itself."
+    if run is not None:
+        models = [entry.name for entry in within if has_model(entry)]
+        on_the_way = f"; what it has so far is in '{folder / models[-1]}'" if models else ""
+        return f"the fit in it is not finished, which writes '{FINAL}'{on_the_way}."
+    if finished:
+        return f"it holds runs; give one of them: {', '.join(finished)}."
+    return f"no config.json in it, nor in its subfolder '{FINAL}' that a finished fit writes."
 
 
 def _nearest_folder(folder: Path) -> str:

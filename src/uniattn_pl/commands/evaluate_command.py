@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
+from uniattn_pl.commands.arguments import Parser, add_config_arguments
 from uniattn_pl.config.paths import text_argument
 from uniattn_pl.errors import UserError
 from uniattn_pl.run_folder import check_run_folder
@@ -15,8 +15,9 @@ Scores a model on tasks of lm-evaluation-harness (evaluation.tasks, with the har
 probes (evaluation.probes): loss and perplexity on the held-out rows of the config's data, loss by position on a long
 text, retrieval of needles.
 The model is that of --from; without it the finished fit in the config's run folder or, where nothing was fitted, the
-config's model as it is. What a killed evaluation has finished is kept. Results of a run go into its folder's
-evaluation/ and its MLflow run; of anything else into the config's run folder and an MLflow run of its own."""
+config's model as it is. Without --config a run is evaluated with its own, on its own rows. What a killed evaluation
+has finished is kept. Results of a run go into its folder's evaluation/ and its MLflow run; of anything else into the
+config's run folder and an MLflow run of its own."""
 EXAMPLE = """\
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/quickstart evaluation.limit=100
@@ -43,7 +44,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the request, then evaluate."""
-    loaded = load(arguments)
+    from uniattn_pl.commands.run_config import check_rows, load_of_run
+
+    loaded = load_of_run(arguments, None if arguments.source is None else Path(arguments.source))
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
@@ -68,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
     if options.tasks:
         check_names(options.tasks)
+    if "held_out" in options.probes or options.drop:
+        check_rows(loaded)
     if arguments.dry_run:
         print(f"dry run: would evaluate {subject} on {', '.join([*options.tasks, *options.probes])}.")
         return 0

@@ -18,6 +18,7 @@ from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.paths import path_argument
+from uniattn_pl.config.plain_layer import PLACES
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
 from uniattn_pl.config.yaml_documents import (
@@ -39,17 +40,21 @@ NAME = (ARCHITECTURE, "name")
 Field = tuple[Any, dataclasses.Field[Any]]
 
 
-def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(
+    files: Sequence[Path | str], overrides: Sequence[str] = (), *, base: Layer | None = None
+) -> LoadedConfig:
     """Read, merge, resolve and check an experiment.
 
     Args:
         files: YAML files, later ones win.
         overrides: `key.path=value` words, they win over files.
+        base: values of an earlier run; keys that this version does not know are left out, and what it was made from
+            need not be there any more.
 
     Raises:
         UserError: with every problem of the files, the overrides and the resulting config.
     """
-    return _Assembly().load([path_argument(str(file)) for file in files], overrides)
+    return _Assembly().load([path_argument(str(file)) for file in files], overrides, base)
 
 
 class _Assembly:
@@ -63,7 +68,10 @@ class _Assembly:
         self.reported: set[str] = set()
         self.tree: DictConfig | None = None  # all values, in which references are looked up
 
-    def load(self, files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig:
+    def load(self, files: Sequence[Path], overrides: Sequence[str], base: Layer | None) -> LoadedConfig:
+        if base is not None:
+            self._apply(Layer(tuple(entry for entry in base.entries if self._is_leaf(entry.path))))
+        former = list(self.entries.values())
         layers = read_files(files, self._is_leaf, self.problems)
         layers.append(read_overrides(overrides, self._is_leaf, self.problems))
         for layer in layers:
@@ -79,7 +87,8 @@ class _Assembly:
         resolved = {path: self._resolved(path, values) for path in sorted(values, key=lambda p: p not in self.entries)}
         architecture = self._build_architecture(kind, resolved)
         config = _to_config(resolved)
-        self.problems += cross_check(config, self.reported, self._origin)
+        unchecked = {entry.key for entry in former if entry.key in PLACES and self.entries[entry.path] is entry}
+        self.problems += cross_check(config, self.reported | unchecked, self._origin)
         if self.problems or architecture is None:
             raise UserError(*dict.fromkeys(self.problems))
         return LoadedConfig(config, architecture, {".".join(path): self._origin(".".join(path)) for path in resolved})

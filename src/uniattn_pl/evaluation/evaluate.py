@@ -91,6 +91,7 @@ class _Parts:
         config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
 
         def measure(variant: Variant) -> list[Result]:
+            self.console.print(f"held_out: rows of {source}", highlight=False, markup=False, soft_wrap=True)
             model, tokenizer = self.model.of(variant)
             size = 1 if variant.retain_rate is not None else self.options.batch_size
             data = InstructionDataModule(

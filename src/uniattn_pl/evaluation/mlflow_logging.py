@@ -9,7 +9,9 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.evaluation.evaluation_results import Result
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.resilience.manifest import Manifest, exclusive
+from uniattn_pl.resilience.moved_run import is_copy, settle
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.lost_run import continued_run
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.mlflow_store import check_experiment, connect, find_or_create_run, is_local
 from uniattn_pl.tracking.one_off_run import one_off_run
@@ -21,17 +23,19 @@ def check_store(loaded: LoadedConfig, subject: Subject) -> None:
     """Check the tracking store before hours of work; a server that does not answer is waited for later.
 
     Raises:
-        UserError: the store cannot be opened, its experiment is deleted, or it is a local one that does not have the
-            fit's run.
+        UserError: the store cannot be opened, its experiment is deleted, or it is a local one that has had
+            the fit's run and does not have it any more.
     """
     config = loaded.config.tracking
     client = connect(config)
-    if subject.run is None:
-        check_experiment(config)
     manifest = None if subject.run is None else Manifest.read(subject.run)
-    if manifest is not None and manifest.mlflow_run_id is not None and is_local(config):
-        recorded = {"fit_id": manifest.fit_id, "run_id": manifest.mlflow_run_id}
-        find_or_create_run(client, config, name=loaded.config.name, **recorded)
+    run_id = None
+    if subject.run is not None and manifest is not None and not is_copy(manifest, subject.run):
+        run_id = continued_run(config, subject.run, manifest.mlflow_run_id)
+    if manifest is None or run_id is None:
+        check_experiment(config)
+    elif is_local(config):
+        find_or_create_run(client, config, name=loaded.config.name, fit_id=manifest.fit_id, run_id=run_id)
 
 
 def track(
@@ -57,6 +61,9 @@ def track(
     with exclusive(subject.run):
         manifest = Manifest.read(subject.run)
         assert manifest is not None  # a subject's run folder has one
+        moved = settle(manifest, subject.run)
+        if moved is not None:
+            print(moved)
         fit = MLflowRun.open(
             loaded.config.tracking,
             name=str(manifest.config.get("name", loaded.config.name)),
@@ -65,6 +72,9 @@ def track(
             tags={tags.FOLDER: str(subject.run.resolve())},
             folder=subject.run,
         )
+        if fit.run_id is not None:
+            manifest.mlflow_run_id = fit.run_id
+        manifest.write(subject.run)
         _log(fit, metrics, manifest.step_offset, folder)
         if not fit.end("FINISHED" if manifest.phase == "done" else "KILLED"):
             print(f"{fit.leftover()}; the same command delivers them later.")

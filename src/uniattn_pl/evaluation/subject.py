@@ -11,7 +11,7 @@ from uniattn_pl.config.checks import looks_like_path
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, no_such_model
 from uniattn_pl.resilience.manifest import FILE_NAME
-from uniattn_pl.run_folder import FINAL, MODEL_FILES, model_folder
+from uniattn_pl.run_folder import FINAL, has_model, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:
     """
     if name is None:
         root = Path(loaded.config.trainer.default_root_dir)
-        if _has_model(root / FINAL):
+        if has_model(root / FINAL):
             return _in_folder(root)
         if (root / FILE_NAME).is_file():
             raise UserError(
@@ -106,7 +106,3 @@ def _in_folder(path: Path) -> Subject:
     folder = model_folder(path)
     root = folder.parent if folder.name == FINAL else folder
     return Subject(folder, None, root if (root / FILE_NAME).is_file() else None)
-
-
-def _has_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MODEL_FILES)

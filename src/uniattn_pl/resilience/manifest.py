@@ -28,6 +28,7 @@ PLACEMENT = frozenset(
         "trainer.accelerator",
         "trainer.devices",
         "trainer.num_nodes",
+        "trainer.default_root_dir",
         "training.strategy",
         "training.cpu_offload",
         "training.checkpoint_format",
@@ -72,6 +73,7 @@ class Manifest:
         identity: digests of what the results rest on (`resilience.identity`); a resumed fit must have the same.
             Empty: begun by a version that did not record it.
         accepted: changes of it that the user has allowed, each with the phase that was to be run next.
+        folder: where the run was when this was written, absolute; None: written by a version that did not record it.
     """
 
     config: dict[str, Any]
@@ -82,6 +84,7 @@ class Manifest:
     step_offset: int = 0
     identity: dict[str, str] = field(default_factory=dict)
     accepted: list[dict[str, str]] = field(default_factory=list)
+    folder: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

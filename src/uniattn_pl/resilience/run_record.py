@@ -14,6 +14,7 @@ from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Identity, changes, digests_of, write_items
 from uniattn_pl.resilience.manifest import Manifest, exclusive
 from uniattn_pl.resilience.model_folders import lost_files
+from uniattn_pl.resilience.moved_run import settle
 from uniattn_pl.run_folder import FINAL, check_run_folder
 
 
@@ -27,10 +28,11 @@ class RunRecord:
         manifest: as read from the folder, or a new one.
         folder: of the run.
         cluster: the ranks, which must all commit.
+        moved: what to tell of a folder that was copied since it last ran; on rank 0.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, cluster: Cluster) -> None:
-        self.manifest, self.folder, self.cluster = manifest, folder, cluster
+    def __init__(self, manifest: Manifest, folder: Path, cluster: Cluster, moved: str | None = None) -> None:
+        self.manifest, self.folder, self.cluster, self.moved = manifest, folder, cluster, moved
 
     @classmethod
     @contextmanager
@@ -42,7 +44,7 @@ class RunRecord:
                 allowed.
         """
         folder, config = Path(loaded.config.trainer.default_root_dir), plain_config(loaded)
-        manifest = Manifest(config)
+        manifest, moved = Manifest(config), None
         with ExitStack() as stack:
             if cluster.is_main:
                 check_run_folder(folder)
@@ -52,8 +54,9 @@ class RunRecord:
                     manifest.check_same_config(config, folder)
                 if manifest.phase != "done" or not manifest.changes(config):  # else that is not what was run
                     manifest.config = config
+                moved = settle(manifest, folder)
                 manifest.write(folder)
-            yield cls(manifest, folder, cluster)
+            yield cls(manifest, folder, cluster, moved)
 
     def agree(self) -> None:
         """Take rank 0's manifest on every rank."""

@@ -55,6 +55,7 @@ class Delivery:
     ) -> None:
         self.config, self.journal, self.fit_id, self.name, self.tell = config, journal, fit_id, name, tell
         self._file = journal.folder / FILE
+        self._former_place: str | None = None  # the store that had this run before, until it is told
         self._progress = self._starting_point(run_id)
         self._done = journal.count_until(self._progress.offset)
         self._requests: RunRequests | None = None
@@ -72,6 +73,7 @@ class Delivery:
             return DeliveryState(place, run_id)
         moved_away = mlflow_store.is_local(self.config) and not mlflow_store.database(self.config).exists()
         if progress.place != place or moved_away:
+            self._former_place = None if progress.place == place else progress.place
             # written before the new database is made: a kill in between must not bring the old run's id back
             progress = DeliveryState(place)
             progress.write(self._file)
@@ -154,12 +156,19 @@ class Delivery:
 
             run_id, existing = find_run()
             self._advance(run_id=run_id)
+            if self._former_place is not None:
+                self._tell_place(continued=existing)
             artifacts = self.journal.folder / ARTIFACTS
             self._requests = RunRequests(
                 client, run_id, existing=existing, artifacts=artifacts, require_active=find_run, tell=self._say
             )
             self._answered()
         return self._requests
+
+    def _tell_place(self, *, continued: bool) -> None:
+        here = f"at {redact(self.config.uri)} {'its run goes on' if continued else 'it is a new run, with all of it'}"
+        self._say(f"MLflow: what this run has logged was kept at {self._former_place}; {here}.")
+        self._former_place = None
 
     def _deliver(self, requests: RunRequests) -> None:
         while not self._stopped and (batch := self._next_batch()):

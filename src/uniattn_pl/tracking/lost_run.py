@@ -1,13 +1,16 @@
-"""Whether the store still has a run that a folder says it has, and sending it again where it has not."""
+"""The MLflow run that a folder says it has: whether the store has it, and sending all of it again as another one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.files import atomic_file
 from uniattn_pl.tracking import mlflow_store
 from uniattn_pl.tracking.delivery_state import FILE, DeliveryState
+from uniattn_pl.tracking.journal import FILE as JOURNAL
 from uniattn_pl.tracking.journal import FOLDER, journal_owner
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
@@ -22,9 +25,8 @@ def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool:
     """
     from mlflow.exceptions import MlflowException
 
-    delivered = DeliveryState.read(folder / FOLDER / FILE)
-    run_id = run_id if delivered is None or delivered.run_id is None else delivered.run_id
-    if run_id is None or (delivered is not None and delivered.place != mlflow_store.place(config)):
+    run_id = continued_run(config, folder, run_id)
+    if run_id is None:
         return False
     if mlflow_store.is_local(config) and not mlflow_store.database(config).exists():
         return True
@@ -33,6 +35,29 @@ def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool:
     except MlflowException as error:
         return str(error.error_code) == "RESOURCE_DOES_NOT_EXIST"
     return str(run.info.lifecycle_stage) == "deleted"
+
+
+def continued_run(config: TrackingConfig, folder: Path, run_id: str | None) -> str | None:
+    """The run in this store that a run folder goes on with; None where it is found by the fit's tag, or made.
+
+    Args:
+        run_id: as the folder's manifest has it, which is of the store it was delivered to last.
+    """
+    delivered = DeliveryState.read(folder / FOLDER / FILE)
+    if delivered is None:
+        return run_id
+    return (delivered.run_id or run_id) if delivered.place == mlflow_store.place(config) else None
+
+
+def rename_owner(folder: Path, fit_id: str) -> None:
+    """Make the journal of a run folder, if there is one, that of another fit, of which nothing is delivered yet."""
+    owner, path = journal_owner(folder), folder / FOLDER / JOURNAL
+    if owner is None:
+        return
+    (folder / FOLDER / FILE).unlink(missing_ok=True)
+    rest = path.read_bytes().partition(b"\n")[2]
+    with atomic_file(path) as file:
+        file.write(json.dumps({**owner, "fit_id": fit_id}).encode() + b"\n" + rest)
 
 
 def send_again(

@@ -17,6 +17,7 @@ from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import exclusive_lock
 from uniattn_pl.redaction import redact
+from uniattn_pl.tracking.moved_store import STORE_TAG, follow
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -103,6 +104,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
         with exclusive_lock(file.with_name(file.name + ".lock")):
             if file.exists():
                 _check_database(file)
+                follow(file)
             else:
                 _create_database(file)
             # absolute: MLflow keeps a connection for every address, also when the working folder has changed
@@ -168,14 +170,17 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     if experiment is None:
         local = is_local(config) and config.artifact_location is not None
         location = Path(str(config.artifact_location)).resolve().as_uri() if local else None
+        tags = {**KIND, STORE_TAG: str(database(config).resolve())} if is_local(config) else KIND
         try:
-            return str(client.create_experiment(config.experiment, artifact_location=location, tags=KIND))
+            return str(client.create_experiment(config.experiment, artifact_location=location, tags=tags))
         except MlflowException:
             experiment = client.get_experiment_by_name(config.experiment)  # another fit was faster
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise UserError(deleted_experiment(config, str(experiment.experiment_id)))
+    if is_local(config) and STORE_TAG not in experiment.tags:  # made by a version that did not record it
+        client.set_experiment_tag(experiment.experiment_id, STORE_TAG, str(database(config).resolve()))
     return str(experiment.experiment_id)
 
 

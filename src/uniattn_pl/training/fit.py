@@ -80,6 +80,8 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
         console, experiment = Console(quiet=not cluster.is_main), None
         with RunRecord.opened(loaded, cluster, allow_changes=allow_changes) as record:
             record.agree()
+            if record.moved is not None:
+                console.print(record.moved, highlight=False, markup=False, soft_wrap=True)
             if record.finished:
                 _look_at_finished(loaded, record, console, allow_changes=allow_changes)
             if starts_others and not record.finished:
