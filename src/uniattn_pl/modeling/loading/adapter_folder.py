@@ -1,12 +1,16 @@
-"""peft adapter folders: which model folder their base is, also after a run was copied or moved."""
+"""peft adapter folders: which model folder their base is, also after a run was moved, and both as one model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.file_contents import read_json_object
 from uniattn_pl.run_folder import is_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_config.json"
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer_config.json"
@@ -39,6 +43,24 @@ def base_folder(adapter: Path) -> Path:
         f"'{beside.name}' beside the adapter; put the base there, or name it as base_model_name_or_path in "
         f"{adapter / ADAPTER_FILE}."
     )
+
+
+def merged(adapter: Path, base: PreTrainedModel) -> PreTrainedModel:
+    """A base with the adapter of a folder merged into it.
+
+    Raises:
+        UserError: the adapter changes a weight that the base has twice (tied).
+        Exception: whatever peft says to files that do not fit each other.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from uniattn_pl.modeling.lora import check_untied
+
+    try:
+        check_untied(base, PeftConfig.from_pretrained(str(adapter)))
+    except UserError as error:
+        raise UserError(*(f"'{adapter}': {problem}" for problem in error.problems)) from error
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval()
 
 
 def tokenizer_folder(folder: Path) -> Path:

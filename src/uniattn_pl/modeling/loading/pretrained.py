@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
-from uniattn_pl.modeling.loading.adapter_folder import is_adapter, tokenizer_folder
+from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.gguf_files import converted_gguf
 from uniattn_pl.modeling.loading.hub_connection import hub_answers
@@ -109,7 +109,9 @@ def load_folder(
         if quantization is not None:
             raise UserError(f"'{folder}' is an adapter; export it first, then load the merged model in {quantization}.")
         base = check_adapter(folder)
-        return _merged(folder, load_folder(base, attn_implementation=attn_implementation, device=device))
+        model = load_folder(base, attn_implementation=attn_implementation, device=device)
+        with refusals_explained(folder, way_out=ELSEWHERE, what="the adapter in "):
+            return merged(folder, model)
     _prepare(str(folder), weights=True, quantizations=("bitsandbytes",))
     quantized = _quantized(quantization)
     with refusals_explained(folder, way_out=ELSEWHERE):
@@ -125,22 +127,6 @@ def load_folder(
             **kernel,
         )
     return _complete_model(folder, *loaded)
-
-
-def _merged(adapter: Path, base: PreTrainedModel) -> PreTrainedModel:
-    """A base with the adapter of a folder merged into it."""
-    from peft import PeftConfig, PeftModel
-
-    from uniattn_pl.modeling.lora import check_untied
-
-    with refusals_explained(adapter, way_out=ELSEWHERE, what="the adapter in "):
-        config = PeftConfig.from_pretrained(str(adapter))
-    try:
-        check_untied(base, config)
-    except UserError as error:
-        raise UserError(*(f"'{adapter}': {problem}" for problem in error.problems)) from error
-    with refusals_explained(adapter, way_out=ELSEWHERE, what="the adapter in "):
-        return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval()
 
 
 def _on(device: torch.device | None) -> dict[str, Any]:
