@@ -166,6 +166,7 @@ class TrainingConfig:
     cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     chunked_loss: bool = option(False, "compute logits and loss in pieces: less memory with large vocabularies")
+    router_loss: bool | None = option(None, "add the family's loss of its routers; null: if the model's config has it")
     max_grad_norm: float | None = option(1.0, "clip the global gradient norm; null: never", minimum=0.0)
     checkpoint_every_steps: int = option(50, "steps between resumable checkpoints", minimum=1)
     checkpoint_format: str = option("full", "how a resumable checkpoint is written", allowed=tuple(CHECKPOINT_FORMATS))

@@ -95,7 +95,8 @@ class PackCollator:
         """Return the batch of `packs` (`B` sequences, `L` the longest, `R` rows in a pack at most).
 
         `input_ids`, `position_ids`, `labels` int64 [B, L]; `rows` int64 [B, R], the index of each row in its split,
-        padded with -1; `num_tokens` int64 [], tokens that are neither padding nor blank.
+        padded with -1; `num_tokens` int64 [], tokens that are neither padding nor blank; `row_mask` int64 [B, L], 0 on
+        padding.
 
         There is no attention mask: without one, and without a cache, transformers lets a token attend only to those
         before it in its own run of consecutive positions. Padding at the end is such a run of its own. The first
@@ -104,7 +105,7 @@ class PackCollator:
         length = max(sum(len(example.tokens) for example in pack.examples) for pack in packs)
         input_ids = torch.full((len(packs), length), self.pad_id, dtype=torch.int64)
         position_ids = torch.empty_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
+        labels, row_mask = torch.full_like(input_ids, IGNORED), torch.ones_like(input_ids)
         rows = torch.full((len(packs), max(len(pack.examples) for pack in packs)), -1, dtype=torch.int64)
         counted = 0
         for number, pack in enumerate(packs):
@@ -119,10 +120,12 @@ class PackCollator:
                 counted += example.counted_tokens
                 start = end
             position_ids[number, start:] = torch.arange(length - start)
+            row_mask[number, start:] = 0
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "labels": labels,
+            "row_mask": row_mask,
             "rows": rows,
             "num_tokens": torch.tensor(counted),
         }

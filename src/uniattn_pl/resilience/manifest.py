@@ -48,6 +48,8 @@ AFTERWARDS = frozenset(
 )
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
+# Keys that runs of former versions do not have: null is what those did.
+ADDED_KEYS = frozenset({"training.router_loss"})
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -180,7 +182,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
     nor what sweeps run it."""
     without = PLACEMENT | AFTERWARDS
-    return {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
+    values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
+    return {k: v for k, v in values.items() if v is not None or k not in ADDED_KEYS}
 
 
 def key_of(config: Mapping[str, Any]) -> str:

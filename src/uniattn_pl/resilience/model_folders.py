@@ -40,7 +40,9 @@ def save_model(
     Args:
         state_dict: the weights, where the model itself has only shards of them.
     """
-    given: dict[str, Any] = {} if state_dict is None else {"state_dict": dict(state_dict)}
+    # under the names that weights have in the model, by which shards of it are filled again
+    given: dict[str, Any] = {"save_original_format": False}
+    given |= {} if state_dict is None else {"state_dict": dict(state_dict)}
     with phase_folder(folder) as temporary:
         model.save_pretrained(temporary, **given)
         tokenizer.save_pretrained(temporary)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
+from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
 from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
@@ -108,10 +109,18 @@ class Experiment:
 
 
 def check_updates(loaded: LoadedConfig) -> None:
-    """Check which modules get low-rank updates, without weights. Raises UserError as `check_target_modules`."""
-    lora = loaded.config.training.lora
-    if lora.enabled:
-        check_target_modules(empty_model(loaded.config.model.source, **model_origin(loaded)), lora.target_modules)
+    """Check, without weights, which modules get low-rank updates, and that a loss of routers is one that there is.
+
+    Raises:
+        UserError: as `check_target_modules` and `adds_router_loss`.
+    """
+    training = loaded.config.training
+    if not training.lora.enabled and not training.router_loss:
+        return
+    model = empty_model(loaded.config.model.source, **model_origin(loaded))
+    if training.lora.enabled:
+        check_target_modules(model, training.lora.target_modules)
+    adds_router_loss(model, training.router_loss)
 
 
 def model_origin(loaded: LoadedConfig) -> dict[str, Any]:

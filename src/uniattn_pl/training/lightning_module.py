@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.config.schema import StageConfig
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.losses.router_loss import adds_router_loss, coefficient, router_logits_of, router_loss
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.schedule import WarmupDecay
@@ -30,6 +31,9 @@ class PostTrainingModule(pl.LightningModule):
     micro batch, every rank), not a mean of micro-batch means: micro batches backpropagate sums, and the
     gradients are divided by the token count once it is known, before clipping.
 
+    Where routers have a loss of their own, every response token brings that of its micro batch: a step adds the mean
+    over micro batches, weighted by their response tokens, times the family's coefficient.
+
     Its checkpoints hold what trains; frozen weights are where `model` took them from.
 
     Args:
@@ -39,11 +43,13 @@ class PostTrainingModule(pl.LightningModule):
         options: learning rate, weight decay and schedule of this stage.
         max_grad_norm: clip the global gradient norm to this; None never clips.
         chunked_loss: compute logits and loss in pieces.
+        router_loss: add the load-balancing loss of a mixture of experts; None: if its config asks for it.
         fill: gives a model without weights (on the meta device) its own after it was sharded.
 
     Attributes:
         sharding: set by that callback where the strategy shards.
         step_loss: mean response loss of the last optimizer step (scalar tensor, equal on all ranks).
+        step_router_loss: the routers' loss of that step, without its coefficient; None where it is not added.
         grad_norm: gradient norm of the last optimizer step before clipping, or None when not clipped.
     """
 
@@ -55,6 +61,7 @@ class PostTrainingModule(pl.LightningModule):
         options: StageConfig,
         max_grad_norm: float | None = 1.0,
         chunked_loss: bool = False,
+        router_loss: bool | None = None,
         fill: Callable[[PreTrainedModel], None] | None = None,
     ) -> None:
         super().__init__()
@@ -63,10 +70,13 @@ class PostTrainingModule(pl.LightningModule):
         self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
         self._build = None if isinstance(model, nn.Module) else model
         self._fill, self.chunked_loss = fill, chunked_loss
+        self._router_loss, self._router_coefficient = router_loss, 0.0
         self.sharding: Sharding | None = None
         self.step_loss: Tensor | None = None
+        self.step_router_loss: Tensor | None = None
         self.grad_norm: Tensor | None = None
         self._sums: list[Tensor] = []
+        self._router_sums: list[Tensor] = []
         self._tokens = 0
 
     def configure_model(self) -> None:
@@ -76,6 +86,8 @@ class PostTrainingModule(pl.LightningModule):
         if not hasattr(self.hosted, "peft_config"):
             freeze_for_stage(self.hosted, self.stage)
         self.hosted.train()  # from_pretrained returns models in eval mode
+        if adds_router_loss(self.hosted, self._router_loss):
+            self._router_coefficient = coefficient(self.hosted)
         if self.sharding is not None:
             self.sharding.shard(self.hosted, self.device_mesh["data_parallel"])  # type: ignore[index]
         if self._fill is not None:
@@ -104,21 +116,29 @@ class PostTrainingModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the scaled loss of one micro batch; `batch` as the data module makes it."""
         scored = ScoredTokens(batch["positions"], batch["targets"])
-        total = summed_response_loss(self.hosted, batch, scored, chunked=self.chunked_loss)
+        tokens = scored.targets.numel()
+        with router_logits_of(self.hosted, wanted=self._router_coefficient != 0) as router_logits:
+            total = summed_response_loss(self.hosted, batch, scored, chunked=self.chunked_loss)
         self._sums.append(total.detach())
-        self._tokens += scored.targets.numel()
+        self._tokens += tokens
+        if router_logits:
+            of_router = tokens * router_loss(self.hosted, router_logits, batch)
+            self._router_sums.append(of_router.detach())
+            total = total + self._router_coefficient * of_router
         return total / TOKENS_PER_GRADIENT_UNIT
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into the gradient of the mean over the global batch's response tokens."""
         trainer = self.trainer
         total = torch.stack(self._sums).sum()
-        counts = torch.stack([total, total.new_tensor(float(self._tokens))])
+        of_routers = torch.stack(self._router_sums).sum().to(total) if self._router_sums else total.new_zeros(())
+        counts = torch.stack([total, total.new_tensor(float(self._tokens)), of_routers])
         if trainer.world_size > 1:
             counts = trainer.strategy.reduce(counts, reduce_op="sum")
-        self._sums, self._tokens = [], 0
+        self._sums, self._router_sums, self._tokens = [], [], 0
         tokens = counts[1].clamp_min(1.0)
         self.step_loss = counts[0] / tokens
+        self.step_router_loss = counts[2] / tokens if self._router_coefficient else None
         # Lightning divided by the accumulated micro batches, DDP averages over ranks; both are undone here
         scale = TOKENS_PER_GRADIENT_UNIT * trainer.accumulate_grad_batches * trainer.world_size / tokens
         gradients = [_local(p.grad) for p in self.hosted.parameters() if p.grad is not None]

@@ -170,6 +170,7 @@ def _train(
         options=options,
         max_grad_norm=training.max_grad_norm,
         chunked_loss=training.chunked_loss,
+        router_loss=training.router_loss,
         fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
     )
     throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)

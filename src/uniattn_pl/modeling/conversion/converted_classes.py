@@ -46,6 +46,14 @@ class ConvertedModel(Base):
         _check_complete(source, info)
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """The stock one, weights under the names that they have here.
+
+        transformers gives those of some families (experts, one by one) the names of the checkpoint they came from, and
+        knows how to read them back for its own model types only.
+        """
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
+
     @property
     def layer_plan(self) -> LayerPlan:
         """The plan this model was built by."""

@@ -11,7 +11,7 @@ from uniattn_pl.training.callbacks.step_loss import StepLoss
 
 
 class StepMetrics(pl.Callback):
-    """Logs loss, learning rate and gradient norm of every optimizer step to the Trainer's loggers.
+    """Logs loss, learning rate, gradient norm and routers' loss of every optimizer step to the Trainer's loggers.
 
     Lightning logs a step's metrics after its checkpoint callback ran, so a kill in between leaves a hole
     in the curve. This callback logs first and flushes the loggers before a checkpoint is written: what
@@ -38,9 +38,10 @@ class StepMetrics(pl.Callback):
         if trainer.lr_scheduler_configs:
             # the scheduler has already moved on; the rate this step used is the one before
             metrics["learning_rate"] = _rate_used(trainer)
-        norm = getattr(pl_module, "grad_norm", None)
-        if isinstance(norm, Tensor):
-            metrics["grad_norm"] = float(norm)
+        for name, attribute in (("grad_norm", "grad_norm"), ("router_loss", "step_router_loss")):
+            value = getattr(pl_module, attribute, None)
+            if isinstance(value, Tensor):
+                metrics[name] = float(value)
         for logger in trainer.loggers:
             logger.log_metrics({self.prefix + name: value for name, value in metrics.items()}, trainer.global_step)
 
