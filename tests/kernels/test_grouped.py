@@ -140,6 +140,28 @@ def test_a_chunk_keeps_the_map_to_its_limit() -> None:
     assert chunk(1024) == 64
 
 
+@pytest.mark.parametrize(
+    ("backend", "reuse_mode", "observed", "whole"),
+    [
+        ("sdpa", "auto", False, True),
+        ("sdpa", "replay", False, True),
+        ("sdpa", "materialise", False, False),
+        ("sdpa", "auto", True, False),
+        ("eager", "auto", False, False),
+    ],
+)
+def test_an_accelerator_takes_a_prompt_whole_unless_maps_are_kept(
+    backend: str, reuse_mode: str, observed: bool, whole: bool
+) -> None:
+    model = converted("llama", "uniattn")
+    model.set_attn_implementation(backend)
+    model.config.reuse_mode = reuse_mode
+    cuda = torch.device("cuda")
+    found = automatic_chunk(model.config, cuda, torch.bfloat16, batch_size=1, length=2**14, observed=observed)
+    assert (found >= 2**14) == whole
+    assert whole or found <= map_memory.CHUNK_ELSEWHERE
+
+
 class Calls(TorchDispatchMode):
     """Counts the operators that run, and the bytes of what they allocate."""
 

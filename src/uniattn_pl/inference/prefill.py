@@ -48,7 +48,12 @@ def prefill(
     past, length = int(cache.get_seq_length()), input_ids.shape[1]
     if chunk_size is None:
         chunk_size = automatic_chunk(
-            model.config, model.device, model.dtype, batch_size=len(input_ids), length=past + length
+            model.config,
+            model.device,
+            model.dtype,
+            batch_size=len(input_ids),
+            length=past + length,
+            observed=isinstance(cache, H2OCache),
         )
     positions = None
     if attention_mask is not None:

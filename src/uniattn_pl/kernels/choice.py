@@ -85,6 +85,8 @@ def decide_on_map(call: AttentionCall) -> tuple[bool, str]:
         return True, "decoding: the map is one row"
     if call.gradient:
         return False, "training: a kept map takes memory quadratic in the length"
+    if call.device != "cpu":
+        return False, "a prompt on an accelerator: a fused kernel computes a map again faster than memory gives it back"
     if call.map_bytes > call.map_limit:
         return False, "the map is larger than the limit"
     return True, "a chunk of a prompt: the map is small"

@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 
+from uniattn_pl.kernels.stock import EAGER, backend_name
+
 GROWTH = 1.5
 MAP_BYTES = {"cpu": 2**26}
 MAP_BYTES_ELSEWHERE = 2**30
 CHUNKS = {"cpu": 256}  # measured: 512 gains nothing and masks more of the diagonal
 CHUNK_ELSEWHERE = 2048
+# Where no map is kept: measured on an H100, chunks of 2,048 made 32k tokens twice as slow as one forward, since a fused
+# kernel takes a mask over what came before where it could take none; this bounds what one forward's layers allocate.
+CHUNK_WITHOUT_MAPS = 2**15
 SMALLEST_CHUNK = 16
 
 
@@ -66,13 +71,23 @@ def map_limit(config: Any, device: torch.device) -> int:
     return MAP_BYTES.get(device.type, MAP_BYTES_ELSEWHERE) if limit is None else int(limit * 2**20)
 
 
-def automatic_chunk(config: Any, device: torch.device, dtype: torch.dtype, *, batch_size: int, length: int) -> int:
+def automatic_chunk(
+    config: Any, device: torch.device, dtype: torch.dtype, *, batch_size: int, length: int, observed: bool = False
+) -> int:
     """Queries of a prompt of `length` tokens to process together, so that one attention map keeps to `map_limit`.
 
-    A power of two, at most what keeps the matrix products of the device busy.
+    A power of two, at most what keeps the matrix products of the device busy. `observed`: the cache sums maps, so that
+    there are maps where otherwise there are none (`choice.decide_on_map`).
     """
+    if device.type != "cpu" and not observed and not _keeps_maps(config):
+        return CHUNK_WITHOUT_MAPS
     heads = config.get_text_config().num_attention_heads
     per_query = batch_size * heads * length * dtype.itemsize
     most = CHUNKS.get(device.type, CHUNK_ELSEWHERE)
     fits = max(map_limit(config, device) // max(per_query, 1), SMALLEST_CHUNK)
     return min(most, 1 << (int(fits).bit_length() - 1))
+
+
+def _keeps_maps(config: Any) -> bool:
+    """Whether prompts on an accelerator have maps: by eager attention, or because the user wants them kept."""
+    return backend_name(config) == EAGER or getattr(config, "reuse_mode", None) == "materialise"

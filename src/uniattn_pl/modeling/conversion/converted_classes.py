@@ -135,7 +135,10 @@ def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict
         return None
     batch, length = prompt.shape[:2]
     together = batch * max(chosen("num_beams", 1), chosen("num_return_sequences", 1))
-    chunk = automatic_chunk(model.config, model.device, model.dtype, batch_size=together, length=length)
+    observed = isinstance(kwargs.get("past_key_values"), H2OCache)
+    chunk = automatic_chunk(
+        model.config, model.device, model.dtype, batch_size=together, length=length, observed=observed
+    )
     return chunk if chunk < length else None
 
 
