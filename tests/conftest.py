@@ -33,6 +33,7 @@ SLOW = (
     "exporting/",
     "families/test_positions.py::test_a_benchmark_of_longer_texts_goes_on_and_says_so",
     "families/test_positions.py::test_an_evaluation_says_all_that_is_too_long_before_it_measures",
+    "fuzz/",
     "inference/test_bench.py",
     "inference/test_decoding.py",
     "inference/test_measuring.py",

@@ -7,7 +7,9 @@ environment (its traceback). Errors are shown without the credentials that a URL
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,10 +17,27 @@ from importlib import import_module
 
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, parse
-from uniattn_pl.errors import RunFailure, UserError, did_you_mean
+from uniattn_pl.errors import RunFailure, UserError, did_you_mean, is_panic
 from uniattn_pl.redaction import redact
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+LONGEST_PATH = 160  # characters shown of it
+# What a place can do to whoever reads or writes there, wherever in a command that is; anything else is a bug.
+PLACE_ERRORS = {
+    errno.EROFS: (USER_ERROR, "cannot be written there; name another place"),
+    errno.EACCES: (USER_ERROR, "you may not read or write there; name another place, or get access"),
+    errno.EPERM: (USER_ERROR, "you may not read or write there; name another place, or get access"),
+    errno.ENAMETOOLONG: (USER_ERROR, "the name is too long for the file system; choose a shorter one"),
+    errno.ENOTDIR: (USER_ERROR, "a part of this path is a file where a folder is needed"),
+    errno.EISDIR: (USER_ERROR, "a folder is there where a file is needed"),
+    errno.EEXIST: (USER_ERROR, "a file is there where a folder is needed"),
+    errno.ELOOP: (USER_ERROR, "its links lead in a circle"),
+    errno.ENOSPC: (FAILURE, "the disk is full; free some room there and run the same command again"),
+    errno.EDQUOT: (FAILURE, "your quota is used up; free some room there and run the same command again"),
+    errno.EMFILE: (FAILURE, "too many files are open; raise the limit (ulimit -n)"),
+    errno.EIO: (FAILURE, "the disk or the network file system fails"),
+    errno.ESTALE: (FAILURE, "the disk or the network file system fails"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,10 +58,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCESS
-    except Exception:
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        print("error: this is not about your input; please report it with the traceback above.", file=sys.stderr)
-        return FAILURE
+    except Exception as error:
+        return _of_a_place(error) or _bug()
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        return _bug()
+
+
+def _of_a_place(error: BaseException) -> int:
+    """Say what a file or folder does to this command, if that is it, and return the exit code; 0: it is not."""
+    cause: BaseException | None = error
+    while cause is not None and _number(cause) not in PLACE_ERRORS:
+        cause = cause.__cause__
+    if cause is None:
+        return 0
+    number = _number(cause)
+    code, what = PLACE_ERRORS[number]
+    # `filename2` is where something was to be moved or copied to.
+    path = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
+    where = f"'{_shortened(str(path))}'" if path else "a file or folder of this command"
+    print(f"error: {redact(where)}: {what} ({os.strerror(number)}).", file=sys.stderr)
+    return code
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= LONGEST_PATH else f"{path[:80]}...{path[-40:]}"
+
+
+def _number(error: BaseException) -> int:
+    """The operating system's number of an error; Rust libraries (safetensors, tokenizers) have it in their words."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
+
+
+def _bug() -> int:
+    """Show the error that is being handled in full: it says nothing that a user could act on."""
+    print(redact(traceback.format_exc()), end="", file=sys.stderr)
+    print("error: this is not about your input; please report it with the traceback above.", file=sys.stderr)
+    return FAILURE
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,8 +1,9 @@
-"""What a file from elsewhere really holds, so that one that cannot be read is explained by what it is."""
+"""What a file from elsewhere really holds, and why a place cannot be read or written to."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def mistaken_content(path: Path) -> str:
     except OSError as error:
         raise UserError(unreadable(path, error)) from error
     if not start:
-        return " is empty (0 bytes); its download or copy was interrupted."
+        return " is empty (0 bytes); was its download or copy interrupted?"
     if start.startswith(_LFS_POINTER):
         return (
             " is a Git LFS pointer, the note that Git keeps instead of a large file; fetch the file itself with "
@@ -54,6 +55,17 @@ def unreadable(path: Path, error: OSError) -> str:
     if path.is_symlink() and not path.exists():
         return f"'{path}' is a link to '{path.readlink()}', which is not there."
     return f"'{path}' cannot be read ({error.strerror or error})."
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless files can be written to a folder, or, where it is not there yet, to where it will be."""
+    nearest = folder.expanduser().absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"'{folder}' cannot be a folder: '{nearest}' is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"nothing can be written to '{folder}': '{nearest}' is read-only for you; name another place.")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

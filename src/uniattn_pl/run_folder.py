@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.file_contents import check_writable
 
+# File systems take 255 bytes; names of temporary folders and of files beside a run are longer than its own.
+LONGEST_NAME = 200
 SWEEP_ENTRY = "sweep"
 FINAL = "final"
 MANIFEST = "manifest.json"
@@ -35,11 +38,13 @@ RUN_ENTRIES = (
 
 
 def check_run_folder(folder: Path) -> None:
-    """Check that no part of a run folder is a link out of it: a run writes and deletes in its own folder only.
+    """Check that a run folder can be written to and that no part of it is a link out of it.
 
     Raises:
-        UserError: naming the link and where it leads.
+        UserError: it is read-only, or naming the link and where it leads: a run writes and deletes in its own folder
+            only.
     """
+    check_writable(folder)
     root = os.path.realpath(folder)
     for path in _parts(folder):
         real = os.path.realpath(path)
@@ -65,6 +70,8 @@ def is_run(folder: Path) -> bool:
 
 def name_problem(name: str) -> str | None:
     """Return why a folder cannot have this name of a run or of a sweep's point, or None."""
+    if len(name.encode("utf-8", errors="replace")) > LONGEST_NAME:
+        return f"it names a folder, of at most {LONGEST_NAME} bytes; got {len(name)} characters."
     if re.fullmatch(r"\w[\w.+=,-]*", name):
         return None
     return f"it names a folder: letters, digits and . _ + - = , only, and no leading dot; got {name!r}."

@@ -204,8 +204,8 @@ WRONG = {
     "unknown cost": config("architecture: {name: search, cost: kv_byte}", "Did you mean 'kv_bytes'?"),
     "given without a file": config("architecture: {name: given}", "a.yaml:1: architecture: given needs plan"),
     "given a file that is not there": config("architecture: {name: given, plan: gone.json}", "no file 'gone.json'"),
-    "given a file that is not JSON": given("{oops", "'p.json' is not JSON"),
-    "given a list": given("[1]", "'p.json' holds no layer plan"),
+    "given a file that is not JSON": given("{oops", "'p.json' is not valid JSON"),
+    "given a list": given("[1]", "'p.json' holds a list; it must be a JSON object"),
     "given something else": given('{"points": []}', "this is not a layer plan"),
     "given another model's plan": given('{"num_layers": 9, "rows": []}', "the plan has 9 layers"),
     "given a layer outside": given(
@@ -231,7 +231,7 @@ WRONG = {
     "row without a key": data("rows.jsonl", f'{GOOD_ROW}\n{{"instruction": "i"}}\n', "rows.jsonl, line 2", "output"),
     "row that is not an object": data("rows.jsonl", f"{GOOD_ROW}\n3\n", "rows.jsonl, line 2"),
     "truncated JSON array": data("rows.json", f"[{GOOD_ROW},", "rows.json", "invalid JSON"),
-    "empty data file": data("rows.jsonl", "", "rows.jsonl", "no usable row"),
+    "empty data file": data("rows.jsonl", "", "rows.jsonl", "is empty"),
     "wrong format": data("rows.jsonl", f"{GOOD_ROW}\n", "rows.jsonl", "no usable row", words=("data.format=tulu3",)),
     "too few rows": data(
         "rows.jsonl", f"{GOOD_ROW}\n" * 3, "no row to train on out of the 3 rows of 'rows.jsonl'", "must be at most 2"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from uniattn_pl.architectures.registry import Architecture, register
+from uniattn_pl.file_contents import read_json_object
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
 
@@ -25,12 +25,7 @@ class Given(Architecture):
         path = Path(self.plan)
         if not self.plan or not path.is_file():
             raise PlanError(f"given needs plan: a JSON file with a layer plan; there is no file '{self.plan}'.")
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise PlanError(f"'{path}' is not JSON ({error}).") from error
-        if not isinstance(data, dict):
-            raise PlanError(f"'{path}' holds no layer plan; expected an object with num_layers and rows.")
+        data = read_json_object(path)
         try:
             return LayerPlan.from_dict(data)
         except PlanError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.file_contents import check_writable
 
 
 def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
@@ -15,7 +16,8 @@ def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
         target: absent, empty, or, with `overwrite`, a model folder to replace.
 
     Raises:
-        UserError: the target is a file, overlaps the source, or holds something that is not to be replaced.
+        UserError: the target is a file, overlaps the source, or holds something that is not to be replaced, or
+            nothing can be written there.
     """
     real_source, real_target = source.resolve(), target.resolve()
     if target.is_file():
@@ -26,6 +28,7 @@ def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
         raise UserError(f"--to '{target}' lies inside the model folder '{source}'; choose a folder outside of it.")
     if real_source.is_relative_to(real_target):
         raise UserError(f"--to '{target}' contains the model folder '{source}'; choose another folder.")
+    check_writable(target.parent if target.is_dir() else target)  # a folder takes the place of a former one by its name
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / "config.json").is_file():

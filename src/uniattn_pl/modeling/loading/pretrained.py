@@ -223,7 +223,11 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
         if published is None:
             raise
         config = published
-    return shape_of(config)
+    with refusals_explained(source, way_out=TRUST, what="the config of "):
+        try:
+            return shape_of(config)
+        except UserError as error:
+            raise UserError(*(f"'{source}': {problem}" for problem in error.problems)) from error
 
 
 def empty_model(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
