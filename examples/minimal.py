@@ -18,6 +18,7 @@ import uniattn_pl
 from uniattn_pl.architectures import UniAttn
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.data.embedded import embedded_rows
+from uniattn_pl.data.prompt_ids import prompt_ids, text_ids
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
@@ -47,9 +48,8 @@ BATCH = 4
 
 def tokens_of(row):
     """The tokens of prompt and response; apart, so that the prompt has the same tokens when the model generates."""
-    prompt = tokenizer(f"{row.instruction}\n\n{row.input}\n\nAnswer:\n").input_ids  # with BOS, if the model has one
-    response = tokenizer(row.output, add_special_tokens=False).input_ids
-    return prompt, [*response, tokenizer.eos_token_id]
+    prompt = prompt_ids(tokenizer, f"{row.instruction}\n\n{row.input}\n\nAnswer:\n")  # with BOS, if the model has one
+    return prompt, [*text_ids(tokenizer, [row.output])[0], tokenizer.eos_token_id]
 
 
 def batch_of(rows):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import uniattn_pl
 from uniattn_pl.data.embedded import embedded_rows
+from uniattn_pl.data.prompt_ids import prompt_ids, text_ids
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
@@ -58,8 +59,8 @@ class Questions:
 
     def encode(self, row):
         """Tokens of prompt and response; apart, so that the prompt has the same tokens when the model generates."""
-        prompt = self.tokenizer(f"{row.instruction}\n\n{row.input}\n\nAnswer:\n").input_ids
-        response = self.tokenizer(row.output, add_special_tokens=False).input_ids
+        prompt = prompt_ids(self.tokenizer, f"{row.instruction}\n\n{row.input}\n\nAnswer:\n")
+        (response,) = text_ids(self.tokenizer, [row.output])
         return prompt, [*response, self.tokenizer.eos_token_id]
 
     def collate(self, rows):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.generation import utils as generation_code
 
 from uniattn_pl.cli import main
 from uniattn_pl.data.prompt_ids import prompt_ids
@@ -82,6 +83,16 @@ def test_temperature_zero_takes_the_likeliest_token_every_time(folder: Path, ins
     tokenizer = load_tokenizer(str(folder))
     ids = prompt_ids(tokenizer, format_prompt(PROMPT) if instruction else PROMPT)
     assert generate(folder, [PROMPT], max_new_tokens=TOKENS, instruction=instruction) == [likeliest(folder, ids)]
+
+
+def test_a_long_prompt_goes_in_chunks_without_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(generation_code.logger, "warning_once", lambda line, *_: said.append(line))
+    text = " ".join(str(number * number) for number in range(90))
+    ids = prompt_ids(load_tokenizer(str(folder)), text)
+    assert len(ids) > 256
+    assert generate(folder, [text], max_new_tokens=TOKENS) == [likeliest(folder, ids)]
+    assert not said
 
 
 def test_a_seed_gives_the_same_text_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ converted models do differently, in front of the family's own class.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -83,8 +84,11 @@ class ConvertedModel(Base):
         if isinstance(cache, H2OCache) and prompt is not None:
             cache.expect_prompt(prompt.shape[1] - int(cache.get_seq_length()))
         chunk = _prefill_chunk(self, prompt, generation_config, kwargs)
-        if chunk is not None:
+        if chunk is not None and generation_config is None:
             kwargs["prefill_chunk_size"] = chunk
+        elif chunk is not None:  # transformers warns of settings in both places
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.prefill_chunk_size = chunk
         with rotated_for(self, _longest(prompt, kwargs)):
             return super().generate(inputs, generation_config, **kwargs)
 
