@@ -17,6 +17,7 @@ from transformers import AutoConfig, MixtralConfig, Qwen3MoeConfig
 from uniattn_pl.cli import main
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.plan import Experts, LayerPlan, ModelShape, costs
+from uniattn_pl.training.callbacks.throughput import flops_per_token
 
 D, HEADS, GROUPS, SIZE, INNER = 32, 4, 2, 8, 48  # of `SIZES`
 ATTENTION = D * SIZE * (2 * HEADS + 2 * GROUPS)  # W_q, W_o, W_k, W_v
@@ -150,6 +151,14 @@ def test_a_router_at_random_reads_as_many_experts_as_expected() -> None:
     chosen = torch.rand(4000, batch, 16, generator=generator).topk(3).indices  # [trials, B, k]
     touched = torch.zeros(4000, 16).scatter_(1, chosen.flatten(1), 1.0).sum(dim=1)
     assert float(touched.mean()) == pytest.approx(experts.read(batch), rel=0.01)
+
+
+def test_training_counts_the_flops_of_a_tokens_own_experts() -> None:
+    model = stock("mixtral").requires_grad_(requires_grad=False)
+    active = costs.active_parameters(UNMODIFIED, shape_of(model.config))
+    assert flops_per_token(model) == pytest.approx(4 * active)
+    model.requires_grad_(requires_grad=True)
+    assert flops_per_token(model) == pytest.approx(6 * active)
 
 
 def test_plan_prints_what_computes_for_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

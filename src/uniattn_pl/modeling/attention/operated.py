@@ -55,20 +55,26 @@ class OperatedAttention(nn.Module):
         """
         compensation = self.layer_row.compensation
         if self.w_c is None or compensation is None:
-            return self.o_proj(heads)
+            return self.drop_out(self.o_proj(heads))
         read = {"attention_input": hidden_states, "value": value, "heads": heads}[compensation.input]
         correction = self.w_c(read)
         if compensation.output == "heads":
-            return self.o_proj(heads + correction)
+            return self.drop_out(self.o_proj(heads + correction))
         return self.add(self.o_proj(heads), correction, kwargs)
 
     def add(self, output: torch.Tensor, correction: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Add a correction [B, L, d] to the attention's output, or leave it for the end of the layer."""
         compensation = self.layer_row.compensation
         if compensation is None or compensation.output == "attention_output":
-            return output + correction
+            return self.drop_out(output + correction)
         kwargs[PUBLICATIONS].late[self.layer_idx] = correction
-        return output
+        return self.drop_out(output)
+
+    def drop_out(self, output: torch.Tensor) -> torch.Tensor:
+        """What the attention adds to the stream [B, L, d], with the dropout that some families give it in training
+        (Starcoder2, Seed-OSS); others do that, if at all, in the layer, which is theirs."""
+        probability = getattr(self, "residual_dropout", 0.0)
+        return nn.functional.dropout(output, probability, self.training) if probability else output
 
 
 def add_late_correction(

@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from uniattn_pl.families.routed_experts import routed_experts
 
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; the first name contained in the device's.
 PEAK_FLOPS = {
@@ -41,7 +43,8 @@ class Throughput(pl.Callback):
 
     A step lasts from the end of the previous optimizer step to its own end, so waiting for data counts;
     medians keep out the slow first step, validation and checkpoints. Tokens are those that are no padding.
-    FLOPs per token are 2 per parameter forward, 2 backward, and 2 for each parameter that trains.
+    FLOPs per token are 2 per parameter forward, 2 backward, and 2 for each parameter that trains; of routed experts
+    those count that serve a token.
 
     Args:
         prefix: put before the metric names, for instance "stage1/".
@@ -78,9 +81,7 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_end, self._tokens, self._seen = time.perf_counter(), 0, trainer.global_step
-        parameters = list(pl_module.parameters())
-        total = sum(p.numel() for p in parameters)
-        self._flops_per_token = 4.0 * total + 2.0 * sum(p.numel() for p in parameters if p.requires_grad)
+        self._flops_per_token = flops_per_token(pl_module)
         self._peak = peak_flops(pl_module.device)
 
     def on_train_batch_end(
@@ -106,6 +107,12 @@ class Throughput(pl.Callback):
             metrics["mfu"] = rate * self._flops_per_token / (self._peak * trainer.world_size)
         for logger in trainer.loggers:
             logger.log_metrics({self.prefix + name: value for name, value in metrics.items()}, trainer.global_step)
+
+
+def flops_per_token(module: nn.Module) -> float:
+    """FLOPs of a training step for one token, as `Throughput` counts them."""
+    shares = {p: found.per_token / found.count for found in routed_experts(module) for p in found.weights.values()}
+    return sum((6.0 if p.requires_grad else 4.0) * p.numel() * shares.get(p, 1.0) for p in module.parameters())
 
 
 def _tokens_of(batch: Any) -> int | Tensor:
