@@ -33,8 +33,10 @@ torch.save({{"logits": output.logits, "cache": layers}}, {file!r})
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

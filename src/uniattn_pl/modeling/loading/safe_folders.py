@@ -42,27 +42,27 @@ def refusals_explained(source: str | Path, *, way_out: str, what: str = "") -> I
         # About the place that is written to (a converted GGUF) or the machine, not about the source.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE):
             raise
-        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
+        raise UserError(_explained(f"{what}'{source}'", error, way_out)) from error
     # There is no list: hundreds of config and model classes compute with what config.json says (KeyError,
     # ZeroDivisionError, AssertionError, StrictDataclassError, RuntimeError of negative sizes ...), and each
     # tokenizer reads files in its own way.
     except Exception as error:
-        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
+        raise UserError(_explained(f"{what}'{source}'", error, way_out)) from error
     except BaseException as error:
         if not is_panic(error):
             raise
-        raise UserError(f"{what}'{source}' {_reason(error, way_out)}") from error
+        raise UserError(_explained(f"{what}'{source}'", error, way_out)) from error
 
 
-def _reason(error: BaseException, way_out: str) -> str:
+def _explained(subject: str, error: BaseException, way_out: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ValueError) and "trust_remote_code=True" in text:
-        return f"needs Python code that comes with it, which is not run; {way_out}"
+        return f"{subject} needs Python code that comes with it, which is not run; {way_out}"
     if isinstance(error, OSError) and "file named model.safetensors" in text:
-        return _NO_SAFETENSORS.format(WEIGHTS)
+        return f"{subject} {_NO_SAFETENSORS.format(WEIGHTS)}"
     if "ignore_mismatched_sizes" in text:
-        return "has weights of other sizes than its config.json says; they are not of the same model."
-    return f"cannot be loaded: {text[:500] or 'no reason given'} ({type(error).__name__})."
+        return f"{subject} has weights of other sizes than its config.json says; they are not of the same model."
+    return f"{subject} cannot be loaded: {text[:500] or 'no reason given'} ({type(error).__name__})."
 
 
 def check_complete(source: str | Path, info: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "vocab
 SMALL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def read_tokenizer(location: str, **options: Any) -> PreTrainedTokenizerBase:
+def read_tokenizer(location: str, *, trust_remote_code: bool, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or a hub id, with `AutoTokenizer.from_pretrained`'s options.
 
     Raises:
@@ -30,7 +30,9 @@ def read_tokenizer(location: str, **options: Any) -> PreTrainedTokenizerBase:
     if folder.is_dir():
         _check_files(folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **options)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            location, trust_remote_code=trust_remote_code, **options
+        )
     except Exception:
         if (folder / "tokenizer.json").exists():  # of many megabytes, so read twice only where it may be the reason
             read_json_object(folder / "tokenizer.json")
@@ -39,7 +41,7 @@ def read_tokenizer(location: str, **options: Any) -> PreTrainedTokenizerBase:
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"the tokenizer of '{location}' has no tokens; the file of its vocabulary is missing.")
     if not folder.is_dir() or (folder / "config.json").is_file():
-        config = AutoConfig.from_pretrained(location, **options).get_text_config()
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options).get_text_config()
         check_vocabulary(tokenizer, getattr(config, "vocab_size", None), location)
     return tokenizer
 
