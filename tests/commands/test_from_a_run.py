@@ -73,8 +73,11 @@ def own_loss(run: str | Path) -> float:
     return float(manifest.results["stage2"]["milestones"]["stage2"]["response_loss"])
 
 
-def test_a_run_is_evaluated_on_its_own_rows_and_in_its_own_store(folder: Path) -> None:
+def test_a_run_is_evaluated_on_its_own_rows_and_in_its_own_store(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", "--from", "runs/tiny", HELD_OUT]) == 0
+    assert "held_out: not the rows" not in capsys.readouterr().out
     rows, loss = held_out("runs/tiny")
     assert rows == 2
     assert loss == pytest.approx(own_loss("runs/tiny"), abs=1e-6)
@@ -85,13 +88,18 @@ def test_a_run_is_evaluated_on_its_own_rows_and_in_its_own_store(folder: Path) -
     assert not (folder / "mlruns").exists(), "nothing went to the default store"
 
 
-def test_what_the_command_line_says_wins(folder: Path) -> None:
+def test_what_the_command_line_says_wins_and_other_rows_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = [{"instruction": f"Say {n}.", "input": "", "output": "a b c"} for n in range(9)]
     (folder / "other.jsonl").write_text("\n".join(map(json.dumps, other)), encoding="utf-8")
     words = ["data.source=other.jsonl", "evaluation.held_out_rows=3", "data.validation_size=5"]
     assert main(["evaluate", "--from", "runs/tiny", HELD_OUT, *words]) == 0
     rows, loss = held_out("runs/tiny")
     assert rows == 3
+    told = capsys.readouterr().out
+    assert "held_out: rows of other.jsonl" in told
+    assert "held_out: not the rows that runs/tiny was measured on as it was fitted" in told
     assert loss != pytest.approx(own_loss("runs/tiny"), abs=1e-3)
 
 

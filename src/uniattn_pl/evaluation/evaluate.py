@@ -23,6 +23,8 @@ from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.evaluation.variants import Variant, variants_of
 from uniattn_pl.files import atomic_file, file_digest
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, changes
+from uniattn_pl.resilience.manifest import Manifest
 
 FOLDER = "evaluation"
 COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
@@ -98,6 +100,7 @@ class _Parts:
                 config.data, tokenizer, batch_size=size, micro_batch_size=size, eval_batch_size=size, seed=config.seed
             )
             data.setup()
+            self._tell_other_rows(data)
             batches = data.validation_batches(rows, size)
             if variant.retain_rate is not None:
                 return [probes.compressed_held_out(model, batches, variant.retain_rate)]
@@ -107,6 +110,16 @@ class _Parts:
         source = config.data.validation_source or config.data.source
         settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": rows}
         return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
+
+    def _tell_other_rows(self, data: InstructionDataModule) -> None:
+        """Say so where a run is scored on other rows than those it was fitted with: both are called `held_out`."""
+        run = self.model.subject.run
+        manifest = None if run is None else Manifest.read(run)
+        if run is not None and manifest is not None:
+            rows = {HELD_OUT_ROWS: data.contents[HELD_OUT_ROWS]}
+            for change in changes(rows, manifest.identity, run).values():
+                line = f"held_out: not the rows that {run} was measured on as it was fitted: {change}"
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _positions(self) -> Part:
         text, options = str(self.options.text), self.options

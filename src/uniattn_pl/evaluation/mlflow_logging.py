@@ -30,7 +30,7 @@ def check_store(loaded: LoadedConfig, subject: Subject) -> None:
     client = connect(config)
     manifest = None if subject.run is None else Manifest.read(subject.run)
     run_id = None
-    if subject.run is not None and manifest is not None and not is_copy(manifest, subject.run):
+    if subject.run is not None and manifest is not None and not is_copy(manifest, subject.run, config):
         run_id = continued_run(config, subject.run, manifest.mlflow_run_id)
     if manifest is None or run_id is None:
         check_experiment(config)
@@ -61,7 +61,7 @@ def track(
     with exclusive(subject.run):
         manifest = Manifest.read(subject.run)
         assert manifest is not None  # a subject's run folder has one
-        moved = settle(manifest, subject.run)
+        moved = settle(manifest, subject.run, loaded.config.tracking)
         if moved is not None:
             print(moved)
         fit = MLflowRun.open(

@@ -54,7 +54,7 @@ class RunRecord:
                     manifest.check_same_config(config, folder)
                 if manifest.phase != "done" or not manifest.changes(config):  # else that is not what was run
                     manifest.config = config
-                moved = settle(manifest, folder)
+                moved = settle(manifest, folder, loaded.config.tracking)
                 manifest.write(folder)
             yield cls(manifest, folder, cluster, moved)
 

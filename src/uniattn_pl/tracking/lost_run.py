@@ -49,6 +49,12 @@ def continued_run(config: TrackingConfig, folder: Path, run_id: str | None) -> s
     return (delivered.run_id or run_id) if delivered.place == mlflow_store.place(config) else None
 
 
+def is_in_store(config: TrackingConfig, folder: Path) -> bool:
+    """Whether a run folder was delivered to this store last, or to none so far."""
+    delivered = DeliveryState.read(folder / FOLDER / FILE)
+    return delivered is None or delivered.place == mlflow_store.place(config)
+
+
 def rename_owner(folder: Path, fit_id: str) -> None:
     """Make the journal of a run folder, if there is one, that of another fit, of which nothing is delivered yet."""
     owner, path = journal_owner(folder), folder / FOLDER / JOURNAL
