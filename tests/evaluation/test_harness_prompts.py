@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lm_eval.api.instance import Instance
 from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.harness import harness_model
+from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.modeling.conversion.convert import unmodified_copy
 from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
@@ -103,3 +105,12 @@ def test_a_prompt_that_is_cut_is_counted_and_no_room_is_said(model: Any) -> None
     assert subject.cut == 2
     with pytest.raises(UserError, match="8 tokens generated, which leaves no room for a prompt in the 8 positions"):
         subject.generate_until(requests("generate_until", [("a", {"max_gen_toks": 8})]))
+
+
+def test_a_row_with_half_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pubmedqa").mkdir()
+    row = '{"QUESTION": "smile \\ud83d", "CONTEXTS": ["a"], "final_decision": "yes"}\n'
+    file = tmp_path / "pubmedqa" / "test.jsonl"
+    file.write_text(row.replace("\\ud83d", "") + row)
+    with pytest.raises(UserError, match=r"test.jsonl.*2.*surrogates not allowed"):
+        open_task("pubmedqa", data_dir=str(tmp_path), num_fewshot=0)

@@ -114,6 +114,23 @@ def test_a_seed_has_bounds(seed: str, folder: Path, capsys: pytest.CaptureFixtur
     assert f"--seed is a number from 0 to {2**32 - 1}; got {seed}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--prompt", "smile \ud83d"], "--prompt 'smile \\ud83d' is not text: it has half a character."),
+        (["--prompt", "a\udc80"], "--prompt 'a\\udc80' is not text"),
+        (["--prompt", "a", "--temperature", "1e-40"], "--temperature is 0, or a number of at least 1e-06; got 1e-40."),
+        (["--prompt", "a", "--temperature", "nan"], "--temperature is 0, or a number of at least 1e-06; got nan."),
+        (["--prompt", "a", "--temperature", "-1"], "--temperature is 0, or a number of at least 1e-06; got -1."),
+    ],
+)
+def test_what_nothing_can_be_made_of_is_refused(
+    words: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--from", str(folder), *words]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_sampling_draws_from_the_whole_distribution(folder: Path) -> None:
     """At a temperature that makes all tokens alike, more than the 50 of transformers' own default are drawn."""
     texts = generate(folder, [PROMPT] * 3, max_new_tokens=60, temperature=1e6, seed=0)

@@ -15,6 +15,7 @@ EXAMPLE = """\
   uniattn-pl generate --config experiments/quickstart.yaml --prompt "The heart" --max-new-tokens 20"""
 
 LARGEST_SEED = 2**32 - 1
+LEAST_TEMPERATURE = 1e-6  # far below, logits divided by it are infinite
 
 
 def add_arguments(parser: Parser) -> None:
@@ -50,10 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     problems = []
     if not arguments.prompt:
         problems.append("generate needs at least one --prompt TEXT.")
+    problems += [f"--prompt {text!a} is not text: it has half a character." for text in filter(_half, arguments.prompt)]
     if arguments.max_new_tokens < 1:
         problems.append(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}.")
-    if not 0 <= arguments.temperature < float("inf"):
-        problems.append(f"--temperature must be at least 0, got {arguments.temperature:g}.")
+    temperature = arguments.temperature
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < float("inf"):
+        problems.append(f"--temperature is 0, or a number of at least {LEAST_TEMPERATURE:g}; got {temperature:g}.")
     if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
         problems.append(f"--seed is a number from 0 to {LARGEST_SEED}; got {arguments.seed}.")
     if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
@@ -84,3 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     for text in texts:
         print(text)
     return 0
+
+
+def _half(text: str) -> bool:
+    """Whether a text has half of a surrogate pair, or bytes that are no UTF-8, which no tokenizer can read."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

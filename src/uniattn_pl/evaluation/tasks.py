@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -183,6 +184,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for record in read_file(path):
         if record.problem or not isinstance(record.value, dict):
             raise UserError(f"{record.place()}: {record.problem or 'expected an object with fields'}.")
+        try:
+            json.dumps(record.value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:  # half a character, which JSON can say and no tokenizer can read
+            raise UserError(f"{record.place()}: {error}.") from error
         rows.append(record.value)
     if not rows:
         raise UserError(f"evaluation.data_dir: '{path}' has no rows.")
