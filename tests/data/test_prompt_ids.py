@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.conftest import byte_tokenizer
 
-from uniattn_pl.data import Row, encode_rows, format_prompt
+from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.data import InstructionDataModule, Row, encode_rows, format_prompt
 from uniattn_pl.data.prompt_ids import prompt_ids, text_ids
 
 EOS, BOS = 0, 1
@@ -84,3 +87,13 @@ def test_a_tokenizer_that_cannot_spell_them_out_is_told() -> None:
 
     encoded = encode_rows([Row("What?", "", "<eos>."), Row("No.", "", "N.")], Stubborn(), 512)  # type: ignore[arg-type]
     assert (encoded.special_text, encoded.special_tokens) == (0, 1)
+
+
+def test_the_report_says_how_many_rows_hold_special_text(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": "a <eos> b" if n < 3 else "ab"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sizes = {"batch_size": 2, "micro_batch_size": 2, "eval_batch_size": 2}
+    config = DataConfig(source=str(tmp_path / "rows.jsonl"), validation_size=2, token_cache=False)
+    report = InstructionDataModule(config, byte_tokenizer(), seed=0, **sizes).report
+    assert "3 rows hold the text of a special token, which stays text" in report.lines()
+    assert report.to_dict()["special_text"] == 3

@@ -61,7 +61,7 @@ def assert_same(found, expected):
     for name in ("tokens", "lengths", "prompt_lengths", "source_rows"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
         assert getattr(found, name).dtype == getattr(expected, name).dtype
-    for name in ("choices", "truncated", "dropped", "ambiguous"):
+    for name in ("choices", "truncated", "dropped", "ambiguous", "special_text", "special_tokens"):
         assert getattr(found, name) == getattr(expected, name)
 
 
