@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -65,7 +66,17 @@ def _parts(folder: Path) -> Iterator[str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a fit has worked in a folder."""
-    return (folder / MANIFEST).is_file()
+    return (folder / MANIFEST).is_file() and not _is_bookkeeping(folder)
+
+
+def _is_bookkeeping(folder: Path) -> bool:
+    """Whether a folder is the `sweep/` of a sweep, whose manifest lists points; a run may have that name, too."""
+    if folder.name != SWEEP_ENTRY:
+        return False
+    try:
+        return "points" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # not there, no UTF-8, no JSON, a number
+        return False
 
 
 def name_problem(name: str) -> str | None:
@@ -98,10 +109,11 @@ def _advice(folder: Path) -> str:
     """What to give in place of a folder that holds no model, or of a file in it."""
     if has_model(folder) or has_model(folder / FINAL):
         return f"'{folder}'."
+    folder = folder.parent if _is_bookkeeping(folder) else folder
     within = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     finished = [entry.name for entry in within if has_model(entry / FINAL)]
-    if (folder / SWEEP_ENTRY / MANIFEST).is_file():
-        begun = ", ".join(entry.name for entry in within if is_run(entry) and entry.name != SWEEP_ENTRY)
+    if _is_bookkeeping(folder / SWEEP_ENTRY):
+        begun = ", ".join(entry.name for entry in within if is_run(entry))
         points = f"give one of its finished points: {', '.join(finished)}."
         return f"it is the folder of a sweep; {points if finished else f'none of its points is finished ({begun}).'}"
     run = next((place for place in (folder, *folder.absolute().parents) if is_run(place)), None)

@@ -189,15 +189,17 @@ def test_what_is_no_model_says_which_folder_to_give(source: str, told: str, caps
 def test_a_sweep_s_folder_names_its_points(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = folder / "runs/swept"
     (sweep / "sweep").mkdir(parents=True)
-    (sweep / "sweep/manifest.json").write_text("{}")
+    (sweep / "sweep/manifest.json").write_text('{"points": {}}')
     (sweep / "two").mkdir()
     (sweep / "two/manifest.json").write_text("{}")
     try:
         for finished in (False, True):
             if finished:
                 shutil.copytree(folder / "runs/tiny/final", sweep / "two/final")
-            assert main(["generate", "--from", "runs/swept", "--prompt", "Hi"]) == 2
             told = "give one of its finished points: two." if finished else "none of its points is finished (two)."
-            assert f"it is the folder of a sweep; {told}" in capsys.readouterr().err
+            for source in ("runs/swept", "runs/swept/sweep"):
+                for command in (["generate", "--prompt", "Hi"], ["evaluate", HELD_OUT]):
+                    assert main([*command, "--from", source]) == 2
+                    assert f"it is the folder of a sweep; {told}" in capsys.readouterr().err
     finally:
         shutil.rmtree(sweep)
