@@ -195,7 +195,7 @@ def load_folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model or adapter folder. Raises UserError when it needs code of its own, or is broken."""
     place = tokenizer_folder(folder)
     if (place / "config.json").exists():
-        check_config(place)
+        _prepare(str(place))  # transformers looks up the model's type before it reads the tokenizer
     with refusals_explained(folder, way_out=ELSEWHERE, what="the tokenizer of "):
         return read_tokenizer(str(place), local_files_only=True, trust_remote_code=False)
 
