@@ -218,6 +218,31 @@ def test_a_command_on_a_broken_folder_ends_with_one_line(model: Path, capsys: py
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["generate", "--prompt", "x"], ["export", "--to", "exported"], ["evaluate", "evaluation.probes=[held_out]"]],
+    ids=lambda words: words[0],
+)
+def test_a_dry_run_opens_what_the_command_will_open(
+    model: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(model.parent)
+    command = [words[0], "--from", str(model), *words[1:], "--dry-run"]
+    assert main(command) == 0
+    (model / "tokenizer.json").write_bytes(POINTER)
+    assert main(command) == 2
+    (model / WEIGHTS).write_bytes(PAGE)
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert "tokenizer.json' is a Git LFS pointer" in printed
+    assert f"{WEIGHTS}' is a web page" in printed
+
+
+@pytest.mark.parametrize("source", ["a/b c", "a/" + "b" * 100, "a/b."])
+def test_a_source_that_cannot_be_on_the_hub_is_no_model(source: str, user_error: Callable[..., None]) -> None:
+    user_error(f"there is no model '{source}'", load_model, source)
+
+
 def with_token(folder: Path, **tokens: str) -> None:
     """Add special tokens to a folder's tokenizer, as for chats, and leave its model as it is."""
     from transformers import AutoTokenizer

@@ -74,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     if "held_out" in options.probes or options.drop:
         check_rows(loaded)
     if arguments.dry_run:
+        from uniattn_pl.modeling.loading.pretrained import check_folder
+
+        if subject.folder is not None:
+            check_folder(subject.folder)
         print(f"dry run: would evaluate {subject} on {', '.join([*options.tasks, *options.probes])}.")
         return 0
     from uniattn_pl.display.quiet_libraries import quiet_libraries

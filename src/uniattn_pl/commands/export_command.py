@@ -46,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     source, target = find_model_folder(arguments), arguments.target
     check_target(source, target, overwrite=arguments.overwrite)
     if arguments.dry_run:
+        from uniattn_pl.modeling.loading.pretrained import check_folder
+
+        check_folder(source)
         print(f"dry run: would write the model of {source} to {target}.")
         return 0
     from transformers.utils.logging import disable_progress_bar

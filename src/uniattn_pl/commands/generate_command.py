@@ -67,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(*problems)
     folder = find_model_folder(arguments)
     if arguments.dry_run:
+        from uniattn_pl.modeling.loading.pretrained import check_folder
+
+        check_folder(folder)
         print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
         return 0
     from transformers.utils.logging import disable_progress_bar

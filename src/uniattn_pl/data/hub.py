@@ -25,8 +25,19 @@ def read_hub(name: str, split: str, *, hint: str = "") -> Iterator[Record]:
     Raises:
         UserError: not on the hub, not in the cache while the hub cannot be reached, or no such split.
     """
-    for index, value in enumerate(_load(name, split, hint)):
-        yield Record(value, partial(row_place, f"{name} ({split})", index))
+    import pyarrow as pa
+
+    rows = _load(name, split, hint)
+    index = 0
+    try:
+        for index, value in enumerate(rows):
+            yield Record(value, partial(row_place, f"{name} ({split})", index))
+    except (pa.ArrowException, OSError) as error:  # a damaged file of the local cache
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"hub data set '{name}', split '{split}', cannot be read after row index {index}: {reason}; delete it from "
+            "the cache and load it again."
+        ) from None
 
 
 def _load(name: str, split: str, hint: str) -> Any:

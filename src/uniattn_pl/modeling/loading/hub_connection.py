@@ -20,3 +20,15 @@ def hub_answers(endpoint: str) -> bool:
     except (URLError, OSError):
         return False
     return True
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether the hub could have a model of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.gguf_files import converted_gguf
-from uniattn_pl.modeling.loading.hub_connection import hub_answers
+from uniattn_pl.modeling.loading.hub_connection import hub_answers, is_hub_id
 from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
 from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
 from uniattn_pl.modeling.loading.weight_files import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from uniattn_pl.plan import ModelShape
 
 TRUST = "read that code, then allow it with model.trust_remote_code=true."
+INFERENCE_QUANTIZATIONS = ("bitsandbytes",)  # of checkpoints; a model in another kind of weights is not read
 ELSEWHERE = "load it with transformers where you trust it."
 
 
@@ -112,7 +113,7 @@ def load_folder(
         model = load_folder(base, attn_implementation=attn_implementation, device=device)
         with refusals_explained(folder, way_out=ELSEWHERE, what="the adapter in "):
             return merged(folder, model)
-    _prepare(str(folder), weights=True, quantizations=("bitsandbytes",))
+    _prepare(str(folder), weights=True, quantizations=INFERENCE_QUANTIZATIONS)
     quantized = _quantized(quantization)
     with refusals_explained(folder, way_out=ELSEWHERE):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -179,6 +180,17 @@ def check_weights(source: str, *, revision: str | None = None) -> None:
             return
         folder = Path(cached[0]).parent
     check_weight_files(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Check the files that `load_folder` and `load_folder_tokenizer` read, without reading weights; the latter is done.
+
+    Raises:
+        UserError: as these.
+    """
+    model = check_adapter(folder) if is_adapter(folder) else folder
+    check_weight_files(model, quantizations=INFERENCE_QUANTIZATIONS)
+    load_folder_tokenizer(folder)
 
 
 def load_tokenizer(
@@ -265,7 +277,7 @@ def local_place(source: str) -> Path | None:
     path = Path(source).expanduser()
     if path.suffix == ".gguf" or path.is_dir():
         return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if source.startswith((".", "/", "~")) or source.count("/") != 1 or not is_hub_id(source):
         raise UserError(no_such_model(source))
     return None
 
