@@ -1,6 +1,6 @@
 """What plans cost on one GPU, on the product's public interface: correctness, time to first token, decoding, memory.
 
-    python benchmarks/gpu/costs.py RESULT.json [--tiny]      # three minutes on an H100; --tiny: small shapes, any machine
+    python benchmarks/gpu/costs.py RESULT.json [--tiny]   # three minutes on an H100; --tiny: small shapes, anywhere
 
 The models have the shape of Llama-3.1-8B and random weights, on which costs do not depend. Every line is measured by
 itself, printed and written at once; one that fails says so and the next goes on. Decoding is measured with and without
