@@ -10,6 +10,7 @@ from typing import Any
 
 from uniattn_pl.data.records import Record, row_place
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.printed_commands import hub_data
 
 _TIMEOUT_S = 5.0
 
@@ -57,9 +58,8 @@ def _load(name: str, split: str, hint: str) -> Any:
             ) from None
         raise UserError(
             f"data source '{name}' is not a local file, and as a hub data set it is not in the local cache and the "
-            f'hub cannot be reached; fetch it where there is a network (python -c "import datasets; '
-            f"datasets.load_dataset('{name}')\") and copy ~/.cache/huggingface, or give a .json, .jsonl or .parquet "
-            f"file as data.source.{hint}"
+            f"hub cannot be reached.{hint} Give a .json, .jsonl or .parquet file as data.source, or copy "
+            f"~/.cache/huggingface here once it was fetched where there is a network: {hub_data(name, split)}"
         ) from None
 
 

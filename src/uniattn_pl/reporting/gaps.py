@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from uniattn_pl.config.report_checks import ANALYSES
 from uniattn_pl.config.schema import PROBES, EvaluationConfig, ExperimentConfig
 from uniattn_pl.errors import did_you_mean
+from uniattn_pl.printed_commands import config_words, uniattn
 from uniattn_pl.reporting.cells import Table
 from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
 from uniattn_pl.reporting.lookup import Lookup, metric_of
@@ -41,8 +41,7 @@ class CommandLine:
 
     def of(self, command: str, *further: str) -> str:
         """One command with these files and overrides."""
-        words = [word for file in self.files for word in ("--config", str(file))]
-        return " ".join(("python -m uniattn_pl", command, *map(shlex.quote, [*words, *self.overrides, *further])))
+        return uniattn(command, *config_words(self.files, self.overrides), *further)
 
     @property
     def fit(self) -> str:

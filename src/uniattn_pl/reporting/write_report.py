@@ -14,6 +14,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import print_table
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_file
+from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.redaction import redact
 from uniattn_pl.reporting import columns as all_columns
 from uniattn_pl.reporting.cells import Table, fill
@@ -237,7 +238,7 @@ def _show(request: Request, report: Report, files: Sequence[str]) -> None:
     print(f"\nwritten to {request.folder}: {', '.join(files)}")
     uri = request.loaded.config.tracking.uri
     if not uri.startswith("http"):
-        print(f"MLflow: mlflow ui --host 127.0.0.1 --backend-store-uri {redact(uri)}")
+        print(f"MLflow: {mlflow_ui(uri)}")
     ids = report.run_ids
     print(f"side by side: {report.links.comparison(ids) if len(ids) > 1 else report.links.experiment}")
 

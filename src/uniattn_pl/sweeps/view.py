@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from uniattn_pl.printed_commands import mlflow_ui, uniattn
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
@@ -172,16 +171,15 @@ def best_of(rows: Sequence[ViewRow]) -> ViewRow | None:
 def final_table(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None) -> Group:
     """All points, the best one marked, and the commands that go on from here."""
     best = best_of(rows)
-    python = shlex.quote(sys.executable)
     parts: list[Table | Text] = [_table(rows, "Held-out loss of all points (* the best)", best)]
-    commands = [f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(tracking_uri)}"]
+    commands = [f"MLflow    {mlflow_ui(tracking_uri)}"]
     if run_id is not None:
         commands.append(f"          the points are under the run {run_id}")
     if best is not None and best.place is not None:
         commands.append(f"best      {best.name}, whose run is in {best.place}")
     elif best is not None:
-        run = shlex.quote(str(best.folder))
-        commands.append(f"best      {python} -m uniattn_pl generate --from {run} --instruction --prompt 'Say hello.'")
+        words = ("--from", str(best.folder), "--instruction", "--prompt", "Say hello.")
+        commands.append(f"best      {uniattn('generate', *words)}")
     return Group(*parts, Text("\n" + "\n".join(commands)))
 
 

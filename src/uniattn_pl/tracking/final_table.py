@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 from io import StringIO
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from uniattn_pl.printed_commands import mlflow_ui, uniattn
 from uniattn_pl.tracking.fit_result import FitResult
 
 PLAIN_WIDTH = 110
@@ -46,22 +43,13 @@ def as_text(report: RenderableType) -> str:
 
 def commands(result: FitResult) -> str:
     """The exact commands to look at the run, to generate with the model and to export it."""
-    run, python, store = shlex.quote(str(result.run_folder)), _python(), shlex.quote(result.tracking_uri)
-    target = f"exported/{result.run_folder.name}"
+    run = str(result.run_folder)
     lines = [
-        f"MLflow    {python} -m mlflow ui --host 127.0.0.1 --backend-store-uri {store}",
-        f"generate  {python} -m uniattn_pl generate --from {run} --instruction --prompt {shlex.quote(EXAMPLE_PROMPT)}",
-        f"export    {python} -m uniattn_pl export --from {run} --to {shlex.quote(target)}",
+        f"MLflow    {mlflow_ui(result.tracking_uri)}",
+        f"generate  {uniattn('generate', '--from', run, '--instruction', '--prompt', EXAMPLE_PROMPT)}",
+        f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",
     ]
     return "\n".join(lines)
-
-
-def _python() -> str:
-    """How to call this interpreter from here: `python` where the environment is active, else its path."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    executable, current = Path(sys.executable), Path.cwd()
-    return shlex.quote(str(executable.relative_to(current) if executable.is_relative_to(current) else executable))
 
 
 def _quality(result: FitResult) -> Table:

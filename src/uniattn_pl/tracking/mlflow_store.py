@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sqlite3
-import sys
 from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 from uniattn_pl.config.schema import TrackingConfig
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import exclusive_lock
+from uniattn_pl.printed_commands import mlflow_on
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking.moved_store import STORE_TAG, follow
 
@@ -143,7 +142,7 @@ def find_or_create_run(
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
             f"the MLflow run {run_id} at tracking.uri '{redact(config.uri)}' is deleted; start anew with another "
-            f"name=, or restore it with: {mlflow_command(config, 'runs', 'restore', '--run-id', run_id)}"
+            f"name=, or restore it with: {mlflow_on(config.uri, 'runs', 'restore', '--run-id', run_id)}"
         )
     return run_id, True
 
@@ -208,17 +207,11 @@ def check_experiment(config: TrackingConfig) -> None:
 
 def deleted_experiment(config: TrackingConfig, experiment_id: str) -> str:
     """What is wrong, and the ways out."""
-    command = mlflow_command(config, "experiments", "restore", "--experiment-id", experiment_id)
+    command = mlflow_on(config.uri, "experiments", "restore", "--experiment-id", experiment_id)
     return (
         f"tracking.experiment: '{config.experiment}' is deleted at tracking.uri '{redact(config.uri)}'; set another "
         f"tracking.experiment, or restore it with: {command}"
     )
-
-
-def mlflow_command(config: TrackingConfig, *words: str) -> str:
-    """A command of MLflow's own on this store, to be copied; it takes the store from its environment."""
-    store = f"MLFLOW_TRACKING_URI={shlex.quote(str(redact(config.uri)))}"
-    return " ".join((store, shlex.quote(sys.executable), "-m mlflow", *map(shlex.quote, words)))
 
 
 def _create_database(file: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.gguf_files import converted_gguf
-from uniattn_pl.modeling.loading.hub_connection import hub_answers, is_hub_id
+from uniattn_pl.modeling.loading.hub_connection import is_hub_id, only_cached
 from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
 from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
 from uniattn_pl.modeling.loading.weight_files import (
@@ -59,28 +61,32 @@ def load_model(
     location, options = _locate(source, revision)
     _prepare(location, weights=True)
     quantized = _quantized(quantization)
-    with refusals_explained(source, way_out=TRUST):
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                location,
-                output_loading_info=True,
-                dtype=resolve_dtype(dtype),
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                **_on(device),
-                **quantized,
-                **options,
-            )
-        except ValueError as error:
-            # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
-            if "does not support an attention implementation" not in str(error):
-                raise
-            raise UserError(
-                f"model '{source}' has no attention implementation '{attn_implementation}'; "
-                "set model.attn_implementation=eager."
-            ) from error
+    with refusals_explained(source, way_out=TRUST), _kernel_explained(source, attn_implementation):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            output_loading_info=True,
+            dtype=resolve_dtype(dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **_on(device),
+            **quantized,
+            **options,
+        )
     return _complete_model(source, *loaded)
+
+
+@contextmanager
+def _kernel_explained(source: str, name: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise UserError(
+            f"model '{source}' has no attention implementation '{name}'; set model.attn_implementation=eager."
+        ) from error
 
 
 def load_folder(
@@ -242,23 +248,34 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
             raise UserError(*(f"'{source}': {problem}" for problem in error.problems)) from error
 
 
-def empty_model(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def empty_model(
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """The modules of a model source, without weights. Raises UserError as `load_model` does."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     location, options = _locate(source, revision)
     _prepare(location)
-    with refusals_explained(source, way_out=TRUST), torch.device("meta"):
+    kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with (
+        refusals_explained(source, way_out=TRUST),
+        _kernel_explained(source, attn_implementation),
+        torch.device("meta"),
+    ):
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **kernel)
 
 
 def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained`, and with which options."""
     place = local_place(source)
     if place is None:
-        return source, {"revision": revision, "local_files_only": _only_cached(source, revision)}
+        return source, {"revision": revision, "local_files_only": only_cached(source, revision)}
     if not place.is_dir():
         return str(converted_gguf(place)), {"local_files_only": True}
     if not (place / "config.json").exists():
@@ -280,17 +297,3 @@ def local_place(source: str) -> Path | None:
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or not is_hub_id(source):
         raise UserError(no_such_model(source))
     return None
-
-
-def _only_cached(source: str, revision: str | None) -> bool:
-    """Whether to read a hub model from the local cache only; UserError when it is neither there nor reachable."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if not constants.HF_HUB_OFFLINE and hub_answers(constants.ENDPOINT):
-        return False
-    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
-        return True
-    raise UserError(
-        f"model '{source}' is not in the local cache and {constants.ENDPOINT} cannot be reached. With a network, "
-        f"fetch it once with: hf download {source}. Or copy its folder here and set model.source to that folder."
-    )

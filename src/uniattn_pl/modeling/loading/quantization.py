@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.printed_commands import install
 
 QUANTIZATIONS = {
     "8bit": "LLM.int8: about half of bfloat16's memory",
@@ -33,7 +34,7 @@ def quantization_config(name: str) -> Any:
     if find_spec("bitsandbytes") is None:
         raise UserError(
             f"quantization '{name}' needs the package bitsandbytes (CPU and CUDA); "
-            "install it with: pip install 'uniattn-pl[quantization]'"
+            f"install it with: {install('uniattn-pl[quantization]')}"
         )
     import torch
     from transformers import BitsAndBytesConfig

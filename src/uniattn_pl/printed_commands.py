@@ -1,0 +1,63 @@
+"""Every command line that the program prints, built in one place: quoted for a shell, for this interpreter, complete.
+
+Tests collect what these functions return and run it as it stands.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from uniattn_pl.redaction import redact
+
+
+def python() -> str:
+    """How to call this interpreter from here: `python` where the environment is active, else its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    executable, current = Path(sys.executable), Path.cwd()
+    return shlex.quote(str(executable.relative_to(current) if executable.is_relative_to(current) else executable))
+
+
+def uniattn(command: str, *words: str) -> str:
+    """One of this program's commands."""
+    return _line(f"{python()} -m uniattn_pl", command, *words)
+
+
+def mlflow_on(store: str, *words: str) -> str:
+    """A command of MLflow's on a store, which it takes from its environment; credentials are left out."""
+    return _line(f"MLFLOW_TRACKING_URI={shlex.quote(redact(store))} {python()} -m mlflow", *words)
+
+
+def mlflow_ui(store: str) -> str:
+    """What shows the runs of a store: a command for a database; a server is its own page."""
+    if store.startswith(("http:", "https:")):
+        return f"open {redact(store)} in a browser"
+    return _line(f"{python()} -m mlflow ui --host 127.0.0.1", "--backend-store-uri", redact(store))
+
+
+def hub_model(source: str, revision: str | None) -> str:
+    """The command that fetches a model from the hub."""
+    return _line("hf download", source, *([] if revision is None else ["--revision", revision]))
+
+
+def hub_data(name: str, split: str) -> str:
+    """The command that fetches a data set from the hub."""
+    return _line(python(), "-c", f'import datasets; datasets.load_dataset("{name}", split="{split}")')
+
+
+def install(*requirements: str) -> str:
+    """The command that installs packages beside this one."""
+    return _line(f"{python()} -m pip install", *requirements)
+
+
+def _line(program: str, *words: str) -> str:
+    return " ".join((program, *map(shlex.quote, words)))
+
+
+def config_words(files: Iterable[Path], overrides: Iterable[str]) -> list[str]:
+    """The words of a command line that name an experiment."""
+    return [*(word for file in files for word in ("--config", str(file))), *overrides]
