@@ -65,6 +65,7 @@ SLOW = (
     "tracking/test_server_faults.py",
     "tracking/test_store_faults.py",
     "training/faults/",
+    "training/test_dry_run.py",
     "training/test_router_loss.py::test_two_ranks_with_shards_train_as_one_and_log_it",
     "training/test_kill_and_resume.py",
     "training/test_measured_fit.py",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from uniattn_pl.errors import UserError
 
+TOO_LONG = os.strerror(errno.ENAMETOOLONG)
+LONGEST_INSIDE = "checkpoints/stage1/.step-00000000-temporary"  # of what a run writes below its folder
 _LFS_POINTER = b"version https://git-lfs"
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -59,6 +63,9 @@ def unreadable(path: Path, error: OSError) -> str:
 
 def check_writable(folder: Path) -> None:
     """Raise UserError unless files can be written to a folder, or, where it is not there yet, to where it will be."""
+    reason = unwritable(folder)
+    if reason == TOO_LONG:
+        raise UserError(f"'{folder}' cannot be a folder: {reason}.")
     nearest = folder.expanduser().absolute()
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -66,6 +73,30 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"'{folder}' cannot be a folder: '{nearest}' is a file.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"nothing can be written to '{folder}': '{nearest}' is read-only for you; name another place.")
+    if reason is not None:
+        raise UserError(f"nothing can be written to '{folder}': {reason}; name another place.")
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why `folder` cannot be made, or nothing be written into it; None: it can.
+
+    A file is made and removed in the nearest folder that is there: permissions alone do not tell of read-only file
+    systems, quotas, or folders such as /proc.
+    """
+    try:
+        existing = next(place for place in (folder, *folder.parents, Path()) if os.path.lexists(place))
+        longest = os.pathconf(existing, "PC_NAME_MAX"), os.pathconf(existing, "PC_PATH_MAX")
+        below = os.fsencode(folder.absolute() / LONGEST_INSIDE)
+        if max(map(len, below.split(b"/"))) > longest[0] or len(below) > longest[1]:
+            return TOO_LONG
+        if not existing.is_dir():
+            return f"'{existing}' is no folder"
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:  # a NUL character in the name
+        return str(error)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

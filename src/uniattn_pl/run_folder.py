@@ -46,6 +46,9 @@ def check_run_folder(folder: Path) -> None:
             only.
     """
     check_writable(folder)
+    for name in RUN_ENTRIES if folder.is_dir() else ():
+        if (folder / name).is_dir():
+            check_writable(folder / name)
     root = os.path.realpath(folder)
     for path in _parts(folder):
         real = os.path.realpath(path)

@@ -38,44 +38,40 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0
-    check_run_folder(Path(loaded.config.trainer.default_root_dir))
     if arguments.dry_run:
-        _dry_run(loaded)
+        _dry_run(loaded, allow_changes=arguments.allow_changes)
         return 0
+    check_run_folder(Path(loaded.config.trainer.default_root_dir))
     from uniattn_pl.training.fit import fit
 
     fit(loaded, allow_changes=arguments.allow_changes)
     return 0
 
 
-def _dry_run(loaded: LoadedConfig) -> None:
-    """Check the plan against the model's shape and read the data, without loading weights."""
-    from uniattn_pl.data.split import load_split
+def _dry_run(loaded: LoadedConfig, *, allow_changes: bool) -> None:
+    """Open all that the fit would open, without loading weights."""
     from uniattn_pl.plan.drawing import draw
-    from uniattn_pl.resilience.cluster import Cluster
-    from uniattn_pl.training.experiment import check_updates
-    from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
+    from uniattn_pl.training.preflight import check_fit
 
-    config = loaded.config
-    Cluster(config)
-    if loaded.architecture.measured:
+    found, config = check_fit(loaded, allow_changes=allow_changes), loaded.config
+    if found.plan is None:
         drawing = "the layers are chosen by measurement when the fit starts."
         compensated = "every" if getattr(loaded.architecture, "compensation", False) else "0"
-        shape = checked_shape(loaded)
     else:
-        plan, shape = compile_plan(loaded)
-        drawing, compensated = draw(plan), str(len(plan.compensated))
-    check_positions(loaded, shape)
-    check_updates(loaded)
-    split = load_split(config.data)
+        drawing, compensated = draw(found.plan), str(len(found.plan.compensated))
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
-    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({shape.num_layers} layers)")
+    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({found.shape.num_layers} layers)")
     print(drawing)
-    print(f"data: {config.data.source}, {len(split.train)} rows to train on, {len(split.validation)} to validate")
+    if found.split is not None:
+        train, validation = len(found.split.train), len(found.split.validation)
+        print(f"data: {config.data.source}, {train} rows to train on, {validation} to validate")
     if compensated != "0":
         samples = config.calibration.num_samples
         print(f"calibration: {config.calibration.initialiser} of {compensated} W_c on {samples} samples")
     print(f"training: {', '.join(stages) or 'none'}, batch size {config.training.batch_size}")
     state = "resumes or extends" if Path(config.trainer.default_root_dir).exists() else "would be created"
     print(f"run folder: {config.trainer.default_root_dir} ({state}); tracking: {redact(config.tracking.uri)}")
-    print("dry run: all checks passed, nothing was started.")
+    if found.unopened is None:
+        print("dry run: all checks passed, nothing was started.")
+    else:
+        print(f"dry run: all else was checked, but not the model's own files: {found.unopened}")

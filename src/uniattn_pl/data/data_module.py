@@ -77,10 +77,7 @@ class InstructionDataModule(pl.LightningDataModule):
         self._validation = self._encoded(split.validation, held_out, with_choices=True)
         for name, encoded in (("training", self._train), ("validation", self._validation)):
             if not len(encoded):
-                raise UserError(
-                    f"no {name} row of '{self.config.source}' has a prompt shorter than "
-                    f"data.max_length={max_length} tokens; raise it."
-                )
+                raise no_usable_row(name, self.config)
         if self.config.packing:
             self._packs = PackedRows(self._train, max_length, self.seed)
         self._report = _report(self.config, split, self._train, self._validation, self._packs)
@@ -187,6 +184,14 @@ class InstructionDataModule(pl.LightningDataModule):
         # The strategy knows: under tensor parallelism several processes need the same rows.
         sampler = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
         return (sampler["rank"], sampler["num_replicas"]) if sampler else (0, 1)
+
+
+def no_usable_row(name: str, config: DataConfig) -> UserError:
+    """What to tell where the prompts of all training or validation rows are too long."""
+    return UserError(
+        f"no {name} row of '{config.source}' has a prompt shorter than data.max_length={config.max_length} tokens; "
+        "raise it."
+    )
 
 
 def _report(

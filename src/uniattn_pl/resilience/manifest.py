@@ -194,6 +194,13 @@ def key_of(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def check_free(folder: Path) -> None:
+    """Check that no other process works in a run folder, which need not be there. Raises UserError as `exclusive`."""
+    if (folder / LOCK_NAME).exists():
+        with exclusive(folder):
+            pass
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; the kernel releases it even when the process is killed.

@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
 from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
-from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
+from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents
@@ -46,8 +47,9 @@ class Experiment:
         self.compiled_plan = compiled_plan(loaded, self.shape)
         check_positions(loaded, self.shape)
         check_updates(loaded)
+        check_weights(source, revision=self.config.model.revision)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
-        self.accumulate = _accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
+        self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
         self.data = InstructionDataModule(
             self.config.data,
@@ -63,10 +65,7 @@ class Experiment:
         check_positions(loaded, self.shape, self.data.report.longest)
         skipped = self.config.calibration.skip_samples
         if skipped >= self.data.num_train_rows:
-            raise UserError(
-                f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are "
-                f"{self.data.num_train_rows} training rows."
-            )
+            raise skips_all(skipped, self.data.num_train_rows)
 
     @cached_property
     def identity(self) -> dict[str, Contents]:
@@ -87,8 +86,7 @@ class Experiment:
 
         Lightning's bf16-true would also round the rotary frequencies; loading in bfloat16 does not.
         """
-        precision = self.config.training.precision
-        return precision if precision.endswith("-mixed") else "32-true"
+        return trainer_precision(self.config)
 
     def train_tokens(self, tokens: int, after: int) -> list[dict[str, torch.Tensor]]:
         """Training rows that together hold at least so many tokens, behind those that hold the `after` first ones.
@@ -129,7 +127,20 @@ def model_origin(loaded: LoadedConfig) -> dict[str, Any]:
     return {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
 
 
-def _accumulated(batch_size: int, micro_batch_size: int, world_size: int) -> int:
+def trainer_precision(config: ExperimentConfig) -> str:
+    """See `Experiment.precision`."""
+    precision = config.training.precision
+    return precision if precision.endswith("-mixed") else "32-true"
+
+
+def skips_all(skipped: int, rows: int) -> UserError:
+    """What to tell where calibration passes over every training row."""
+    return UserError(
+        f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are {rows} training rows."
+    )
+
+
+def accumulated(batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """Micro batches per optimizer step and rank. Raises UserError when they do not divide the batch."""
     together = micro_batch_size * world_size
     if batch_size % together:

@@ -1,0 +1,216 @@
+"""All that a fit opens, opened before it starts, without weights and with few rows through the tokenizer.
+
+Every problem is collected, so that one dry run tells all of them; where it finds none, the fit starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import lightning.pytorch as pl
+
+from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.data.data_module import no_usable_row
+from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.split import Split, load_split
+from uniattn_pl.display.quiet_libraries import quiet_libraries
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import MODELS, named_folder
+from uniattn_pl.modeling.loading.hub_connection import UnopenedModelError
+from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
+from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_tokenizer
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.resilience.devices import LIGHTNING_RAISES
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TOKENIZER, TRAINING_ROWS, Contents, changes
+from uniattn_pl.resilience.manifest import Manifest, check_free
+from uniattn_pl.run_folder import check_run_folder
+from uniattn_pl.tracking.store_check import check_store
+from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
+from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
+from uniattn_pl.training.strategies import build_strategy, resolve_strategy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from uniattn_pl.data.rows import Row
+
+SAMPLE = 64  # rows that go through the tokenizer together, until enough of them can be used
+T = TypeVar("T")
+
+
+@dataclass
+class Preflight:
+    """What a fit would open.
+
+    Attributes:
+        shape: of the model.
+        plan: None where it is chosen by measurement.
+        split: the rows; None where they were not asked for.
+        unopened: why the model itself was not looked at, though nothing is known to be wrong with it; None: it was.
+    """
+
+    shape: ModelShape
+    plan: LayerPlan | None
+    split: Split | None
+    unopened: str | None
+
+
+@dataclass
+class _Findings:
+    """Runs checks, and keeps the problems of those that fail."""
+
+    problems: list[str] = field(default_factory=list)
+    unopened: str | None = None
+
+    def of(self, check: Callable[..., T], *words: Any, **options: Any) -> T | None:
+        """What a check returns; None where it has found problems."""
+        try:
+            return check(*words, **options)
+        except UnopenedModelError as error:
+            self.unopened = str(error)
+        except UserError as error:
+            self.problems += error.problems
+        return None
+
+
+def check_fit(
+    loaded: LoadedConfig, *, resumes: bool = True, rows: bool = True, allow_changes: bool = False
+) -> Preflight:
+    """Open everything that a fit of an experiment opens.
+
+    Args:
+        resumes: look at what its run folder holds, too; the points of a sweep are other experiments once they change.
+        rows: read them.
+        allow_changes: a begun run may go on with others.
+
+    Raises:
+        UserError: with all that would keep the fit from starting.
+    """
+    quiet_libraries()
+    config, found = loaded.config, _Findings()
+    folder = Path(config.trainer.default_root_dir)
+    cluster = found.of(Cluster, config)
+    found.of(check_run_folder, folder)
+    found.of(check_store, config.tracking)
+    planned = found.of(_planned, loaded)
+    if planned is not None:
+        found.of(check_positions, loaded, planned[1])
+    if planned is None and found.unopened:
+        found.problems.append(found.unopened)  # not even its shape is known
+    tokenizer = found.of(_check_model, loaded) if planned is not None else None
+    if cluster is not None and planned is not None:
+        found.of(_check_trainer, loaded, cluster, planned[1])
+    split = found.of(load_split, config.data) if rows else None
+    if split is not None and tokenizer is not None:
+        found.of(_check_rows, loaded, split, tokenizer)
+    if resumes and not found.problems:
+        found.of(_check_resumption, loaded, folder, split, tokenizer, allow_changes=allow_changes)
+    if found.problems or planned is None:
+        raise UserError(*dict.fromkeys(found.problems))
+    return Preflight(planned[1], planned[0], split, found.unopened)
+
+
+def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:
+    return (None, checked_shape(loaded)) if loaded.architecture.measured else compile_plan(loaded)
+
+
+def _check_model(loaded: LoadedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer; the files of weights, the kernel and the modules of low-rank updates are looked at.
+
+    Raises:
+        UserError: with the problems of all of them.
+        UnopenedModelError: the model is not here yet.
+    """
+    model, origin = loaded.config.model, model_origin(loaded)
+    entry = MODELS.get(model.source)
+    if entry is not None and entry.source is not None and not named_folder(model.source).exists():
+        entry.source()
+        raise UnopenedModelError(f"model '{model.source}' is converted from its package when the fit starts.")
+    found = _Findings()
+    found.of(check_weights, model.source, revision=model.revision)
+    tokenizer = found.of(load_tokenizer, model.source, **origin)
+    found.of(empty_model, model.source, attn_implementation=model.attn_implementation, **origin)
+    if not found.problems and found.unopened is None:
+        found.of(check_updates, loaded)
+    if found.problems:
+        raise UserError(*dict.fromkeys(found.problems))
+    if tokenizer is None:
+        raise UnopenedModelError(str(found.unopened))
+    return tokenizer
+
+
+def _check_trainer(loaded: LoadedConfig, cluster: Cluster, shape: ModelShape) -> None:
+    """Build the Trainer of a stage, which starts nothing."""
+    config = loaded.config
+    training, where = config.training, config.trainer
+    accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
+    try:
+        pl.Trainer(
+            accelerator=where.accelerator,
+            devices=cluster.devices,
+            num_nodes=cluster.num_nodes,
+            strategy=build_strategy(resolve_strategy(config, cluster, shape), config, cluster.world_size),
+            precision=trainer_precision(config),  # type: ignore[arg-type]
+            accumulate_grad_batches=accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except LIGHTNING_RAISES as error:
+        raise UserError(f"Lightning cannot train so: {' '.join(str(error).split())}") from error
+
+
+def _check_rows(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that there are rows to train on, to calibrate on and to validate."""
+    config = loaded.config
+    skipped = config.calibration.skip_samples
+    usable = _usable(split.train, tokenizer, config.data.max_length, wanted=skipped + 1)
+    if not usable:
+        raise no_usable_row("training", config.data)
+    if not _usable(split.validation, tokenizer, config.data.max_length, wanted=1):
+        raise no_usable_row("validation", config.data)
+    if usable <= skipped:
+        raise skips_all(skipped, usable)
+
+
+def _usable(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, wanted: int) -> int:
+    """How many rows can be used; counting ends when there are enough."""
+    found = 0
+    for start in range(0, len(rows), SAMPLE):
+        found += len(encode_rows(rows[start : start + SAMPLE], tokenizer, max_length))
+        if found >= wanted:
+            break
+    return found
+
+
+def _check_resumption(
+    loaded: LoadedConfig,
+    folder: Path,
+    split: Split | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    allow_changes: bool,
+) -> None:
+    """Check that a folder that a fit has begun is free, and is this experiment's by config and by content."""
+    check_free(folder)
+    manifest = Manifest.read(folder)
+    if manifest is None or allow_changes:
+        return
+    manifest.check_same_config(plain_config(loaded), folder)
+    model = loaded.config.model
+    identity: dict[str, Contents] = {}
+    if split is not None:
+        identity |= {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+    if tokenizer is not None:
+        contents = model_contents(model.source, model.revision)
+        identity |= {TOKENIZER: tokenizer_contents(tokenizer, model.source)}
+        identity |= {} if contents is None else {MODEL: contents}
+    changed = changes(identity, manifest.identity, folder)
+    if changed:
+        raise UserError(*changed.values(), f"put back what {folder} was started with, or see --allow-changes.")
