@@ -28,17 +28,6 @@ UNFINISHED = "unfinished"
 ROWS = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(1000)]
 BAD_ROWS = [ROWS[0], {"instruction": "Count.", "input": "to 2", "outptu": "1 2"}]
 TULU_ROWS = [{"input": row["input"], "output": row["output"]} for row in ROWS]
-SMOLLM2 = {  # the shape alone; its weights are 94 MB
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +54,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write(base / "shared/data/train/pmc_llama_instructions_1000.json", json.dumps(ROWS))
     _write(base / "shared/data/train/tulu3_sft_filtered_1000.json", json.dumps(TULU_ROWS))
     _write(base / "shared/data/wikitext2/wiki.test.raw", "text")
-    _write(base / "cache/models/smollm2-135m/config.json", json.dumps(SMOLLM2))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("UNIATTN_PL_DATA", raising=False)
