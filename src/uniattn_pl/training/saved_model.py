@@ -19,6 +19,8 @@ from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.milestones import Milestones
 
+ROWS = 4  # of each rank; a fit of a small model on a CPU should not wait for this
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -34,8 +36,8 @@ class InMemory:
 
     @classmethod
     def of(cls, model: nn.Module, experiment: Experiment, milestones: Milestones, context: FitContext) -> InMemory:
-        """Run the first held-out batch; every rank calls this."""
-        losses = token_losses(model, milestones.validation[0], device=context.cluster.device)
+        """Run a few held-out rows; every rank calls this."""
+        losses = _losses(model, milestones, context)
         return cls(losses, _rounding(next(model.parameters()).dtype, experiment))
 
 
@@ -53,12 +55,18 @@ def reread(
         torch.cuda.empty_cache()
     try:
         model = models.saved(folder)
-        losses = token_losses(model, milestones.validation[0], device=context.cluster.device)
+        losses = _losses(model, milestones, context)
     # UserError: weights and config disagree; the others are how transformers and safetensors refuse damaged files
     except (UserError, SafetensorError, OSError) as error:
         raise RunFailure(f"the model saved in {folder} cannot be loaded again: {error}") from error
     _compare(folder, in_memory, losses, context)
     return model
+
+
+def _losses(model: nn.Module, milestones: Milestones, context: FitContext) -> Tensor:
+    """Of the response tokens [N] in this rank's first held-out rows."""
+    rows = {name: milestones.validation[0][name][:ROWS] for name in ("input_ids", "attention_mask", "labels")}
+    return token_losses(model, rows, device=context.cluster.device)
 
 
 def _compare(folder: Path, in_memory: InMemory, losses: Tensor, context: FitContext) -> None:
