@@ -104,6 +104,14 @@ WEIGHTS_REFUSED: dict[str, tuple[Change, str]] = {
     "a shard of no name": (index(**{"no.such": 3}), f"{INDEX}' names '3'"),
     "an empty index": (index(), f"{INDEX}' has no weight_map"),
     "an index that is a pointer": (lambda f: (index()(f), write(INDEX, POINTER)(f)), f"{INDEX}' is a Git LFS pointer"),
+    "sizes of another model": (
+        config(intermediate_size=3_000_000),
+        "config.json': intermediate_size is 3000000, but the weights beside it have no side longer than 259",
+    ),
+    "layers of another model": (
+        config(num_hidden_layers=9_000),
+        "config.json': num_hidden_layers is 9000, but the weights beside it have only 75 tensors",
+    ),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "are quantised (gptq, 4 bits)"),
     "FP8": (config(quantization_config={"quant_method": "fp8"}), "are quantised (fp8)"),
     "odd quantisation": (config(quantization_config="4bit"), "config.json': quantization_config names no quant_method"),
@@ -173,7 +181,7 @@ def test_a_config_that_is_none_is_named_by_whatever_reads_it(
 OTHER_CONFIGS: dict[str, tuple[Change, str]] = {
     "heads that do not divide": (config(num_attention_heads=3), "is not a multiple of the number of attention heads"),
     "an unknown activation": (config(hidden_act="nothing"), "cannot be loaded: 'nothing' (KeyError)"),
-    "weights of another size": (config(vocab_size=1000), "has weights of other sizes than its config.json says"),
+    "weights of another size": (config(intermediate_size=65), "has weights of other sizes than its config.json says"),
     "a layer too many": (config(num_hidden_layers=9), "are not complete: model.layers.8."),
     "another kind of model": (config(model_type="t5"), "T5Config"),
 }

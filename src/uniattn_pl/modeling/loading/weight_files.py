@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SIZES = (
 )
 LARGEST_SIZE = {"num_hidden_layers": 10_000}  # a slip in the number of layers would be built for hours
 LARGEST = 2**31
+UNUSED_SIZE = 2**15
 
 
 def check_weight_files(folder: Path, *, quantizations: Collection[str] = ()) -> None:
@@ -42,9 +44,11 @@ def check_weight_files(folder: Path, *, quantizations: Collection[str] = ()) -> 
     """
     config = check_config(folder)
     _check_quantization(folder, config, quantizations)
-    problems = [problem for file, names in _files(folder, config) if (problem := _problem(file, names))]
+    found = [_look_at(file, names) for file, names in _files(folder, config)]
+    problems = [look.problem for look in found if look.problem]
     if problems:
         raise UserError(*problems)
+    _check_sizes(folder, config, max(look.largest for look in found), sum(look.weights for look in found))
 
 
 def check_adapter(folder: Path) -> Path:
@@ -57,7 +61,7 @@ def check_adapter(folder: Path) -> Path:
     base = base_folder(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(no_safetensors(folder, ADAPTER_WEIGHTS))
-    if problem := _problem(folder / ADAPTER_WEIGHTS, []):
+    if problem := _look_at(folder / ADAPTER_WEIGHTS, []).problem:
         raise UserError(problem)
     return base
 
@@ -125,6 +129,20 @@ def _check_quantization(folder: Path, config: dict[str, Any], usable: Collection
         )
 
 
+def _check_sizes(folder: Path, config: dict[str, Any], largest: int, weights: int) -> None:
+    """Refuse sizes that are not of these weights before they are built: transformers compares them afterwards."""
+    part = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert part is not None
+    # Models whose feed-forwards are all experts have an intermediate_size of no use, often their family's default.
+    feed_forward = max(largest, UNUSED_SIZE)
+    most = {"hidden_size": largest, "vocab_size": largest, "intermediate_size": feed_forward}
+    most["num_hidden_layers"] = weights
+    for key, bound in most.items():
+        if isinstance(part.get(key), int) and part[key] > bound:
+            has = f"only {weights} tensors" if key == "num_hidden_layers" else f"no side longer than {largest}"
+            raise UserError(f"'{folder / 'config.json'}': {key} is {part[key]}, but the weights beside it have {has}.")
+
+
 def _files(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Path, list[str]]]:
     """Each file of weights and the names that the index says are in it, chosen as transformers chooses."""
     given = config.get("transformers_weights")
@@ -163,21 +181,32 @@ def _is_name(name: object, suffixes: tuple[str, ...]) -> bool:
     return isinstance(name, str) and Path(name).name == name and name.endswith(suffixes)
 
 
-def _problem(file: Path, names: list[str]) -> str:
-    """What is wrong with a file of weights, or an empty string."""
+@dataclass(frozen=True)
+class _Look:
+    """What the header of a file of weights says: what is wrong, the longest side of a weight, how many there are."""
+
+    problem: str = ""
+    largest: int = 0
+    weights: int = 0
+
+
+def _look_at(file: Path, names: list[str]) -> _Look:
     from safetensors import SafetensorError, safe_open
 
     if not file.exists() and not file.is_symlink():
         near = did_you_mean(file.name, [path.name for path in file.parent.glob("*.safetensors")])
-        return f"'{file}' is not there, though the index beside it names it; download it again.{near}"
+        return _Look(f"'{file}' is not there, though the index beside it names it; download it again.{near}")
     try:
         if mistaken := mistaken_content(file):
-            return f"'{file}'{mistaken}"
+            return _Look(f"'{file}'{mistaken}")
         with safe_open(file, framework="numpy") as opened:
-            missing = sorted(set(names) - set(opened.keys()))
+            sides = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except UserError as error:
-        return str(error)
+        return _Look(str(error))
     # safetensors raises its own error for a header or a length that is wrong, OSError where it cannot map the file.
     except (SafetensorError, OSError) as error:
-        return f"'{file}' is damaged or cut off at {file.stat().st_size:,} bytes ({error}); download it again."
-    return f"'{file}' lacks '{missing[0]}', which the index beside it says is in it." if missing else ""
+        return _Look(f"'{file}' is damaged or cut off at {file.stat().st_size:,} bytes ({error}); download it again.")
+    missing = sorted(set(names) - set(sides))
+    if missing:
+        return _Look(f"'{file}' lacks '{missing[0]}', which the index beside it says is in it.")
+    return _Look(largest=max((side for shape in sides.values() for side in shape), default=0), weights=len(sides))
