@@ -61,6 +61,7 @@ SLOW = (
     "sweeps/",
     "test_auto_registration.py",
     "test_cli.py::test_help_has_an_example_and_imports_nothing_heavy",
+    "test_printed_commands.py::test_what_a",
     "tracking/test_mlflow_run.py",
     "tracking/test_server_faults.py",
     "tracking/test_store_faults.py",
