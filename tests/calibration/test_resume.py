@@ -68,12 +68,22 @@ def test_a_stopped_pass_solves_only_what_is_left(
 def test_the_record_of_another_pass_is_refused(tmp_path: Path) -> None:
     plan = PLANS["reuse"]
     run(plan, tmp_path)
-    for other, options in ((plan, {"initialiser": "least_squares"}), (plan.limit_rank(2), {}), (plan, {"ridge": 0.5})):
-        with pytest.raises(UserError, match="belongs to a calibration of something else; delete it"):
-            run(other, tmp_path, **options)
+    changed = {"initialiser": (plan, "least_squares"), "plan": (plan.limit_rank(2), None), "ridge": (plan, 0.5)}
+    for name, (other, value) in changed.items():
+        with pytest.raises(UserError, match=f"belongs to a calibration with another {name}; delete it"):
+            run(other, tmp_path, **({} if value is None else {name: value}))
     data = batches(padded=True)
-    with pytest.raises(UserError, match="belongs to a calibration of something else"):
+    with pytest.raises(UserError, match="belongs to a calibration with another batches"):
         calibrate(stock_llama(), converted_copy(stock_llama(), plan), data[:2], data[3:], record=tmp_path, **OPTIONS)
+
+
+def test_the_record_of_another_model_is_refused_where_both_are_known(tmp_path: Path) -> None:
+    plan = PLANS["reuse"]
+    run(plan, tmp_path, contents="one")
+    run(plan, tmp_path, contents="one")
+    run(plan, tmp_path)
+    with pytest.raises(UserError, match="belongs to a calibration with another model; delete it"):
+        run(plan, tmp_path, contents="two")
 
 
 def test_a_solved_layer_keeps_every_part(tmp_path: Path) -> None:

@@ -175,6 +175,30 @@ def test_a_killed_evaluation_goes_on_with_what_is_missing(
     assert scored[5:] == ["pubmedqa", "social_iqa"], "and so is another cache"
 
 
+def test_only_the_same_rows_and_the_same_model_are_not_measured_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(named_model("tiny-llama"), tmp_path / "model")
+    text = (folder / "rows.jsonl").read_text()
+
+    def measured(model: str = "model", rows: str = text, file: str = "some.jsonl") -> bool:
+        (tmp_path / file).write_text(rows)
+        words = [f"data.source={tmp_path / file}", "name=contents", "evaluation.probes=[held_out]"]
+        assert main(["evaluate", "--config", "tiny.yaml", "--from", str(tmp_path / model), *words]) == 0
+        return "held_out: measured before" not in capsys.readouterr().out
+
+    assert measured()
+    assert not measured()
+    assert not measured(file="other.jsonl"), "the same rows under another name"
+    assert measured(rows=text.replace("1 2 3", "7 8 9")), "as many others under the same name"
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    assert not measured("copy"), "the same model under another name"
+    tokenizer = json.loads((tmp_path / "copy" / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert measured("copy")
+
+
 def test_results_of_a_run_reach_its_mlflow_run(folder: Path) -> None:
     words = [*EVALUATE, "evaluation.tasks=[social_iqa]", "evaluation.probes=[held_out]"]
     assert main(words) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,6 +201,21 @@ def test_a_budget_that_is_never_reached_is_named_and_the_plans_on_the_way_are_ke
     with pytest.raises(UserError, match=r"ended at 56\.2% .* no further layer can change, and the budget is 50\.0%"):
         measurements.greedy(kinds=["reuse"], cost="key_caches", length=1, budget=0.5, compensated=False, tokens=40)
     assert len(list((tmp_path / "frontier" / "plans").iterdir())) == 8
+
+
+def test_a_record_of_other_rows_or_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+    shape, settings = shape_of(stock_llama().config), SearchSettings(("drop",), ALL.cost, 0.9, compensated=False)
+
+    def losses(row: int, contents: str | None, folder: Path) -> list[float]:
+        options: dict[str, Any] = {"num_tokens": 40, "ridge": 1e-2, "contents": contents, "folder": folder}
+        measurements = ModelMeasurements(stock_llama(), shape, lambda *_: batches()[row : row + 1], **options)
+        return [point.loss for point in measurements.search(settings, 40)]
+
+    first = losses(0, "one", tmp_path)
+    assert losses(1, "one", tmp_path) == losses(1, "one", tmp_path / "alone") != first
+    assert losses(0, "one", tmp_path) == first
+    losses(0, "two", tmp_path)
+    assert len(list(tmp_path.glob("record-*.json"))) == 3
 
 
 @pytest.mark.parametrize("compensated", [False, True])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,26 +228,55 @@ def on_a_terminal(arguments: list[str]) -> list[int]:
     return [outcome(pid)]
 
 
+def lost(arguments: list[str]) -> list[int]:
+    """The command; then a point without its folder, one without its MLflow run, one without its evaluation: a report,
+    the command again, a report; then with other rows, and with the first ones."""
+    from mlflow.tracking import MlflowClient
+
+    config = Path(arguments[-1])
+    codes = [run(arguments)]
+    shutil.rmtree("runs/small/seed=0")
+    shutil.rmtree("runs/small/seed=2/evaluation")
+    manifest = Manifest.read(Path("runs/small/seed=1"))
+    assert manifest is not None
+    MlflowClient("sqlite:///mlruns/mlflow.db").delete_run(manifest.mlflow_run_id)
+    for words in (["report", "--config", str(config)], arguments, ["report", "--config", str(config)]):
+        codes.append(run(words))
+    rows = Path("rows.jsonl").read_text()
+    for text in (rows.replace("Count", "Match"), rows):
+        Path("rows.jsonl").write_text(text)
+        codes.append(run(arguments))
+    return codes
+
+
+def rows_exchanged_meanwhile(arguments: list[str]) -> list[int]:
+    """The command, the rows of which are exchanged before its second fit; then with the first ones again."""
+    rows = Path("rows.jsonl").read_text()
+
+    def exchange(_: Path) -> None:
+        Path("rows.jsonl").write_text(rows.replace("Count", "Match"))
+
+    with before_stage_2(exchange):
+        code = run(arguments)
+    Path("rows.jsonl").write_text(rows)
+    return [code, run([*arguments, "--dry-run"])]
+
+
 def measured_otherwise(arguments: list[str]) -> list[int]:
     """The command with another setting of the probe."""
     return [run([*arguments, "evaluation.held_out_rows=2"])]
 
 
 def without_a_model(arguments: list[str]) -> list[int]:
-    """The command whose evaluations find no model; then again, with the model where it was."""
+    """The command whose evaluations find no model; then again, where the model that is gone is made first."""
 
     def take_away(folder: Path) -> None:
         with suppress(FileNotFoundError):
             (folder / "final").rename(folder / "away")
 
-    def bring_back(folder: Path) -> None:
-        (folder / "away").rename(folder / "final")
-
-    codes = []
-    for act in (take_away, bring_back):
-        with evaluations(act):
-            codes.append(run(arguments))
-    return codes
+    with evaluations(take_away):
+        code = run(arguments)
+    return [code, run(arguments)]
 
 
 def killed_in_an_evaluation(arguments: list[str]) -> list[int]:
@@ -299,6 +329,8 @@ SCENARIOS: dict[str, Callable[[list[str]], list[int]]] = {
         terminated,
         pruned,
         on_a_terminal,
+        lost,
+        rows_exchanged_meanwhile,
         measured_otherwise,
         without_a_model,
         killed_in_an_evaluation,

@@ -42,7 +42,7 @@ def test_an_evaluation_that_fails_or_is_killed_is_done_by_the_next_worker(tmp_pa
     codes, printed = drive((failing, "without_a_model"), (killed, "killed_in_an_evaluation"))
     assert codes == [[1, 0], [-9, 0]], printed
 
-    assert failing.events("start") == {"seed=0": 1}
+    assert failing.events("start") == {"seed=0": 2}, "its model was gone, and is made again"
     assert failing.events("measure") == {"seed=0": 3}, "twice without a model, once with it"
     reason = "evaluation: the fit in 'runs/small/seed=0' is not finished"
     assert f"seed=0: to retry ({reason}" in printed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.resilience.failures import TrainingDivergedError
 from uniattn_pl.resilience.manifest import Manifest, exclusive
 from uniattn_pl.training.fit import fit
@@ -103,6 +106,27 @@ def test_another_config_in_the_same_folder_is_refused() -> None:
     fit(loaded)
     with pytest.raises(UserError, match="seed was 0"):
         fit(config("training.stage1.enabled=false", "training.stage2.enabled=false", "seed=1"))
+
+
+def test_a_hubs_model_is_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = folder / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    commits = {name: name * 40 for name in "ab"}
+    repository = hub / "models--me--tiny"
+    for commit in commits.values():
+        shutil.copytree(named_model("tiny-llama"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+
+    def main_is(name: str) -> None:
+        (repository / "refs" / "main").write_text(commits[name])
+
+    main_is("a")
+    words = ["model.source=me/tiny", "name=hub"]
+    result = fit(config(*words))
+    main_is("b")
+    with pytest.raises(UserError, match=r"'me/tiny' was at commit a{40} and is now at b{40}"):
+        fit(config(*words))
+    assert fit(config(*words, f"model.revision={commits['a']}")) == result
 
 
 def test_a_second_fit_in_a_busy_folder_is_refused(folder: Path) -> None:

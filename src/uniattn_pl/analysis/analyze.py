@@ -23,7 +23,6 @@ from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 from uniattn_pl.resilience.cluster import Cluster
-from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.one_off_run import one_off_run
@@ -31,6 +30,7 @@ from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.fit_plan import MEASURED_TOKENS, fit_plan, model_measurements
+from uniattn_pl.training.planning import chosen_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +49,8 @@ class Analysed:
     @cached_property
     def plan(self) -> LayerPlan:
         """The plan that the fit has recorded, or the one it would have, which may have to be searched for."""
-        manifest = Manifest.read(self.experiment.folder)
-        recorded = manifest.results.get("prepare", {}).get("plan") if manifest is not None else None
+        chosen = chosen_plan(self.experiment.loaded)
+        recorded = None if chosen is None else chosen.to_dict()
         return fit_plan(self.experiment, self.models, recorded, cluster=self.cluster, console=self.console)
 
     def train_batches(self, tokens: int) -> list[dict[str, torch.Tensor]]:

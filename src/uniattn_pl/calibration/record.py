@@ -55,14 +55,20 @@ class CalibrationRecord:
         writes: bool = True,
     ) -> None:
         self.folder, self.writes = folder, writes
-        about = {**options, "plan": plan.to_dict(), "batches": _digest(batches)}
+        about = {**options, "plan": plan.to_dict(), "batches": tokens_digest(batches)}
         file = folder / PASS_FILE
         if not file.exists():
             if writes:
                 with atomic_file(file) as handle:
                     handle.write(json.dumps(about, indent=1).encode())
-        elif _current_form(json.loads(file.read_text(encoding="utf-8"))) != json.loads(json.dumps(about)):
-            raise UserError(f"{folder} belongs to a calibration of something else; delete it to start a new one.")
+            return
+        recorded, now = _current_form(json.loads(file.read_text(encoding="utf-8"))), json.loads(json.dumps(about))
+        known = {key for key in now if None not in (now[key], recorded.get(key))}  # of a model, perhaps, nothing is
+        changed = sorted(key for key in known if recorded[key] != now[key])
+        if changed:
+            raise UserError(
+                f"{folder} belongs to a calibration with another {', '.join(changed)}; delete it to start a new one."
+            )
 
     def save(self, solved: SolvedLayer) -> None:
         """Write one solved layer, atomically."""
@@ -96,7 +102,7 @@ def _current_form(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "plan": json.loads(json.dumps(plan))}
 
 
-def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
+def tokens_digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
     """Of the rows' tokens in order; how they are cut into padded batches depends on the ranks and changes nothing."""
     digest = hashlib.sha256()
     for batch in batches:

@@ -41,6 +41,7 @@ from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import MAP
+from uniattn_pl.resilience.identity import MODEL
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
 CHOOSING = 8  # one batch of so many decides what an initialiser chooses, such as the ridge
@@ -58,6 +59,7 @@ def calibrate(
     rank: int = 0,
     world_size: int = 1,
     record: Path | None = None,
+    contents: str | None = None,
     memory_limit_bytes: int = 0,
     progress: Progress | None = None,
 ) -> CalibrationReport:
@@ -76,6 +78,7 @@ def calibrate(
         rank, world_size: of the default process group, whose ranks divide the batches, of which there must be one of
             each kind for every rank; all of them end with the weights and the report of all batches.
         record: folder that keeps every solved layer; a pass that was killed goes on from it.
+        contents: digest of the weights of `original`, by which a record of other ones is told.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, label).
 
@@ -101,7 +104,8 @@ def calibrate(
             streaming = _StreamingPass(original, converted, *parts, store, progress)
             streaming.distributed = world_size > 1
             if record is not None:
-                options = {"initialiser": initialiser, "ridge": ridge, "head_alignment": head_alignment}
+                options: dict[str, Any] = {"initialiser": initialiser, "ridge": ridge}
+                options |= {"head_alignment": head_alignment, MODEL: contents}
                 streaming.record = CalibrationRecord(record, options, plan, batches, writes=rank == 0)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(loaded.to_yaml(), end="")
         return 0
     from uniattn_pl.sweeps.jobs import check_evaluations
+    from uniattn_pl.sweeps.point_contents import check_contents
     from uniattn_pl.sweeps.point_plans import known_plans
     from uniattn_pl.sweeps.points import load_points, select_points
     from uniattn_pl.sweeps.sweep_folder import SweepFolder
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans = known_plans(points, folders)
     rates = {key: plan_and_shape and _kv_rate(*plan_and_shape) for key, plan_and_shape in plans.items()}
     check_evaluations(points, data=not arguments.dry_run)
+    check_contents(points, folders)
     if arguments.dry_run:
         _dry_run(loaded, points, folder, folders, plans, rates)
         return 0

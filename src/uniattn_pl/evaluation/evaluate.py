@@ -19,10 +19,11 @@ from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result, ResultFiles
 from uniattn_pl.evaluation.mlflow_logging import check_store, track
 from uniattn_pl.evaluation.retrieval import retrieval
+from uniattn_pl.evaluation.scored_contents import file_or_name
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.evaluation.variants import Variant, variants_of
-from uniattn_pl.files import atomic_file, file_digest
+from uniattn_pl.files import atomic_file
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, changes
 from uniattn_pl.resilience.manifest import Manifest
 
@@ -91,6 +92,7 @@ class _Parts:
 
     def _held_out(self) -> Part:
         config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
+        source = config.data.validation_source or config.data.source
 
         def measure(variant: Variant) -> list[Result]:
             self.console.print(f"held_out: rows of {source}", highlight=False, markup=False, soft_wrap=True)
@@ -107,8 +109,7 @@ class _Parts:
             with self._progress("held_out") as progress:
                 return [probes.held_out(model, batches, progress.update)]
 
-        source = config.data.validation_source or config.data.source
-        settings = {"data": vars(config.data), "file": _stamp(source), "num_samples": rows}
+        settings = {"rows": self.model.rows[HELD_OUT_ROWS], "max_length": config.data.max_length, "num_samples": rows}
         return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
 
     def _tell_other_rows(self, data: InstructionDataModule) -> None:
@@ -134,7 +135,7 @@ class _Parts:
                 model, tokenizer = self.model.of(variant)
                 return [probes.loss_by_position(model, tokenizer, Path(text), **choice, progress=progress.update)]
 
-        settings, longest = {"text": _stamp(text), **choice}, ("evaluation.lengths", max(options.lengths))
+        settings, longest = {"text": file_or_name(text), **choice}, ("evaluation.lengths", max(options.lengths))
         return Part("positions", settings, measure, has_prompts=False, longest=longest)
 
     def _retrieval(self) -> Part:
@@ -153,12 +154,6 @@ class _Parts:
 
     def _progress(self, label: str) -> ProgressReporter:
         return ProgressReporter(label, self.console)
-
-
-def _stamp(source: str) -> Any:
-    """Content of a local file as a hash; the name of anything else."""
-    path = Path(source)
-    return file_digest(path) if path.is_file() else source
 
 
 def _write(results: list[Result], subject: Subject, folder: Path) -> None:

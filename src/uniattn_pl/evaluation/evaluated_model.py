@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.data import InstructionDataModule, prompt_ids
+from uniattn_pl.data import InstructionDataModule, load_split, prompt_ids
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
@@ -21,6 +21,7 @@ from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, digests_of
 
 IMPORTANCE_ROWS = 16  # of the training data
 
@@ -97,8 +98,20 @@ class LoadedModel:
                 rates[variant.suffix] = costs.kv_retain_rate(plan, shape, length=costs.CACHE_LENGTH)
         return rates
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the subject is by content."""
+        return self.subject.identity(self.loaded)
+
+    @cached_property
+    def rows(self) -> dict[str, str]:
+        """Digests of the experiment's rows. Raises UserError where they cannot be read."""
+        split = load_split(self.loaded.config.data)
+        contents = {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+        return digests_of(contents)
+
     def _settings(self, variant: Variant) -> dict[str, Any]:
-        settings: dict[str, Any] = {"model": self.subject.identity(self.loaded), "h2o": variant.retain_rate}
+        settings: dict[str, Any] = {"model": self.identity, "h2o": variant.retain_rate}
         settings["prompts"] = prompt_ids.VERSION
         if variant.dropped is not None:
             settings["dropped"] = self._layers(variant.dropped)
@@ -130,7 +143,8 @@ class LoadedModel:
     @cached_property
     def _importance(self) -> Result:
         config = self.loaded.config
-        settings = {"model": self.subject.identity(self.loaded), "data": vars(config.data), "seed": config.seed}
+        about = {"rows": self.rows[TRAINING_ROWS], "max_length": config.data.max_length}
+        settings = {"model": self.identity, "seed": config.seed, **about}
         results = self.files.find(IMPORTANCE, settings)
         if results is None:
             model, tokenizer = self._loaded

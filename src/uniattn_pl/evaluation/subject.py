@@ -35,16 +35,34 @@ class Subject:
         return str(self.folder or self.source)
 
     def identity(self, loaded: LoadedConfig) -> dict[str, Any]:
-        """Data that tell this model from others without loading it: its files, or its source and loading options."""
+        """Data that tell this model from others without loading it: its contents, and how it is loaded.
+
+        Raises:
+            UserError: there is no such model, or a file of it cannot be read.
+        """
+        from uniattn_pl.modeling.loading.model_contents import measured_contents, model_contents
+        from uniattn_pl.modeling.loading.pretrained import local_place
+
         model = loaded.config.model
         options: dict[str, Any] = {"reuse": model.reuse}
-        path = self.folder or Path(str(self.source))
         if self.folder is None:
-            options |= {"source": self.source, "revision": model.revision, "dtype": model.dtype}
-            options["attn_implementation"] = model.attn_implementation
-        files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
-        stats = [(file.name, file.stat()) for file in files if file.is_file()]
-        return options | {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+            options |= {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+        place = self.folder or local_place(str(self.source))
+        if place is not None and place.is_dir():
+            return options | {"contents": measured_contents(place).digest}
+        contents = model_contents(str(self.source), self._revision(loaded))
+        known = {} if contents is None else {"contents": contents.digest}
+        return options | {"source": self.source, "revision": model.revision} | known
+
+    def _revision(self, loaded: LoadedConfig) -> str | None:
+        """The commit of a hub's model, so that all of an evaluation measures one; as configured where none is known."""
+        from uniattn_pl.modeling.loading.model_contents import hub_commit
+        from uniattn_pl.modeling.loading.pretrained import local_place
+
+        model, source = loaded.config.model, str(self.source)
+        if self.folder is not None or local_place(source) is not None:
+            return model.revision
+        return hub_commit(source, model.revision, model.trust_remote_code) or model.revision
 
     def load(self, loaded: LoadedConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, on the device of the experiment's trainer, and its tokenizer.
@@ -65,7 +83,10 @@ class Subject:
             model, tokenizer = load_folder(self.folder), load_folder_tokenizer(self.folder)
         else:
             source = str(self.source)
-            origin: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+            origin: dict[str, Any] = {
+                "revision": self._revision(loaded),
+                "trust_remote_code": config.trust_remote_code,
+            }
             kernel = config.attn_implementation
             model = load_model(source, dtype=config.dtype, attn_implementation=kernel, **origin)
             tokenizer = load_tokenizer(source, **origin)

@@ -84,6 +84,8 @@ def _not_finished(table: Table, line: CommandLine) -> Iterable[MissingCell]:
         for member in row.members:
             if not member.finished:
                 yield member.state, line.fit, "", member.name
+            elif member.lost is not None:
+                yield member.lost, line.fit, "", member.name
 
 
 def _missing(table: Table, lookup: Lookup, line: CommandLine) -> Iterable[MissingCell]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.reporting.columns import RETAIN_RATE
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, point_run, single_run
+from uniattn_pl.sweeps.lost_points import lost_model
 from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_folder import SweepFolder
 from uniattn_pl.tracking import tags
 
 if TYPE_CHECKING:
@@ -20,11 +23,16 @@ H2O, DROP = "h2o", "drop"
 
 @dataclass(frozen=True)
 class Member:
-    """One point of a row, and its run as far as there is one."""
+    """One point of a row, and its run as far as there is one.
+
+    Attributes:
+        lost: what the run's folder on this machine has lost of the model, in words.
+    """
 
     name: str
     seed: int
     run: Run | None
+    lost: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -91,10 +99,12 @@ def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base
     groups: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         groups.setdefault(_settings(point), []).append(point)
+    folder = SweepFolder(Path(base.config.trainer.default_root_dir))
+    folders = folder.planned(points) if folder.bookkeeping.is_dir() else {}  # else the sweep was not run here
     rows = []
     for settings, group in groups.items():
         name = _common_name(group, base.config.name)
-        members = tuple(_member(point, point_run(runs, point, parent, base)) for point in group)
+        members = tuple(_member(point, point_run(runs, point, parent, base), folders) for point in group)
         rows.append(ReportRow(name, name, group[0].loaded, settings, members))
     return _with_variants(rows)
 
@@ -102,12 +112,21 @@ def sweep_rows(runs: RunStore, points: Sequence[Point], parent: Run | None, base
 def single_row(runs: RunStore, loaded: LoadedConfig) -> list[ReportRow]:
     """The row of a config without a sweep, and its variants."""
     name = loaded.config.name
-    member = Member(name, loaded.config.seed, single_run(runs, loaded))
+    run, folder = single_run(runs, loaded), Path(loaded.config.trainer.default_root_dir)
+    member = Member(name, loaded.config.seed, run, _lost(run, folder) if folder.parent.is_dir() else None)
     return _with_variants([ReportRow(name, name, loaded, (), (member,))])
 
 
-def _member(point: Point, run: Run | None) -> Member:
-    return Member(point.name, point.loaded.config.seed, run)
+def _member(point: Point, run: Run | None, folders: Mapping[str, Path]) -> Member:
+    lost = _lost(run, folders[point.key]) if point.key in folders else None
+    return Member(point.name, point.loaded.config.seed, run, lost)
+
+
+def _lost(run: Run | None, folder: Path) -> str | None:
+    """What is lost of the model of a finished run whose folder was this one, which another machine's is not."""
+    if run is None or run.info.status != FINISHED or run.data.tags.get(tags.FOLDER) != str(folder.resolve()):
+        return None
+    return lost_model(folder)
 
 
 def _settings(point: Point) -> tuple[str, ...]:

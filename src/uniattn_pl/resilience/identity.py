@@ -68,9 +68,9 @@ class Contents:
             return f"{what} (now: {self.place})."
         if self.commit != former.commit and former.commit is not None:
             return f"{what}: {self.place} was at commit {former.commit} and is now at {self.commit or 'another'}."
-        return f"{what}: {self._rows(former) if name in (TRAINING_ROWS, HELD_OUT_ROWS) else self._parts(former)}."
+        return self._rows(what, former) if name in (TRAINING_ROWS, HELD_OUT_ROWS) else self._parts(what, former)
 
-    def _rows(self, former: Contents) -> str:
+    def _rows(self, what: str, former: Contents) -> str:
         known, new = Counter(former.items), []
         for item, label in zip(self.items, self.labels, strict=True):
             if known[item]:
@@ -81,21 +81,22 @@ class Contents:
         if new:
             are = "is" if len(new) == 1 else "are"
             return (
-                f"{len(new)} of the {count} of {self.place} {are} not among the former {before}, row {min(new)} first"
+                f"{what}: {len(new)} of the {count} of {self.place} {are} not among the former {before}, "
+                f"row {min(new)} first."
             )
         if count != before:
-            return f"{before - count} of the {before} of {self.place} are gone"
+            return f"{what}: {before - count} of the {before} of {self.place} are gone."
         moved = [label for a, b, label in zip(self.items, former.items, self.labels, strict=True) if a != b]
-        return f"the {count} of {self.place} have another order, row {min(moved)} first"
+        return f"{what}: the {count} of {self.place} have another order, row {min(moved)} first."
 
-    def _parts(self, former: Contents) -> str:
+    def _parts(self, what: str, former: Contents) -> str:
         now, before = (
             dict(zip(self.labels, self.items, strict=True)),
             dict(zip(former.labels, former.items, strict=True)),
         )
         changed = [str(label) for label in sorted({*now, *before}) if now.get(label) != before.get(label)]
         more = "" if len(changed) <= SHOWN else f" and {len(changed) - SHOWN} more"
-        return f"{', '.join(changed[:SHOWN])}{more} ({self.place})"
+        return f"{what}: {', '.join(changed[:SHOWN])}{more} ({self.place})."
 
 
 Identity = Mapping[str, Contents]  # by a key of `NAMES`

@@ -11,7 +11,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.cluster import Cluster
-from uniattn_pl.resilience.identity import Identity, changes, digests_of, write_items
+from uniattn_pl.resilience.identity import FILE, Identity, changes, digests_of, write_items
 from uniattn_pl.resilience.manifest import Manifest, exclusive
 from uniattn_pl.resilience.model_folders import lost_files
 from uniattn_pl.resilience.moved_run import settle
@@ -123,7 +123,7 @@ class RunRecord:
             )
         manifest.accepted += [{"phase": manifest.phase, "change": sentence} for sentence in changed.values()]
         recorded = {**manifest.identity, **digests_of(identity)}
-        if recorded != manifest.identity:
+        if recorded != manifest.identity or not (self.folder / FILE).exists():  # a warm start brings digests alone
             write_items(identity, self.folder)
             manifest.identity = recorded
             manifest.write(self.folder)

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, Progress
+from uniattn_pl.calibration.record import tokens_digest
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
@@ -34,7 +36,8 @@ class ModelMeasurements:
         batches: gives training batches that hold about so many tokens, after so many others.
         num_tokens: training tokens for similarity and importance.
         ridge: of the fits inside a search.
-        folder: where a search writes its record and its frontier.
+        contents: digest of the model's weights, where it is known.
+        folder: where a search writes its record and its frontier; a record is of one model, and of the same tokens.
         progress: called with (done, total, what).
     """
 
@@ -47,10 +50,12 @@ class ModelMeasurements:
         num_tokens: int,
         ridge: float,
         folder: Path,
+        contents: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.shape, self.batches = model, shape, batches
         self.num_tokens, self.ridge, self.folder, self.progress = num_tokens, ridge, folder, progress
+        self.contents = contents
 
     def map_similarity(self) -> Sequence[float | None]:
         """By layer, the mean cosine between its head-averaged attention map and the layer below's."""
@@ -102,18 +107,20 @@ class ModelMeasurements:
                 "lower architecture.search_tokens or give more rows."
             )
         streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
-        record = _record(self.folder, settings, tokens)
+        contents = [self.contents, tokens_digest(fitted), tokens_digest(measured), self.ridge]
+        record = _record(self.folder, settings, tokens, contents)
         return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
 
 
-def _record(folder: Path, settings: SearchSettings, tokens: int) -> Path:
-    """The file of this search's evaluations; one that a former version began is continued."""
+def _record(folder: Path, settings: SearchSettings, tokens: int, contents: Sequence[Any]) -> Path:
+    """The file of this search's evaluations; one that a former version began, of contents unknown, is continued."""
     kinds = tuple(former_role(kind) for kind in settings.kinds)
-    former = folder / f"record-{_digest(replace(settings, kinds=kinds), tokens)}.json"
-    return former if former.exists() else folder / f"record-{_digest(settings, tokens)}.json"
+    former = (folder / f"record-{_digest(one, tokens)}.json" for one in (replace(settings, kinds=kinds), settings))
+    own = folder / f"record-{_digest(settings, tokens, *contents)}.json"
+    return next((file for file in former if file.exists()), own)
 
 
-def _digest(settings: SearchSettings, tokens: int) -> str:
+def _digest(settings: SearchSettings, tokens: int, *contents: Any) -> str:
     """Names a search, so that several keep their records in one folder."""
-    text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED])
+    text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Protocol
 
+ERROR = "error: "  # how the command line begins each
 PATIENCE_S = 600  # for an optimizer step to end and its checkpoint to be written
 
 
@@ -56,5 +58,6 @@ def reason(log: Path, code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else f"exit code {code}"
+    of_last = dropwhile(lambda line: not line.startswith(ERROR), reversed(lines))  # attempts before it have theirs
+    errors = [line.removeprefix(ERROR) for line in takewhile(lambda line: line.startswith(ERROR), of_last)]
+    return " ".join(dict.fromkeys(reversed(errors))) or f"exit code {code}"

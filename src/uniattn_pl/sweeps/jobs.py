@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from uniattn_pl.config.schema import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import fingerprint
+from uniattn_pl.evaluation.scored_contents import scored_contents
+from uniattn_pl.resilience.identity import Identity, digests_of
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.view import result_of
@@ -26,12 +29,14 @@ class Job:
     command: str
 
 
-def _evaluation_of(point: Point) -> Job | None:
-    """The evaluation of a point, with another key for other options; None where nothing is to be evaluated."""
+def _evaluation_of(point: Point, identity: Identity) -> Job | None:
+    """The evaluation of a point, with another key for other options or rows; None where nothing is to be evaluated."""
     options = point.loaded.config.evaluation
     if not options.tasks and not options.probes:
         return None
-    return Job(f"{point.key}-{fingerprint(_deciding_options(options))[:12]}", point, EVALUATE)
+    contents = scored_contents(options, digests_of(identity))
+    deciding = _deciding_options(options) | ({"contents": contents} if contents else {})
+    return Job(f"{point.key}-{fingerprint(deciding)[:12]}", point, EVALUATE)
 
 
 def _deciding_options(options: EvaluationConfig) -> dict[str, object]:
@@ -62,9 +67,9 @@ def check_evaluations(points: Sequence[Point], *, data: bool) -> None:
         raise UserError(*dict.fromkeys(problems))
 
 
-def jobs_of(points: Sequence[Point]) -> dict[str, Job]:
-    """Every job by its key, in the order of the points."""
-    pairs = ((Job(point.key, point, FIT), _evaluation_of(point)) for point in points)
+def jobs_of(points: Sequence[Point], identities: Mapping[str, Identity] = MappingProxyType({})) -> dict[str, Job]:
+    """Every job by its key, in the order of the points; `identities` say what each point rests on, by its key."""
+    pairs = ((Job(point.key, point, FIT), _evaluation_of(point, identities.get(point.key, {}))) for point in points)
     jobs = [job for pair in pairs for job in pair if job is not None]
     return {job.key: job for job in jobs}
 

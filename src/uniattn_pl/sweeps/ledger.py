@@ -31,7 +31,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.sweeps.locks import locked, try_lock
-from uniattn_pl.sweeps.point_state import AGAIN, ERROR, PLACE, RESULT, PointState, state_of
+from uniattn_pl.sweeps.point_state import AGAIN, ANEW, ERROR, PLACE, RESULT, PointState, state_of
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
 
 HEARTBEAT_S, GRACE_S = 15, 120
@@ -150,6 +150,16 @@ class Ledger:
             for key, given_up in self._due(keys, again=again):
                 self._study.enqueue_trial({}, user_attrs={KEY: key, **({AGAIN: True} if given_up else {})})
 
+    def renew(self, keys: Iterable[str]) -> None:
+        """Run finished jobs again, because what they made is lost."""
+        keys = list(keys)
+        if not keys:
+            return
+        with self.alone():
+            for key, state in self.states(keys).items():
+                if state.state == "finished":  # else another worker has seen it, too
+                    self._study.enqueue_trial({}, user_attrs={KEY: key, ANEW: True})
+
     def _due(self, keys: list[str], *, again: bool) -> list[tuple[str, bool]]:
         trials, due = self._trials(), []
         for key in keys:
@@ -201,10 +211,10 @@ class Ledger:
         others = [t.intermediate_values[step] for t in finished if step in t.intermediate_values]
         return len(others) >= self.prune_after and loss > median(others)
 
-    def finish(self, claim: Claim, loss: float, *, step: int, kv_rate: float) -> None:
-        """Record a result, and what workers elsewhere show of it."""
+    def finish(self, claim: Claim, loss: float, **result: int | float | str | None) -> None:
+        """Record a result, and what workers elsewhere show and check of it: `step`, `kv_rate`, `rows`."""
         with suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(claim.trial_id, RESULT, {"step": step, "kv_rate": kv_rate})
+            self._storage.set_trial_user_attr(claim.trial_id, RESULT, result)
         self._end(claim, TrialState.COMPLETE, [loss])
 
     def prune(self, claim: Claim) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-PLACE, ERROR, AGAIN, RESULT = "place", "error", "again", "result"  # attributes of a trial
+PLACE, ERROR, AGAIN, ANEW, RESULT = "place", "error", "again", "anew", "result"  # attributes of a trial
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class PointState:
         place: machine and folder of the sweep where a finished point was done, None when that is here.
         step: the last one of a finished fit.
         kv_rate: KV retain rate of a finished point.
+        rows: digest of the rows a finished point was fitted on.
     """
 
     state: str
@@ -31,16 +32,19 @@ class PointState:
     place: str | None = None
     step: int | None = None
     kv_rate: float | None = None
+    rows: str | None = None
 
 
 def state_of(trials: Sequence[FrozenTrial], *, place: str, pruning: bool) -> PointState:
     """Return the state that follows from all attempts.
 
     Args:
-        trials: in the order they were made.
+        trials: in the order they were made; one that begins anew makes nothing of those before it.
         place: of this process; what was finished elsewhere says where.
         pruning: whether a pruned point counts as done; otherwise it is as if it had not been run.
     """
+    begins = max((index for index, trial in enumerate(trials) if trial.user_attrs.get(ANEW)), default=0)
+    trials = trials[begins:]
     by_state: dict[TrialState, Any] = {trial.state: trial for trial in trials}
     if TrialState.COMPLETE in by_state:
         done = by_state[TrialState.COMPLETE]

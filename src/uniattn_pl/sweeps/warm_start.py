@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.files import atomic_folder
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TOKENIZER
 from uniattn_pl.resilience.manifest import PHASES, Manifest, compared
 from uniattn_pl.tracking.fit_result import INITIAL, ORIGINAL
 from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entries
@@ -15,19 +16,24 @@ from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entrie
 # What decides the original's held-out loss, and with `START` what decides the model that stage 1 starts from.
 BASELINE = ("model.", "data.", "evaluation.", "training.precision", "trainer.deterministic")
 START = (*BASELINE, "architecture.", "calibration.", "seed")
+OF_ORIGINAL = (MODEL, TOKENIZER, HELD_OUT_ROWS)  # of the original's loss
 OF_THE_FIT = ("config.yaml", "provenance.json")  # artifacts that every fit writes itself
 
 
-def start_from_others(folder: Path, name: str, config: dict[str, Any], others: Iterable[Path]) -> str | None:
+def start_from_others(
+    folder: Path, name: str, config: dict[str, Any], identity: Mapping[str, str], others: Iterable[Path]
+) -> str | None:
     """Begin a point's run folder with what the folder of another point already has, where there is one.
 
-    The calibrated model with all its measurements where nothing that decides them differs, else the original's
-    loss; in the folder's journal too, so that the point's MLflow run has the same.
+    The calibrated model with all its measurements where nothing that decides them differs, in the config or in the
+    contents of rows, model and tokenizer, else the original's loss; in the folder's journal too, so that the point's
+    MLflow run has the same.
 
     Args:
         folder: of a point that has not begun; otherwise nothing is done.
         name: of the point.
         config: of the point, plain.
+        identity: digests of what the point rests on.
         others: folders of the other points.
 
     Returns:
@@ -35,18 +41,21 @@ def start_from_others(folder: Path, name: str, config: dict[str, Any], others: I
     """
     if Manifest.read(folder) is not None:
         return None
-    begun = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
-    for other, manifest in begun:
-        if _past("initialise", manifest) and _same(START, config, manifest.config) and (other / INITIAL).is_dir():
+    others_begun = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
+    for other, manifest in others_begun:
+        same = _same(START, config, manifest.config) and _rests_on(tuple(NAMES), identity, manifest)
+        if same and _past("initialise", manifest) and (other / INITIAL).is_dir():
             results = {phase: manifest.results[phase] for phase in ("prepare", "initialise")}
             with atomic_folder(folder / INITIAL) as temporary:
                 shutil.copytree(other / INITIAL, temporary, dirs_exist_ok=True)
-            _begin(folder, other, Manifest(config, phase="stage1", results=results), name, lambda _: True)
+            begun = Manifest(config, phase="stage1", results=results, identity=dict(identity))
+            _begin(folder, other, begun, name, lambda _: True)
             return f"starts from the calibrated model of {other.name}"
-    for other, manifest in begun:
-        if _past("prepare", manifest) and _same(BASELINE, config, manifest.config):
+    for other, manifest in others_begun:
+        same = _same(BASELINE, config, manifest.config) and _rests_on(OF_ORIGINAL, identity, manifest)
+        if same and _past("prepare", manifest):
             results = {"prepare": {"milestones": {ORIGINAL: manifest.results["prepare"]["milestones"][ORIGINAL]}}}
-            _begin(folder, other, Manifest(config, results=results), name, _of_original)
+            _begin(folder, other, Manifest(config, results=results, identity=dict(identity)), name, _of_original)
             return f"takes the original's loss from {other.name}"
     return None
 
@@ -58,6 +67,11 @@ def _past(phase: str, manifest: Manifest) -> bool:
 def _same(sections: tuple[str, ...], config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     one, two = ({k: v for k, v in compared(c).items() if k.startswith(sections)} for c in (config, other))
     return one == two
+
+
+def _rests_on(names: tuple[str, ...], identity: Mapping[str, str], manifest: Manifest) -> bool:
+    """Whether a run rests on the same contents, all of which must be known."""
+    return all(name in identity and manifest.identity.get(name) == identity[name] for name in names)
 
 
 def _of_original(operation: dict[str, Any]) -> bool:

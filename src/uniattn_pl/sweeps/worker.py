@@ -17,6 +17,7 @@ from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.errors import RunFailure
 from uniattn_pl.files import atomic_file
 from uniattn_pl.redaction import redact
+from uniattn_pl.resilience.identity import digests_of
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.run_folder import check_run_folder
@@ -24,7 +25,9 @@ from uniattn_pl.sweeps import child_process
 from uniattn_pl.sweeps.jobs import FIT, Job, due, elsewhere, jobs_of, joined
 from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, Ledger, LedgerSilentError, in_a_line
 from uniattn_pl.sweeps.locks import locked
+from uniattn_pl.sweeps.lost_points import lost_jobs, lost_model, run_lost
 from uniattn_pl.sweeps.parent_run import close_parent, open_parent
+from uniattn_pl.sweeps.point_contents import changed_meanwhile, check_elsewhere, rows_digest
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
@@ -32,6 +35,7 @@ from uniattn_pl.sweeps.view import ENDED, SweepView, best_of, final_table, resul
 from uniattn_pl.sweeps.warm_start import start_from_others
 from uniattn_pl.tracking.final_table import as_text
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1
+from uniattn_pl.training.present_identity import PresentIdentities
 
 POLL_S = 1.0
 POLLS_PER_LOOK = 10  # a look at the ledger costs a tenth of a second, which the jobs want
@@ -85,7 +89,9 @@ class _Worker:
         self.preemption = preemption
         sweep = base.config.sweep
         self.base, self.arguments = base, list(arguments)
-        self.jobs = jobs_of(points)
+        self.points, present = points, PresentIdentities()
+        self.identities = {point.key: present.of(point.loaded)[0] for point in points}
+        self.jobs = jobs_of(points, self.identities)
         self.folder = SweepFolder(Path(base.config.trainer.default_root_dir))
         self.folder.check()
         with locked(self.folder.lock):
@@ -101,11 +107,25 @@ class _Worker:
         """Work until nothing is left, then show and record the outcome."""
         with self.ledger.alone():
             self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
-        self.ledger.enqueue(self._due(self._states()), again=True)
+        lost = self._renew_lost()
+        # an evaluation that was given up may have failed because its model was lost
+        again = [key for key, job in self.jobs.items() if job.command != FIT and job.point.key in lost]
+        self.ledger.enqueue([*self._due(self._states()), *again], again=True)
         with self.view:
             while self._step():
                 pass
         self._conclude(joined(self.jobs, self._states()))
+
+    def _renew_lost(self) -> dict[str, str]:
+        """Have done again what the ledger calls finished and is not there any more; returns it, by key."""
+        states = self._states()
+        check_elsewhere(self.points, states, self.identities)
+        lost = lost_jobs(self.jobs, states, self.folders, self.base.config.tracking)
+        for key, problem in lost.items():
+            again = "fitted" if self.jobs[key].command == FIT else "evaluated"
+            self.view.tell(f"{self.jobs[key].point.name}: {problem}; it is {again} again, as far as it is lost.")
+        self.ledger.renew(lost)
+        return lost
 
     def _states(self) -> dict[str, PointState]:
         return self.ledger.states(self.jobs)
@@ -147,8 +167,9 @@ class _Worker:
         job = self.jobs[claim.key]
         folder = self.folders[job.point.key]
         check_run_folder(folder)
-        done = job.command == FIT and result_of(folder) is not None
+        tracking = self.base.config.tracking
         try:
+            done = job.command == FIT and not (lost_model(folder) or run_lost(folder, tracking))
             code = 0 if done else self._run(claim, job, folder)
         except BaseException:
             self.ledger.release(claim)
@@ -161,8 +182,13 @@ class _Worker:
             self._report(claim, folder)
         result = result_of(folder)
         loss = math.nan if result is None else result.milestones[-1].response_loss
-        if result is not None and math.isfinite(loss) and (job.command == FIT or code == 0):
-            self.ledger.finish(claim, loss, step=sum(s.steps for s in result.stages), kv_rate=result.cache.retain_rate)
+        changed = changed_meanwhile(self.identities[job.point.key], folder)
+        if changed is not None:
+            self.ledger.fail(claim, changed)
+        elif result is not None and math.isfinite(loss) and (job.command == FIT or code == 0):
+            rows = rows_digest(digests_of(self.identities[job.point.key]))
+            steps, kv_rate = sum(s.steps for s in result.stages), result.cache.retain_rate
+            self.ledger.finish(claim, loss, step=steps, kv_rate=kv_rate, rows=rows)
         elif code is None:
             self.ledger.prune(claim)
         else:
@@ -201,7 +227,7 @@ class _Worker:
         config = redact(dataclasses.asdict(point.loaded.config))
         config["trainer"]["default_root_dir"] = str(folder)
         others = [other for other in self.folders.values() if other != folder]
-        taken = start_from_others(folder, point.name, config, others)
+        taken = start_from_others(folder, point.name, config, digests_of(self.identities[point.key]), others)
         if taken is not None:
             self.view.tell(f"{point.name} {taken}")
 

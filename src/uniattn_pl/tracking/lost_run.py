@@ -15,10 +15,11 @@ from uniattn_pl.tracking.journal import FOLDER, journal_owner
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 
-def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool:
+def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool | None:
     """Whether the store of a run folder answers that the folder's MLflow run is deleted or not there.
 
-    Of a store that does not answer, or another one than the run was delivered to, nothing is known.
+    Returns:
+        None where the store does not answer; False also of another store than the run was delivered to.
 
     Raises:
         UserError: the URI is not a store's, or the sqlite file is damaged.
@@ -33,7 +34,7 @@ def is_lost(config: TrackingConfig, folder: Path, run_id: str | None) -> bool:
     try:
         run = mlflow_store.connect(config).get_run(run_id)
     except MlflowException as error:
-        return str(error.error_code) == "RESOURCE_DOES_NOT_EXIST"
+        return True if str(error.error_code) == "RESOURCE_DOES_NOT_EXIST" else None
     return str(run.info.lifecycle_stage) == "deleted"
 
 

@@ -242,6 +242,7 @@ def _calibrate(
             ridge=options.ridge,
             head_alignment=options.head_alignment,
             record=experiment.folder / CALIBRATION_FOLDER,
+            contents=context.record.manifest.identity.get(MODEL),
             memory_limit_bytes=int(options.memory_limit_gib * 2**30),
             progress=progress.update,
         )

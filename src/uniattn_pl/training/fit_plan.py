@@ -12,6 +12,7 @@ from uniattn_pl.calibration.solvers import DEFAULT_RIDGE
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.cluster import Cluster
+from uniattn_pl.resilience.identity import MODEL, digests_of
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
@@ -55,6 +56,7 @@ def model_measurements(
         experiment.train_tokens,
         num_tokens=MEASURED_TOKENS,
         ridge=DEFAULT_RIDGE if ridge == "auto" else float(ridge),
+        contents=digests_of(experiment.identity).get(MODEL),
         folder=experiment.folder / SEARCH_FOLDER,
         progress=progress.update,
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import beyond_positions
 from uniattn_pl.plan import LayerPlan, ModelShape
+
+CHOOSING = ("architecture.", "data.", "model.source", "model.revision", "calibration.", "seed")  # what layers depend on
 
 
 def compile_plan(loaded: LoadedConfig) -> tuple[LayerPlan, ModelShape]:
@@ -93,5 +97,14 @@ def chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
     if not loaded.architecture.measured:
         return None
     manifest = Manifest.read(Path(loaded.config.trainer.default_root_dir))
+    if manifest is not None and _chosen_by(manifest.config) != _chosen_by(plain_config(loaded)):
+        return None  # it is the choice of another experiment in the same folder
     recorded = manifest and manifest.results.get("prepare", {}).get("plan")
     return LayerPlan.from_dict(recorded) if recorded else None
+
+
+def _chosen_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plain config the choice of layers depends on."""
+    from uniattn_pl.resilience.manifest import compared
+
+    return {key: value for key, value in compared(config).items() if key.startswith(CHOOSING)}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.file_contents import read_json_object, unreadable
-from uniattn_pl.modeling.loading.pretrained import local_place
+from uniattn_pl.modeling.loading.adapter_folder import base_folder, is_adapter
+from uniattn_pl.modeling.loading.pretrained import load_shape, local_place
 from uniattn_pl.resilience.identity import Contents, plain_digest
 from uniattn_pl.resilience.known_digests import known_digest
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path")
 # What a former call left behind; each call sets its own.
 _OF_A_CALL = ("truncation", "padding")
+_OF_A_FOLDER = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt", ".tiktoken")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
@@ -46,6 +49,19 @@ def folder_contents(folder: Path, name: str | None = None) -> Contents:
     return Contents.named(f"'{name or folder}'", {**_files(files), **parts})
 
 
+def measured_contents(folder: Path) -> Contents:
+    """All files of a model folder that what it computes may depend on, its tokenizer's and an adapter's base included.
+
+    Raises:
+        UserError: a file cannot be read, or the base of an adapter is not there.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in _OF_A_FOLDER and file.is_file()]
+    parts = _files(files)
+    if is_adapter(folder):
+        parts["base"] = measured_contents(base_folder(folder)).digest.encode()
+    return Contents.named(f"'{folder}'", parts)
+
+
 def tokenizer_contents(tokenizer: PreTrainedTokenizerBase, source: str) -> Contents:
     """What a tokenizer does; of one with code of its own, the files it was loaded from."""
     parts = tokenizer_parts(tokenizer)
@@ -64,6 +80,17 @@ def tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes] | No
     state: dict[str, Any] = {k: v for k, v in json.loads(backend.to_str()).items() if k not in _OF_A_CALL}
     special = {name: getattr(tokenizer, name) for name in _SPECIAL}
     return {k: plain_digest(v) for k, v in {"class": type(tokenizer).__qualname__, **special, **state}.items()}
+
+
+@cache
+def hub_commit(source: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    """The commit of a hub's model now: of the hub where it answers, else of the local cache; asked once in a process.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    load_shape(source, revision=revision, trust_remote_code=trust_remote_code)  # brings the cache up to date
+    return cached_commit(source, revision)
 
 
 def cached_commit(source: str, revision: str | None) -> str | None:

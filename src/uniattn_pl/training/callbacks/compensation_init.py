@@ -32,6 +32,7 @@ class CompensationInit(pl.Callback):
         ridge: relative to the mean diagonal of the Gram matrix, or "auto".
         head_alignment: "none", "similarity" or "output_error".
         record: folder that keeps every solved layer, from which a killed pass goes on.
+        contents: digest of the original's weights, where it is known; a record of others is refused.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
         progress: called with (done, total, what).
 
@@ -49,12 +50,14 @@ class CompensationInit(pl.Callback):
         ridge: float | str = 1e-2,
         head_alignment: str = "none",
         record: Path | None = None,
+        contents: str | None = None,
         memory_limit_bytes: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
         self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
-        self.record, self.memory_limit_bytes, self.progress = record, memory_limit_bytes, progress
+        self.record, self.contents = record, contents
+        self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
         self.done = False
         self.report: CalibrationReport | None = None
 
@@ -86,6 +89,7 @@ class CompensationInit(pl.Callback):
             rank=ranks.rank(),
             world_size=ranks.world_size(),
             record=self.record,
+            contents=self.contents,
             memory_limit_bytes=self.memory_limit_bytes,
             progress=self.progress,
         )
