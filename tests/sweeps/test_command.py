@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -91,7 +92,8 @@ def test_a_budget_bounds_both_stages_of_every_point(small: SmallSweep, capsys: p
 def test_the_papers_sweeps_are_shipped(
     name: str, points: int, small: SmallSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (small.folder / "pmc_llama_instructions_1000.json").write_text("[]")
+    rows = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(300)]
+    (small.folder / "pmc_llama_instructions_1000.json").write_text(json.dumps(rows))
     monkeypatch.setenv("UNIATTN_PL_DATA", str(small.folder))
     assert main(["sweep", "--config", str(ROOT / f"experiments/smollm2/{name}.yaml"), "--dry-run"]) == 0
     printed = capsys.readouterr().out

@@ -188,3 +188,17 @@ def test_a_model_that_is_not_here_is_said_not_to_be_checked(capsys: pytest.Captu
     assert code == 0, printed.err
     assert "not the model's own files: model 'meta-llama/Llama-2-7b-hf' is not in the local cache" in printed.out
     assert "all checks passed" not in printed.out
+
+
+def test_the_dry_run_of_a_sweep_names_the_points_that_cannot_start(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = "{a: {seed: 1}, b: {trainer.accelerator: mps}, c: {calibration.skip_samples: 8}}"
+    words = ["sweep", "--config", "a.yaml", "--dry-run"]
+    assert main([*words, f"sweep.points={points}"]) == 2
+    printed = capsys.readouterr().err
+    assert "point 'b': trainer.accelerator" in printed
+    assert "point 'c': calibration.skip_samples=8 leaves no row" in printed
+    assert printed.count("error: ") == 2
+    assert main([*words, "sweep.seeds=[0, 1]"]) == 0
+    assert "all points were checked" in capsys.readouterr().out

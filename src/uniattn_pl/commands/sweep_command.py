@@ -93,9 +93,11 @@ def _dry_run(
     plans: dict[str, PlanAndShape | None],
     rates: dict[str, float | None],
 ) -> None:
-    """List the points."""
+    """Open what the points' fits would open, and list them."""
     from uniattn_pl.display.text_table import print_table
+    from uniattn_pl.sweeps.point_checks import check_points
 
+    unopened = check_points(points)
     rows = []
     for point in points:
         rate, plan_and_shape = rates[point.key], plans[point.key]
@@ -107,6 +109,8 @@ def _dry_run(
     storage = loaded.config.sweep.storage or f"sqlite in {folder.bookkeeping}"
     print(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
     print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
+    for reason in unopened:
+        print(f"not checked: the model's own files: {reason}")
     print("dry run: all points were checked, nothing was started.")
 
 
