@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.families import REFUSED, outcomes
 from benchmarks.families import row as table_row
-from tests.tiny_models import SIZES, UNMODIFIED, stock, tokens
+from tests.tiny_models import MODES, SIZES, UNMODIFIED, stock, tokens
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -217,3 +217,14 @@ def test_kernels_without_maps_give_none_for_every_layer() -> None:
     """A map that one was computed for lies in memory that the next forward writes to."""
     model = apply_plan(stock("llama"), REUSE)
     assert model(IDS, output_attentions=True).attentions == (None,) * len(REUSE.rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reader_of_other_heads_shows_the_map_it_used(mode: str) -> None:
+    heads = (2, 0, 3, 1)
+    model = apply_plan(stock("llama"), REUSE.align_heads({2: heads}))
+    model.set_attn_implementation("eager")
+    model.config.reuse_mode = mode
+    attentions = model(IDS, output_attentions=True).attentions
+    torch.testing.assert_close(attentions[2], attentions[1][:, list(heads)])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from uniattn_pl.kernels.grouped import aligned_product, grouped_product
-from uniattn_pl.kernels.stock import backend_kernel
+from uniattn_pl.kernels.stock import EAGER, backend_kernel, backend_name
 
 
 class HeadIndex:
@@ -58,9 +58,11 @@ class KeptMap:
         attention_map = self.attention_map
         if heads is None:
             return grouped_product(attention_map, value), attention_map
-        # One row is copied faster than taken apart.
-        if attention_map.shape[-2] == 1 or torch.compiler.is_compiling():
-            return grouped_product(heads.of(attention_map), value), attention_map
+        # One row is copied faster than taken apart; eager attention is asked for its maps.
+        whole = backend_name(attention.config) == EAGER or torch.compiler.is_compiling()
+        if attention_map.shape[-2] == 1 or whole:
+            aligned = heads.of(attention_map)
+            return grouped_product(aligned, value), aligned
         return aligned_product(attention_map, heads.heads, value), attention_map
 
     def to(self, device: torch.device | str, *, non_blocking: bool) -> KeptMap:
