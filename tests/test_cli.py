@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from uniattn_pl.architectures import available
 from uniattn_pl.cli import main
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.families.catalogue import named_model
 
 TINY = ["model.source=tiny-llama", "architecture.num_superblocks=1"]
 HEAVY = ("torch", "transformers", "lightning", "mlflow", "datasets", "pandas")
@@ -102,8 +104,7 @@ def test_generate_and_export_find_a_run(
     argument: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/tiny/final").mkdir(parents=True)
-    (tmp_path / "runs/tiny/final/config.json").write_text("{}")
+    shutil.copytree(named_model("tiny-llama"), tmp_path / "runs/tiny/final")
     (tmp_path / "tiny.yaml").write_text("name: tiny")
     assert main(["generate", *argument, "--prompt", "x", "--dry-run"]) == 0
     assert main(["export", *argument, "--to", "out", "--dry-run"]) == 0

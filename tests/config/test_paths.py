@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.files import cache_folder
 
 KEYS = (
@@ -77,8 +79,7 @@ def test_names_stay_names() -> None:
 def test_options_of_commands_and_config_files_are_expanded(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config=~/x.yaml", "--print-config"]) == 0
     assert "seed: 1" in capsys.readouterr().out
-    (home / "run").mkdir()
-    (home / "run" / "config.json").write_text("{}")
+    shutil.copytree(named_model("tiny-llama"), home / "run")
     (home / "to").mkdir()
     (home / "to" / "mine").write_text("")
     assert main(["export", "--from=~/run", "--to=$PLACE/to"]) == 2

@@ -238,7 +238,7 @@ def test_an_unknown_hub_name_offline_says_how_to_get_it(monkeypatch, tmp_path):
     with pytest.raises(UserError) as caught:
         read_source("embeded")
     assert "is not a local file" in str(caught.value)
-    assert "datasets.load_dataset('embeded')" in str(caught.value)
+    assert 'datasets.load_dataset("embeded", split="train")' in str(caught.value)
     assert "Did you mean 'embedded'?" in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from uniattn_pl import architectures
 from uniattn_pl.data import sources
 from uniattn_pl.data.data_files import Record
 from uniattn_pl.evaluation import tasks
+from uniattn_pl.families.catalogue import named_model
 
 RUNS = (
     "my-uniattn",
@@ -50,7 +52,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write(folder / "bad_rows.jsonl", "\n".join(map(json.dumps, BAD_ROWS)))
     (folder / "runs" / UNFINISHED / "initial").mkdir(parents=True)
     for name in RUNS:
-        _write(folder / "runs" / name / "final" / "config.json", "{}")
+        shutil.copytree(named_model("tiny-llama"), folder / "runs" / name / "final")
     _write(base / "shared/data/train/pmc_llama_instructions_1000.json", json.dumps(ROWS))
     _write(base / "shared/data/train/tulu3_sft_filtered_1000.json", json.dumps(TULU_ROWS))
     _write(base / "shared/data/wikitext2/wiki.test.raw", "text")

@@ -21,6 +21,7 @@ from tests.tiny_models import stock
 from uniattn_pl.architectures import CLA, UniAttn
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
+from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.inference import roofline, run_benchmark
 from uniattn_pl.modeling.loading import pretrained
 from uniattn_pl.modeling.loading.pretrained import load_shape
@@ -339,7 +340,8 @@ def test_the_baseline_needs_no_architecture_beside_it(folder: Path, capsys: pyte
 def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = LayerPlan.unmodified(8).drop([3], compensated=False).reuse([6], 4, compensated=True)
     (folder / "search.yaml").write_text("name: found\n" + FILES["search.yaml"])
-    Manifest(config={}).commit(folder / "runs" / "found", {"plan": chosen.to_dict()})
+    config = plain_config(load_config([folder / "b.yaml", folder / "search.yaml"]))
+    Manifest(config).commit(folder / "runs" / "found", {"plan": chosen.to_dict()})
     asked: list[dict[str, LayerPlan]] = []
     monkeypatch.setattr(run_benchmark, "run_benchmark", lambda _, plans, **__: asked.append(dict(plans)))
     assert main([*BENCH, "bench.beside=[search.yaml]"]) == 0

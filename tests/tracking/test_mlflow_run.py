@@ -115,7 +115,7 @@ def test_a_deleted_run_is_refused_with_the_way_out(tracking: TrackingConfig, tmp
 def test_a_deleted_experiment_is_refused_with_the_way_out(tracking: TrackingConfig, tmp_path: Path) -> None:
     client = MlflowClient(tracking.uri)
     client.delete_experiment(client.create_experiment("deleted"))
-    with pytest.raises(UserError, match="'deleted' is deleted; restore it"):
+    with pytest.raises(UserError, match=r"'deleted' is deleted at .* or restore it with: .* restore --exp"):
         opened(replace(tracking, experiment="deleted"), tmp_path, "x")
 
 

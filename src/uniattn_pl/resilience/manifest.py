@@ -157,8 +157,15 @@ class Manifest:
     def _without_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was done by this config: a fit that was refused at its start has only written it down."""
+        return bool(self.results) or self.mlflow_run_id is not None
+
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
-        """Raise UserError naming each key in which `config` differs from the one this folder was started with."""
+        """Raise UserError naming each key in which `config` differs from the one this folder was begun with."""
+        if not self.begun:
+            return
         problems = [
             f"{key} was {before!r} when {folder} was started and is now {now!r}."
             for key, (before, now) in self.changes(config).items()

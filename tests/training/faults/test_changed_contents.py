@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_exchanged_answers_are_refused_and_the_former_ones_go_on(at: AtPoint, wh
     )
     assert held_out.startswith("the held-out rows changed: 4 of the 4 of 'rows.jsonl'")
     assert "--allow-changes" in ways_out
-    assert work.manifest() == before
+    assert replace(work.manifest(), folder=before.folder) == before  # a copy of the folder that was killed
     # what JSON does not mean is no change
     write_rows(work, "\n".join(json.dumps(dict(reversed(json.loads(line).items()))) for line in LINES) + "\n\n")
     work.resumes()
