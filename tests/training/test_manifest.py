@@ -34,7 +34,8 @@ def test_a_write_that_dies_leaves_the_former_manifest(tmp_path: Path, monkeypatc
 
 
 def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:
-    manifest = Manifest({"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"})
+    config = {"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"}
+    manifest = Manifest(config, mlflow_run_id="begun")
     with pytest.raises(UserError) as caught:
         manifest.check_same_config({"seed": 2, "training": {"stage1": {"learning_rate": 0.2}}, "name": "x"}, tmp_path)
     seed, rate, ways_out = caught.value.problems
