@@ -189,3 +189,9 @@ def test_a_plan_of_a_later_version_is_refused() -> None:
 def test_experiments_have_the_keys_that_the_former_version_gave_their_runs(architecture: str, key: str) -> None:
     """Reports and sweeps find a fit's MLflow run by it."""
     assert key_of(plain_config(load_config([], [f"architecture={architecture}"]))) == key
+
+
+@pytest.mark.parametrize("count", [10**12, 10_001, 0, -1])
+def test_a_damaged_number_of_layers_takes_no_memory(count: int) -> None:
+    with pytest.raises(PlanError, match=f"num_layers is {count}; a plan has 1 to 10000 layers"):
+        LayerPlan.from_dict({**LayerPlan.unmodified(4).to_dict(), "num_layers": count})

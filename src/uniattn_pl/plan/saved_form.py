@@ -37,6 +37,10 @@ def saved_form(rows: Sequence[LayerRow]) -> dict[str, Any]:
     return {"format": FORMAT, "num_layers": len(rows), "rows": [asdict(row) for row in rows if row.operated]}
 
 
+# A number that a damaged file gives must not decide how much memory is taken.
+MOST_LAYERS = 10_000
+
+
 def read_rows(data: Mapping[str, Any]) -> list[LayerRow]:
     """Every row of a saved plan of any format.
 
@@ -47,7 +51,10 @@ def read_rows(data: Mapping[str, Any]) -> list[LayerRow]:
     saved_format = data.get("format", 1)
     if saved_format not in (1, FORMAT):
         raise PlanError(f"this layer plan has format {saved_format!r}; this version reads formats 1 and {FORMAT}.")
-    rows = [LayerRow(index) for index in range(int(data["num_layers"]))]
+    count = int(data["num_layers"])
+    if not 1 <= count <= MOST_LAYERS:
+        raise PlanError(f"num_layers is {count}; a plan has 1 to {MOST_LAYERS} layers.")
+    rows = [LayerRow(index) for index in range(count)]
     read_row = _former_row if saved_format == 1 else _row
     problems = []
     for saved in data["rows"]:
