@@ -195,3 +195,8 @@ def test_experiments_have_the_keys_that_the_former_version_gave_their_runs(archi
 def test_a_damaged_number_of_layers_takes_no_memory(count: int) -> None:
     with pytest.raises(PlanError, match=f"num_layers is {count}; a plan has 1 to 10000 layers"):
         LayerPlan.from_dict({**LayerPlan.unmodified(4).to_dict(), "num_layers": count})
+
+
+def test_an_infinite_number_of_layers_is_no_plan() -> None:
+    with pytest.raises(PlanError):
+        LayerPlan.from_dict({**LayerPlan.unmodified(4).to_dict(), "num_layers": float("inf")})

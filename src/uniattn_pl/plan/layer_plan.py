@@ -215,7 +215,7 @@ class LayerPlan:
         """The inverse of `to_dict`, of this and of former versions. Raises PlanError on anything else."""
         try:
             return cls(tuple(read_rows(data)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
 
 

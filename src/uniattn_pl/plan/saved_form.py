@@ -46,7 +46,7 @@ def read_rows(data: Mapping[str, Any]) -> list[LayerRow]:
 
     Raises:
         PlanError: a row of format 1 contradicts itself, or the format is newer than this version.
-        KeyError, TypeError, ValueError: this is no saved plan.
+        KeyError, TypeError, ValueError, OverflowError: this is no saved plan.
     """
     saved_format = data.get("format", 1)
     if saved_format not in (1, FORMAT):

@@ -61,7 +61,9 @@ class Launcher:
         variable, local = self.local
         if self.name == SLURM and self.world_size > 1:
             found = self._mismatches_of_slurm(devices, num_nodes, asked)
-        if not found and self.name != LIGHTNING and devices * num_nodes != self.world_size:
+        # Lightning tells its own processes how many they are; where nothing does, its config alone decides.
+        counted = self.name != LIGHTNING or self.world_size > 1
+        if not found and counted and devices * num_nodes != self.world_size:
             found.append(
                 f"{self.size}: {self.name} starts {self.world_size} process(es), and {asked} with trainer.num_nodes="
                 f"{num_nodes} makes {devices * num_nodes}; {self._way_out(devices, num_nodes)}."
@@ -94,6 +96,8 @@ class Launcher:
     def _way_out(self, devices: int, num_nodes: int) -> str:
         if self.name == SLURM:
             return f"start it with srun --nodes={num_nodes} --ntasks-per-node={devices}"
+        if self.name == LIGHTNING:
+            return "unset WORLD_SIZE and LOCAL_RANK, or set trainer.devices"
         return f"start torchrun --nnodes {num_nodes} --nproc-per-node {devices}, or set trainer.devices=auto"
 
 
