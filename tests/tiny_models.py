@@ -131,6 +131,14 @@ def _built(family: str) -> PreTrainedModel:
     return model
 
 
+def random_model(family: str, dtype: torch.dtype = torch.float32, **special: Any) -> PreTrainedModel:
+    """A tiny model of any family, with options of its own."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES | special)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
 def stock(family: str) -> PreTrainedModel:
     """The family's tiny model, for the caller alone."""
     return copy.deepcopy(_built(family))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tests.tiny_fit import BASE
 
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
@@ -15,12 +16,9 @@ from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.training import fit as fit_module
 from uniattn_pl.training.fit import fit
 
-CONFIG = """
-name: tiny
-model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
-data: {source: rows.jsonl, validation_size: 2}
-calibration: {num_samples: 2, held_out_samples: 2}
+CONFIG = (
+    BASE
+    + """
 training:
   batch_size: 2
   micro_batch_size: 2
@@ -28,10 +26,9 @@ training:
   stage1: {max_steps: 1}
   stage2: {max_steps: 1}
   lora: {enabled: true, rank: 2}
-trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
 tracking: {uri: "sqlite:///store.db", artifact_location: artifacts, experiment: own}
 """
+)
 HELD_OUT = "evaluation.probes=[held_out]"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import MODES, SIZES, UNMODIFIED, stock, tokens, with_random_compensations
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from benchmarks.families import SPECIAL
+from tests.tiny_models import MODES, SIZES, UNMODIFIED, random_model, stock, tokens, with_random_compensations
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 import uniattn_pl
 from uniattn_pl.errors import UserError
@@ -123,31 +124,13 @@ def test_a_family_that_cannot_be_converted_is_refused_with_the_reason(family: st
 
 
 # Compute something that shows only on large inputs (clipped values) or at late positions (a scale of the queries).
-HIDDEN: dict[str, dict[str, Any]] = {
-    "olmo": {"clip_qkv": 4.0},
-    "ministral3": {
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 2.0,
-            "original_max_position_embeddings": 32,
-            "llama_4_scaling_beta": 0.1,
-        }
-    },
-}
+HIDDEN: dict[str, dict[str, Any]] = {"olmo": {"clip_qkv": 4.0}, "ministral3": SPECIAL["ministral3"]}
 
 
 HIDDEN_REASON = {
     "olmo": r"its attention reads what a plan would lose: clip_qkv \(4.0\) in layers 2",
     "ministral3": r"layers 1, 2 compute .* \(share_kv\)",
 }
-
-
-def random_model(family: str, dtype: torch.dtype = torch.float32, **special: Any) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SIZES | special)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model
 
 
 @pytest.mark.parametrize("family", HIDDEN)

@@ -11,28 +11,24 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow.tracking._tracking_service import utils
+from tests.tiny_fit import BASE, ROWS
 
 from uniattn_pl.cli import main
 from uniattn_pl.resilience.checkpoints import CheckpointStore
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.tracking.moved_store import follow
 
-CONFIG = """
-name: tiny
-model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
-data: {source: rows.jsonl, validation_size: 2}
-calibration: {num_samples: 2, held_out_samples: 2}
+CONFIG = (
+    BASE
+    + """
 training:
   batch_size: 2
   micro_batch_size: 2
   checkpoint_every_steps: 1
   stage1: {max_steps: 1}
   stage2: {max_steps: 3, max_epochs: 2, learning_rate: 1.0e-3}
-trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
 """
-ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
+)
 FIT = ["fit", "--config", "tiny.yaml"]
 RUN = Path("runs/tiny")
 State = dict[str, tuple[str, int]]

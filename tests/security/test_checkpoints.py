@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.security.tiny_fit import CONFIG, ROWS
+from tests.tiny_fit import CONFIG, ROWS
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.security.tiny_fit import CONFIG, ROWS
+from tests.tiny_fit import CONFIG, ROWS
 
 from uniattn_pl.cli import main
 from uniattn_pl.files import atomic_file, atomic_folder

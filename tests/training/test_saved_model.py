@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.tiny_fit import BASE, ROWS
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl import lora_config
@@ -21,18 +22,13 @@ from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.training import fit
 
-CONFIG = """
-name: tiny
-model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
-data: {source: rows.jsonl, validation_size: 2}
-calibration: {num_samples: 2, held_out_samples: 2}
+CONFIG = (
+    BASE
+    + """
 training: {batch_size: 2, micro_batch_size: 2, stage1: {max_steps: 1}, stage2: {max_steps: 1, learning_rate: 1.0e-3}}
-trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
 tracking: {uri: "sqlite:///%s", artifact_location: artifacts}
 """
-ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
+)
 FIT = ["fit", "--config", "tiny.yaml"]
 PLAIN = ["architecture.name=baseline"]
 LORA = ["training.lora.enabled=true", "training.lora.rank=2", "training.stage2.learning_rate=0.1"]

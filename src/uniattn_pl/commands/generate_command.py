@@ -14,7 +14,7 @@ EXAMPLE = """\
   uniattn-pl generate --from runs/quickstart --instruction --prompt "Name two causes of chest pain."
   uniattn-pl generate --config experiments/quickstart.yaml --prompt "The heart" --max-new-tokens 20"""
 
-LARGEST_SEED = 2**32 - 1
+SEEDS = range(2**32)  # of one process: no rank or stage adds to it, as to a config's
 LEAST_TEMPERATURE = 1e-6  # far below, logits divided by it are infinite
 
 
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     temperature = arguments.temperature
     if temperature != 0 and not LEAST_TEMPERATURE <= temperature < float("inf"):
         problems.append(f"--temperature is 0, or a number of at least {LEAST_TEMPERATURE:g}; got {temperature:g}.")
-    if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
-        problems.append(f"--seed is a number from 0 to {LARGEST_SEED}; got {arguments.seed}.")
+    if arguments.seed is not None and arguments.seed not in SEEDS:
+        problems.append(f"--seed is a number from 0 to {SEEDS[-1]}; got {arguments.seed}.")
     if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
         problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
     if arguments.quantization not in (None, *QUANTIZATIONS):

@@ -27,6 +27,8 @@ LENGTH = 8
 # Reading from itself, a layer calls the same kernel on the same numbers: what differs is no rounding.
 RELATIVE_TOLERANCE = {torch.float32: 1e-4}
 RELATIVE_TOLERANCE_HALF = 1e-3
+READS_ITSELF = "reading from themselves they do not give their own output"
+DROPS = "dropped they do not give what they give with an attention of zeros"
 # On a model, and so on its copies: it was compared with itself under the unmodified plan, and gave the same.
 COMPARED = "uniattn_compared"
 # Times the layer's own input: what an attention limits (clipped values) shows only where it is large.
@@ -78,11 +80,12 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
         )
     vars(model)[COMPARED] = True
     if wrong:
-        lost = ", ".join(sorted({roles[index] for index in wrong}))
+        of_roles = sorted({roles[index] for index in wrong})
+        shown = dict.fromkeys(READS_ITSELF if ROLES[role].computes else DROPS for role in of_roles)
         raise UserError(
             f"model type '{family}' is not tested, and layers {', '.join(map(str, wrong))} "
-            f"compute something that a plan would lose ({lost}): reading from themselves they do not give their own "
-            "output. Choose layers or an architecture that leave them as they are."
+            f"compute something that a plan would lose ({', '.join(of_roles)}): {'; '.join(shown)}. "
+            "Choose layers or an architecture that leave them as they are."
         )
 
 
