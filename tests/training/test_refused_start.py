@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from tests.tiny_fit import BASE, ROWS
 
 from uniattn_pl.cli import main
 from uniattn_pl.resilience.manifest import Manifest
 
-CONFIG = """
-name: tiny
-model: {source: tiny-llama, dtype: float32}
-architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
-data: {source: rows.jsonl, validation_size: 2, max_length: 512}
-calibration: {num_samples: 2, held_out_samples: 2}
-training: {batch_size: 2, micro_batch_size: 2, stage1: {max_steps: 1}, stage2: {max_steps: 1}}
-trainer: {accelerator: cpu, devices: 1}
-tracking: {uri: "sqlite:///mlflow.db", artifact_location: artifacts}
+CONFIG = f"""{BASE}
+training: {{batch_size: 2, micro_batch_size: 2, stage1: {{max_steps: 1}}, stage2: {{max_steps: 1}}}}
+tracking: {{uri: "sqlite:///mlflow.db", artifact_location: artifacts}}
 """
+
+
+FIT = ["fit", "--config", "tiny.yaml"]
 
 
 def test_the_corrected_command_starts_and_a_begun_fit_keeps_its_config(
@@ -27,15 +24,13 @@ def test_the_corrected_command_starts_and_a_begun_fit_keeps_its_config(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(CONFIG)
-    rows = [{"instruction": f"Count to {n}.", "input": "", "output": "One two."} for n in range(6)]
-    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    fit = ["fit", "--config", "tiny.yaml"]
-    assert main([*fit, "data.max_length=4096"]) == 2
+    Path("rows.jsonl").write_text(ROWS)
+    assert main([*FIT, "data.max_length=4096"]) == 2
     assert "4096 tokens are more than the 2048 positions" in capsys.readouterr().err
-    assert main([*fit, "--dry-run"]) == 0
-    assert main(fit) == 0
+    assert main([*FIT, "--dry-run"]) == 0
+    assert main(FIT) == 0
     manifest = Manifest.read(tmp_path / "runs" / "tiny")
     assert manifest is not None
     assert manifest.config["data"]["max_length"] == 512
-    assert main([*fit, "data.max_length=480"]) == 2
+    assert main([*FIT, "data.max_length=480"]) == 2
     assert "data.max_length was 512 when runs/tiny was started and is now 480" in capsys.readouterr().err

@@ -20,6 +20,8 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TRAINING_ROWS
 from uniattn_pl.tracking.fit_result import FitResult
+from uniattn_pl.tracking.journal import FILE as JOURNAL
+from uniattn_pl.tracking.journal import FOLDER as JOURNAL_FOLDER
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
 FILE_NAME = "manifest.json"
@@ -157,14 +159,14 @@ class Manifest:
     def _without_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything was done by this config: a fit that was refused at its start has only written it down."""
-        return bool(self.results) or self.mlflow_run_id is not None
+    def has_begun(self, folder: Path) -> bool:
+        """Whether anything was done here: a fit that was refused at its start has only written down what it was."""
+        tracked = self.mlflow_run_id is not None or (folder / JOURNAL_FOLDER / JOURNAL).exists()
+        return tracked or bool(self.results)
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was begun with."""
-        if not self.begun:
+        if not self.has_begun(folder):
             return
         problems = [
             f"{key} was {before!r} when {folder} was started and is now {now!r}."

@@ -115,7 +115,7 @@ class RunRecord:
         if self.finished:  # its results stay what they are, and so does what they rest on
             return [f"not of these results: {sentence}" for sentence in changed.values()]
         lines = [f"allowed, for what is still to be done: {sentence}" for sentence in changed.values()]
-        if manifest.begun and not manifest.identity:
+        if manifest.has_begun(self.folder) and not manifest.identity:
             lines.append(
                 f"{self.folder} was begun by a version that did not record its rows, model and tokenizer by content; "
                 "they are taken to be the present ones."

@@ -14,11 +14,11 @@ from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.errors import UserError
 from uniattn_pl.losses.router_loss import adds_router_loss
-from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
+from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
-from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents
+from uniattn_pl.resilience.identity import Contents
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 
@@ -70,10 +70,8 @@ class Experiment:
     @cached_property
     def identity(self) -> dict[str, Contents]:
         """What its results rest on, by content; weights are read for it, once, so rank 0 alone asks."""
-        source, revision = self.config.model.source, self.config.model.revision
-        model = model_contents(source, revision)
-        known = {} if model is None else {MODEL: model}
-        return {**known, TOKENIZER: tokenizer_contents(self.tokenizer, source), **self.data.contents}
+        model = self.config.model
+        return {**model_identity(self.tokenizer, model.source, model.revision), **self.data.contents}
 
     @property
     def folder(self) -> Path:

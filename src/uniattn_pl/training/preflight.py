@@ -21,12 +21,12 @@ from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder
 from uniattn_pl.modeling.loading.hub_connection import UnopenedModelError
-from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
+from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_tokenizer
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.devices import LIGHTNING_RAISES
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TOKENIZER, TRAINING_ROWS, Contents, changes
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Contents, changes
 from uniattn_pl.resilience.manifest import Manifest, check_free
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.store_check import check_store
@@ -208,9 +208,7 @@ def _check_resumption(
     if split is not None:
         identity |= {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
     if tokenizer is not None:
-        contents = model_contents(model.source, model.revision)
-        identity |= {TOKENIZER: tokenizer_contents(tokenizer, model.source)}
-        identity |= {} if contents is None else {MODEL: contents}
+        identity |= model_identity(tokenizer, model.source, model.revision)
     changed = changes(identity, manifest.identity, folder)
     if changed:
         raise UserError(*changed.values(), f"put back what {folder} was started with, or see --allow-changes.")

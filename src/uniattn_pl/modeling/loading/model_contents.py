@@ -11,7 +11,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.file_contents import read_json_object, unreadable
 from uniattn_pl.modeling.loading.adapter_folder import base_folder, is_adapter
 from uniattn_pl.modeling.loading.pretrained import load_shape, local_place
-from uniattn_pl.resilience.identity import Contents, plain_digest
+from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents, plain_digest
 from uniattn_pl.resilience.known_digests import known_digest
 
 if TYPE_CHECKING:
@@ -70,6 +70,17 @@ def tokenizer_contents(tokenizer: PreTrainedTokenizerBase, source: str) -> Conte
         files = sorted(place.iterdir()) if place.is_dir() else []
         parts = _files([file for file in files if file.is_file() and file.suffix != ".safetensors"])
     return Contents.named(f"'{source}'", parts)
+
+
+def model_identity(tokenizer: PreTrainedTokenizerBase, source: str, revision: str | None = None) -> dict[str, Contents]:
+    """What an experiment rests on beside its rows: its model, where its contents are known, and its tokenizer.
+
+    Raises:
+        UserError: as `model_contents`.
+    """
+    model = model_contents(source, revision)
+    known = {} if model is None else {MODEL: model}
+    return {**known, TOKENIZER: tokenizer_contents(tokenizer, source)}
 
 
 def tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes] | None:
