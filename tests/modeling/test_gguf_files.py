@@ -17,7 +17,8 @@ ENDLESS = struct.pack("<IIQ", ARRAY, UINT32, 1 << 60)
 
 
 def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
+    encoded = value.encode(errors="surrogatepass")  # drawn texts may be no UTF-8
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def key(name: str, value: object) -> bytes:
