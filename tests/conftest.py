@@ -82,11 +82,13 @@ SLOW = (
 )
 FAST_FAMILIES = ("llama", "gemma3_text")
 TESTS = Path(__file__).parent
+TAKES_DEVICE = "device: str"
 
 # Before any test imports transformers or datasets: both read these once.
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
     os.environ[_name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts, by tests of what is deterministic
 os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads of several processes that wait for each other are many times slower than one.
@@ -98,8 +100,15 @@ if "UNIATTN_PL_CACHE" not in os.environ:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import what a fast run leaves out: that takes as long as some of the tests."""
-    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
+    """Do not even import what a run leaves out: that takes as long as some of the tests, and needs what they need."""
+    left_out = {"not slow": is_slow, "gpu": has_no_device}.get(config.option.markexpr)
+    return True if left_out is not None and left_out(collection_path) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a `device` runs on the CPU, and where there is a card a second time there, marked `gpu`."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -109,6 +118,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if is_slow(item.path, item.name) or parameters.get("family", "llama") not in FAST_FAMILIES:
             item.add_marker(pytest.mark.slow)
+    of_cards = [item for item in items if item.get_closest_marker("gpu")]
+    if of_cards and not has_card():
+        for item in of_cards:
+            item.add_marker(pytest.mark.skip(reason="the case for a card: there is no CUDA device here"))
+
+
+def has_card() -> bool:
+    """Whether torch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def has_no_device(path: Path) -> bool:
+    """Whether a test file has no test that takes a `device`."""
+    return path.suffix == ".py" and TAKES_DEVICE not in path.read_text(encoding="utf-8")
 
 
 def is_slow(path: Path, test: str = "") -> bool:

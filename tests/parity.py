@@ -18,9 +18,9 @@ REUSE_LAYERS = (5, 6, 7)
 ROUNDS_ALIKE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def recorded(prefix: str) -> dict[str, torch.Tensor]:
+def recorded(prefix: str, device: str = "cpu") -> dict[str, torch.Tensor]:
     """The recorded tensors whose names start with `prefix.`, without it."""
-    tensors = load_file(FOLDER / "recorded.safetensors")
+    tensors = load_file(FOLDER / "recorded.safetensors", device=device)
     return {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
 
 

@@ -1,4 +1,4 @@
-"""A Lightning Trainer for tests: quiet, on one CPU, for a number of optimizer steps."""
+"""A Lightning Trainer for tests: quiet, on one device, for a number of optimizer steps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def fit(
     *,
     steps: int,
     ckpt_path: Path | None = None,
+    device: str = "cpu",
     **options: Any,
 ) -> pl.Trainer:
     """Fit `module` for `steps` on ready-made micro batches; `options` are the Trainer's."""
     settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=device,
         devices=1,
         max_steps=steps,
         max_epochs=-1,

@@ -39,15 +39,15 @@ PADDING = 3
     st.sampled_from([None, 0.3]),
 )
 def test_the_output_and_the_map_are_those_of_the_formula(
-    sizes: tuple[int, int, int, int, int], kind: str, scaling: float | None
+    device: str, sizes: tuple[int, int, int, int, int], kind: str, scaling: float | None
 ) -> None:
     batch, groups, per_group, length, past = sizes
     total, size = past + length, 4
     generator = torch.Generator().manual_seed(sum(sizes))
-    query = torch.randn(batch, groups * per_group, length, size, generator=generator)
-    room = torch.randn(2, batch, groups, total + 5, size, generator=generator)
+    query = torch.randn(batch, groups * per_group, length, size, generator=generator).to(device)
+    room = torch.randn(2, batch, groups, total + 5, size, generator=generator).to(device)
     key, value = room[0][..., :total, :], room[1][..., :total, :]
-    causal = torch.ones(length, total, dtype=torch.bool).tril(past)
+    causal = torch.ones(length, total, dtype=torch.bool, device=device).tril(past)
     mask: torch.Tensor | None = causal[None, None].repeat(batch, 1, 1, 1)
     if kind == "padded":
         assert mask is not None
@@ -55,10 +55,11 @@ def test_the_output_and_the_map_are_those_of_the_formula(
     elif kind == "additive":
         mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
     elif kind == "nothing masked":
-        mask = torch.ones(batch, 1, length, total, dtype=torch.bool)
+        mask = torch.ones(batch, 1, length, total, dtype=torch.bool, device=device)
     elif kind == "none":
-        mask, causal = None, torch.ones(length, total, dtype=torch.bool).tril()
-    expected = mask if mask is not None else (causal if length > 1 else torch.ones(1, total, dtype=torch.bool))
+        # one query sees all keys
+        mask, causal = None, torch.ones(length, total, dtype=torch.bool, device=device).tril(past * (length == 1))
+    expected = causal if mask is None else mask
     repeated = [tensor.repeat_interleave(per_group, dim=1) for tensor in (key, value)]
     scores = query @ repeated[0].transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
     scores = scores + expected if expected.dtype != torch.bool else scores.masked_fill(~expected, -1e30)
