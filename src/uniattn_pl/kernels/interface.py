@@ -12,11 +12,25 @@ from typing import Any
 
 import torch
 
-from uniattn_pl.kernels.choice import FAMILY, GROUPED, PLAIN_ARGUMENTS, AttentionCall, choose
+from uniattn_pl.kernels.choice import (
+    BACKEND,
+    FAMILY,
+    GROUPED,
+    PLAIN_ARGUMENTS,
+    ROWS,
+    TILES,
+    AttentionCall,
+    Choice,
+    choose,
+)
 from uniattn_pl.kernels.grouped import grouped_attention
 from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
 from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention
+from uniattn_pl.kernels.triton_maps.asked_attention import kept_row, kept_tiles, measured_shape, triton_can
+from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
+
+FP8_MODE = "tiles_fp8"
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class AttentionRequest:
         evicting: the cache gives tokens up.
         take: gives memory for the map (`MapBuffers.take` of this layer).
         masked_span: gives the columns that a boolean mask masks anywhere.
+        structure: gives the structure that a mask over [L, S] has, if it has one (`structure_of`).
     """
 
     attention: Any
@@ -43,6 +58,7 @@ class AttentionRequest:
     evicting: bool
     take: Callable[[tuple[int, ...], torch.Tensor], torch.Tensor]
     masked_span: Callable[[torch.Tensor], tuple[int, int]]
+    structure: Callable[[torch.Tensor | None, int, int | None], MaskStructure | None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,16 @@ def attend(
     """
     attention, arguments, visible = request.attention, request.arguments, request.visible_mask
     choice = choose(_call(query, key, request))
+    if choice.kernel == ROWS:
+        output, row = kept_row(query, key, value, visible, arguments)
+        return Attended(output, None, row)
+    if choice.kernel == TILES:
+        structure = request.structure(mask, query.shape[-2], arguments.get("sliding_window"))
+        if structure is not None:
+            fp8, shape = attention.config.reuse_mode == FP8_MODE, measured_shape(query, attention)
+            output, tiles = kept_tiles(query, key, value, structure, arguments, fp8=fp8, shape=shape)
+            return Attended(output, None, tiles)
+        choice = Choice(BACKEND, False, "the mask has no structure that tiles could follow")
     attention_map: torch.Tensor | None
     if choice.kernel == GROUPED:
         output, attention_map = grouped_attention(
@@ -105,7 +131,10 @@ def apply_map(
 
 
 def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest) -> AttentionCall:
-    config = request.attention.config
+    config, arguments = request.attention.config, request.arguments
+    triton = request.map_read and triton_can(
+        query, request.visible_mask, arguments, fp8=config.reuse_mode == FP8_MODE and query.shape[-2] > 1
+    )
     return AttentionCall(
         backend=backend_name(config),
         reuse_mode=config.reuse_mode,
@@ -116,8 +145,10 @@ def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest) -> 
         map_limit=map_limit(config, query.device),
         gradient=torch.is_grad_enabled(),
         compiling=torch.compiler.is_compiling(),
-        plain=all(value is None or name in PLAIN_ARGUMENTS for name, value in request.arguments.items()),
+        plain=all(value is None or name in PLAIN_ARGUMENTS for name, value in arguments.items()),
         map_read=request.map_read,
         map_observed=request.map_observed,
         evicting=request.evicting,
+        triton=triton,
+        tiles_faster=triton and measured_shape(query, request.attention) is not None,
     )

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from uniattn_pl.kernels.choice import TILED_MODES
 from uniattn_pl.kernels.stock import EAGER, backend_name
 
 GROWTH = 1.5
 MAP_BYTES = {"cpu": 2**26}
 MAP_BYTES_ELSEWHERE = 2**30
+TILED_BYTES = 2**32  # of one map's tiles on a card: an 8B model's at 8,192 tokens take half
 CHUNKS = {"cpu": 256}  # measured: 512 gains nothing and masks more of the diagonal
 CHUNK_ELSEWHERE = 2048
 # Where no map is kept: measured on an H100, chunks of 2,048 made 32k tokens twice as slow as one forward, since a fused
@@ -71,6 +73,12 @@ def map_limit(config: Any, device: torch.device) -> int:
     return MAP_BYTES.get(device.type, MAP_BYTES_ELSEWHERE) if limit is None else int(limit * 2**20)
 
 
+def tiled_limit(config: Any) -> int:
+    """Bytes that the tiles of one map may take: the config's `map_memory_mib`, or what suits a card."""
+    limit = getattr(config, "map_memory_mib", None)
+    return TILED_BYTES if limit is None else int(limit * 2**20)
+
+
 def automatic_chunk(
     config: Any, device: torch.device, dtype: torch.dtype, *, batch_size: int, length: int, observed: bool = False
 ) -> int:
@@ -79,12 +87,14 @@ def automatic_chunk(
     A power of two, at most what keeps the matrix products of the device busy. `observed`: the cache sums maps, so that
     there are maps where otherwise there are none (`choice.decide_on_map`).
     """
-    if device.type != "cpu" and not observed and not _keeps_maps(config):
+    tiled = getattr(config, "reuse_mode", None) in TILED_MODES
+    if device.type != "cpu" and not observed and not tiled and not _keeps_maps(config):
         return CHUNK_WITHOUT_MAPS
     heads = config.get_text_config().num_attention_heads
     per_query = batch_size * heads * length * dtype.itemsize
     most = CHUNKS.get(device.type, CHUNK_ELSEWHERE)
-    fits = max(map_limit(config, device) // max(per_query, 1), SMALLEST_CHUNK)
+    limit = tiled_limit(config) if tiled else map_limit(config, device)
+    fits = max(limit // max(per_query, 1), SMALLEST_CHUNK)
     return min(most, 1 << (int(fits).bit_length() - 1))
 
 

@@ -97,4 +97,5 @@ ROLES: dict[str, Role] = {
 FULL = "full"
 
 # How readers of a map get it: kept, or computed again from the source's queries and keys; auto decides per forward.
-REUSE_MODES = ("auto", "materialise", "replay")
+# tiles: a prompt's map is kept in packed tiles by Triton kernels, in bfloat16 or in 8 bits.
+REUSE_MODES = ("auto", "materialise", "replay", "tiles", "tiles_fp8")

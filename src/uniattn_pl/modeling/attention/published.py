@@ -16,6 +16,7 @@ import torch
 from uniattn_pl.kernels.grouped import masked_span
 from uniattn_pl.kernels.map_handles import MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import MapBuffers
+from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure, structure_of
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -111,12 +112,22 @@ class Publications(UserDict[int, Published]):
         self.buffers = MapBuffers() if buffers is None else buffers
         self.buffers.begin_forward()
         self._masked: dict[int, tuple[torch.Tensor, tuple[int, int]]] = {}
+        self._structures: dict[tuple[int, int | None], tuple[torch.Tensor, MaskStructure | None]] = {}
 
     def masked_span(self, mask: torch.Tensor) -> tuple[int, int]:
         """Of a mask that the layers of this forward have in common, looked at once."""
         if id(mask) not in self._masked:
             self._masked[id(mask)] = mask, masked_span(mask)  # kept, so that no other mask gets its id
         return self._masked[id(mask)][1]
+
+    def structure(self, mask: torch.Tensor | None, queries: int, window: int | None) -> MaskStructure | None:
+        """Of a mask that layers of this forward have in common, looked at once."""
+        if mask is None:
+            return structure_of(None, queries=queries, window=window)
+        known = id(mask), window
+        if known not in self._structures:
+            self._structures[known] = mask, structure_of(mask, queries=queries, window=window)
+        return self._structures[known][1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Publications:
         """Move every tensor, as accelerate asks when layers live on several devices."""

@@ -51,6 +51,7 @@ def publishing_attention(
         evicting=eviction is not None,
         take=take,
         masked_span=publications.masked_span,
+        structure=publications.structure,
     )
     attended = attend(query, key, value, attention_mask, request)
     if attention.publishes:

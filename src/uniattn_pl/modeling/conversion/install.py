@@ -21,7 +21,7 @@ from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
 from uniattn_pl.modeling.length_rotations import forget_lengths
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.plan.roles import KEY_VALUE
+from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 
 def install(model: PreTrainedModel, plan: LayerPlan) -> None:
@@ -41,6 +41,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
             layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
         layer.self_attn.publishes = publishes
         layer.self_attn.last_map_reader = plan.last_map_reader(row.index)
+        layer.self_attn.map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
         layer.self_attn.key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
             operate(layer.self_attn, row)
