@@ -240,7 +240,11 @@ WRONG = {
     "no lengths": ("bench.lengths=[]", ["bench.lengths: expected numbers of at least 1, got []"]),
     "negative batch": ("bench.batch_sizes=[-1]", ["bench.batch_sizes: expected numbers of at least 1, got [-1]"]),
     "unknown kernel": ("bench.backends=[sdap]", ["bench.backends: expected some of sdpa, eager", "mean 'sdpa'?"]),
-    "no kernels": ("bench.backends=[]", ["bench.backends: expected some of sdpa, eager, flex_attention; got []"]),
+    "no kernels": ("bench.backends=[]", ["bench.backends: expected some of sdpa, eager, flex_attention, flash_"]),
+    "kernel in float32": (
+        "bench.backends=[flash_attention_3]",
+        ["model.dtype: flash_attention_3 computes in bfloat16"],
+    ),
     "no such file": ("bench.beside=[nope.yaml]", ["bench.beside: there is no file 'nope.yaml'"]),
     "near miss": ("bench.beside=[cal.yaml]", ["bench.beside: there is no file 'cal.yaml'. Did you mean 'cla.yaml'?"]),
     "no rounds": ("bench.rounds=0", ["bench.rounds: must be at least 1, got 0"]),
@@ -283,6 +287,21 @@ def test_wrong_input_is_named_before_anything_is_loaded(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(part in line for part in expected), line
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_what_kernels_cannot_do_or_are_not_here_for_is_named_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*BENCH, "model.reuse=materialise", "bench.backends=[flex_attention]"]) == 2
+    words = "model.reuse: flex_attention takes no masks that fit a map, so none is kept; use auto, or sdpa or eager."
+    assert words in capsys.readouterr().err
+    half = [*BENCH, "model.dtype=bfloat16", "bench.backends=[sdpa,flash_attention_2]"]
+    for words in (half, [*half, "--dry-run"]):
+        assert main(words) == 2
+        printed = capsys.readouterr().err
+        assert "flash_attention_2 needs the package flash-attn, which is not installed" in printed
+        assert "Here there are sdpa, eager, flex_attention." in printed
 
 
 @pytest.mark.usefixtures("unloadable")

@@ -341,5 +341,5 @@ def test_flex_attention_replays_the_map(architecture: str, monkeypatch: pytest.M
     found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1:]
     torch.testing.assert_close(found, expected, **CLOSE)
     torch.testing.assert_close(prefill(model, ids, mask, chunk_size=7).logits, expected, **CLOSE)
-    with pytest.raises(UserError, match="H2O sums attention maps, which FlexAttention does not have"):
+    with pytest.raises(UserError, match="H2O sums attention maps, which flex_attention does not give"):
         H2OCache(model, 0.5)

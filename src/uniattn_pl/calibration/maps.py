@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.grouped import additive_mask
 from uniattn_pl.kernels.map_handles import ReplayedMap
 
 
 def map_rows(replayed: ReplayedMap, sequence: int, start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of one sequence's attention map [H, C, S] in float32, as the eager kernel computes it."""
+    """Rows `start` to `stop` of one sequence's attention map [H, C, S] in float32, as the eager kernel computes it.
+
+    Raises:
+        UserError: FlexAttention has a function in place of a mask.
+    """
     query, key = replayed.query, replayed.key
     groups = query.shape[1] // key.shape[1]
     keys = key[sequence].repeat_interleave(groups, dim=0).float()  # [H, S, D]
@@ -18,7 +23,21 @@ def map_rows(replayed: ReplayedMap, sequence: int, start: int, stop: int) -> tor
     cap = replayed.arguments.get("softcap")
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
-    mask = additive_mask(replayed.mask, query, key)
+    mask = additive_mask(_whole_mask(replayed), query, key)
     if mask is not None:
         scores = scores + mask[sequence if len(mask) > 1 else 0, :, start:stop, : key.shape[-2]].float()
     return scores.softmax(dim=-1)
+
+
+def _whole_mask(replayed: ReplayedMap) -> torch.Tensor | None:
+    """The mask [B or 1, 1, L, S] of a map; FlashAttention takes padding [B, S] alone and knows the rest itself."""
+    mask, window = replayed.mask, replayed.arguments.get("sliding_window")
+    queries, keys = replayed.query.shape[-2], replayed.key.shape[-2]
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise UserError("flex_attention takes functions as masks, by which no map can be computed; use sdpa.")
+    if mask is not None and mask.dim() == 4:
+        return mask
+    column = torch.arange(keys, device=replayed.key.device)
+    distance = (column[keys - queries :, None] - column)[None, None]  # [1, 1, L, S]: how far back a key is
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return seen if mask is None else seen & mask.bool()[:, None, None]

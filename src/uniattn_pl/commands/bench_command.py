@@ -51,8 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
     measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
     from uniattn_pl.inference.device import trainer_device
+    from uniattn_pl.kernels.availability import check_kernel
 
-    trainer_device(loaded.config)
+    device = trainer_device(loaded.config)
+    for name in bench.backends:
+        check_kernel(name, device=device)
     if arguments.dry_run:
         print(
             f"dry run: would measure {', '.join([*REFERENCES, *measured.plans])} on {loaded.config.model.source} at "

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
-from uniattn_pl.config.schema import ATTENTION_BACKENDS, DATA_SUFFIXES, EMBEDDED, PROBES, ExperimentConfig
+from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED, EVERY_KERNEL, PROBES, ExperimentConfig
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean
+from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.run_folder import name_problem
 
 Check = Callable[[ExperimentConfig], str | None]
@@ -37,7 +39,7 @@ def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[
         origin: maps a dotted key to where its value was set.
     """
     problems = []
-    for keys, check in (*REPORT_CHECKS, *CHECKS, *SWEEP_CHECKS):
+    for keys, check in (*REPORT_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
         problem = None if reported.intersection(keys) else check(config)
         if problem:
             places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)
@@ -218,7 +220,7 @@ def _counts(values: list[int]) -> str | None:
 
 @_check("bench.backends")
 def _backends(config: ExperimentConfig) -> str | None:
-    return _some_of(config.bench.backends, ATTENTION_BACKENDS)
+    return _some_of(config.bench.backends, (*ATTENTION_BACKENDS, EVERY_KERNEL))
 
 
 def _some_of(values: list[str], allowed: Collection[str], *, maybe_none: bool = False) -> str | None:

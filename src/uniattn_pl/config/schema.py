@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.options import option
 from uniattn_pl.plan import REUSE_MODES
 
@@ -20,8 +21,8 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 LARGEST_SEED = 2**31 - 1
 # far beyond what fits anywhere: a number with too many digits is told before memory is asked for it
 LARGEST_BATCH, LONGEST, MOST_PROCESSES = 2**20, 2**24, 2**12
+EVERY_KERNEL = "installed"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTION_BACKENDS = ("sdpa", "eager", "flex_attention")
 INITIALISERS = {
     "zero": "W_c = 0: unification without compensation",
     "theorem37": "closed form of the paper's Theorem 3.7, on the mean over samples per position",
@@ -220,7 +221,9 @@ class BenchConfig:
 
     lengths: list[int] = option([512, 4096, 8192], "tokens of the prompt", maximum=LONGEST)
     batch_sizes: list[int] = option([1], "sequences decoded together", maximum=LARGEST_BATCH)
-    backends: list[str] = option(["sdpa"], "attention kernels: " + ", ".join(ATTENTION_BACKENDS))
+    backends: list[str] = option(
+        ["sdpa"], f"attention kernels: {', '.join(ATTENTION_BACKENDS)}; {EVERY_KERNEL}: every one that is here"
+    )
     beside: list[str] = option([], "config files whose architectures are measured in the same process", path=True)
     new_tokens: int = option(
         17, "tokens generated per measurement, the first by the prefill", minimum=2, maximum=LONGEST

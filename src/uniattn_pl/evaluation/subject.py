@@ -71,6 +71,7 @@ class Subject:
             UserError: as `load_model` and `load_folder`.
         """
         from uniattn_pl.inference.device import trainer_device
+        from uniattn_pl.kernels.availability import check_kernel
         from uniattn_pl.modeling.loading.pretrained import (
             load_folder,
             load_folder_tokenizer,
@@ -78,7 +79,7 @@ class Subject:
             load_tokenizer,
         )
 
-        config = loaded.config.model
+        config, device = loaded.config.model, trainer_device(loaded.config)
         if self.folder is not None:
             model, tokenizer = load_folder(self.folder), load_folder_tokenizer(self.folder)
         else:
@@ -88,11 +89,12 @@ class Subject:
                 "trust_remote_code": config.trust_remote_code,
             }
             kernel = config.attn_implementation
+            check_kernel(kernel, device=device)
             model = load_model(source, dtype=config.dtype, attn_implementation=kernel, **origin)
             tokenizer = load_tokenizer(source, **origin)
         if hasattr(model.config, "reuse_mode"):
             model.config.reuse_mode, model.config.map_memory_mib = config.reuse, config.map_memory_mib
-        return model.to(trainer_device(loaded.config)), tokenizer  # type: ignore[arg-type]
+        return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
 def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.errors import UserError
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.inference.backends import has_sdpa
 from uniattn_pl.inference.timing import TimedModel, Timing, measure, peak_memory
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
@@ -101,7 +101,7 @@ def subjects_of(
     stock = aliased_copy(original)
     stock.set_attn_implementation(backend)
     subjects = [TimedModel(STOCK, stock, unmodified, chunked=False)]
-    if backend != REFERENCE_BACKEND and _has_sdpa(original):
+    if backend != REFERENCE_BACKEND and has_sdpa(original):
         fused = aliased_copy(original)
         fused.set_attn_implementation(REFERENCE_BACKEND)
         subjects = [
@@ -119,17 +119,6 @@ def subjects_of(
                 TimedModel(name, converted_copy(stock, dropped), dropped, chunked=True, chunk_size=chunk_size)
             )
     return subjects
-
-
-def check_backends(model: PreTrainedModel, backends: Sequence[str]) -> None:
-    """Raise UserError when the model has no such kernel."""
-    if REFERENCE_BACKEND in backends and not _has_sdpa(model):
-        raise UserError(f"bench.backends: this {model.config.model_type} model has no sdpa kernel; use [eager].")
-
-
-def _has_sdpa(model: PreTrainedModel) -> bool:
-    """Soft-capped attention has no fused kernel."""
-    return model._supports_sdpa and getattr(model.config, "attn_logit_softcapping", None) is None
 
 
 def run_setting(

@@ -22,17 +22,18 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import bench_report
+from uniattn_pl.inference.backends import measured_backends
 from uniattn_pl.inference.benchmark import (
     REFERENCE_BACKEND,
     Measured,
     Setting,
-    check_backends,
     run_setting,
     subjects_of,
 )
 from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.inference.timing import TimedModel
+from uniattn_pl.kernels.stock import EAGER
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.printed_commands import mlflow_ui
@@ -69,7 +70,7 @@ def run_benchmark(
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
     model = _load(loaded)
-    check_backends(model, bench.backends)
+    backends = measured_backends(model, bench.backends)
     problem = beyond_positions("bench.lengths", max(bench.lengths), positions_of(model.config))
     if problem:
         tell_once(f"{problem} Times and bytes are those of longer texts all the same.")
@@ -81,7 +82,7 @@ def run_benchmark(
         soft_wrap=True,
     )
     # Ascending: figures join the points in order, and MLflow takes steps that go forward only.
-    grid = product(sorted(set(bench.lengths)), sorted(set(bench.batch_sizes)), sorted(set(bench.backends)))
+    grid = product(sorted(set(bench.lengths)), sorted(set(bench.batch_sizes)), backends)
     settings = [Setting(*point) for point in grid]
     measured: list[Measured] = []
     with ProgressReporter("bench", console) as progress:
@@ -102,7 +103,7 @@ def run_benchmark(
 def _load(loaded: LoadedConfig) -> PreTrainedModel:
     """The original model, on the device of the experiment's trainer."""
     config = loaded.config.model
-    kernel = "eager" if loaded.config.bench.backends == ["eager"] else REFERENCE_BACKEND
+    kernel = REFERENCE_BACKEND if REFERENCE_BACKEND in loaded.config.bench.backends else EAGER
     model = load_model(
         config.source,
         dtype=config.dtype,
@@ -185,6 +186,7 @@ def _track(
 ) -> None:
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
+    backends = {entry.setting.backend for entry in measured}
     for label in dict.fromkeys(entry.label for entry in measured):
         run_tags = tags.describing(config, "bench", label) | of_plan.get(label, {})
         run_tags[tags.FOLDER] = str(folder.resolve())
@@ -193,7 +195,7 @@ def _track(
             run.log_params(loaded.flatten())
             for entry in (entry for entry in measured if entry.label == label):
                 of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"
-                of_kernel = "" if len(config.bench.backends) == 1 else f"_{entry.setting.backend}"
+                of_kernel = "" if len(backends) == 1 else f"_{entry.setting.backend}"
                 values = {
                     "ttft_s": entry.median("ttft_s"),
                     "tpot_s": entry.median("tpot_s"),

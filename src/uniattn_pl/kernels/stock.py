@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from uniattn_pl.families.attention_kernels import WITH_MAPS
 from uniattn_pl.families.inspection import family_module
 from uniattn_pl.kernels.grouped import additive_mask
 
@@ -44,13 +45,13 @@ def publish(config: Any) -> None:
 
 
 def backend_name(config: Any) -> str:
-    """The stock kernel that a config, stock or converted, names: eager, sdpa or flex_attention."""
+    """The stock kernel that a config, stock or converted, names: one of `ATTENTION_BACKENDS`."""
     return str(config._attn_implementation).removeprefix(PREFIX)
 
 
 def has_maps(config: Any) -> bool:
     """Whether the kernel of this config takes masks that a map can be masked with (FlexAttention's are functions)."""
-    return backend_name(config) in (SDPA, EAGER)
+    return backend_name(config) in WITH_MAPS
 
 
 def backend_kernel(attention: Any) -> Kernel:

@@ -20,6 +20,7 @@ from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder
+from uniattn_pl.kernels.availability import check_kernel
 from uniattn_pl.modeling.loading.hub_connection import UnopenedModelError
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_tokenizer
@@ -95,6 +96,8 @@ def check_fit(
     config, found = loaded.config, _Findings()
     folder = Path(config.trainer.default_root_dir)
     cluster = found.of(Cluster, config)
+    if cluster is not None:
+        found.of(check_kernel, config.model.attn_implementation, device=cluster.device)
     found.of(check_run_folder, folder)
     found.of(check_store, config.tracking)
     planned = found.of(_planned, loaded)

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.kernels.stock import has_maps
+from uniattn_pl.kernels.stock import backend_name, has_maps
 from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, fit_cache
 from uniattn_pl.plan import LayerPlan
 
@@ -42,7 +42,8 @@ class H2OCache(DynamicCache):
         if plan is None:
             raise UserError("H2O needs a model with this package's attention; take unmodified_copy(model).")
         if not has_maps(model.config):
-            raise UserError("H2O sums attention maps, which FlexAttention does not have; use sdpa or eager.")
+            kernel = backend_name(model.config)
+            raise UserError(f"H2O sums attention maps, which {kernel} does not give; use sdpa or eager.")
         if not 0 < retain_rate <= 1:
             raise UserError(f"an H2O retain rate is above 0 and at most 1; got {retain_rate:g}.")
         super().__init__(config=model.config)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
+from uniattn_pl.kernels.availability import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
-from uniattn_pl.kernels.stock import PublishingName
+from uniattn_pl.kernels.stock import PREFIX, PublishingName
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.conversion.install import install
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -65,6 +67,14 @@ class ConvertedModel(Base):
         if isinstance(implementation, str):
             implementation = PublishingName(implementation)
         super().set_attn_implementation(implementation, **kwargs)
+
+    def _check_and_adjust_attn_implementation(self, implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """The stock one; a kernel that is not here is refused before transformers fetches one from the hub."""
+        name = None if implementation is None else str(implementation).removeprefix(PREFIX)
+        check_kernel(name)
+        if name in FLASH_PACKAGES and not self._supports_flash_attn:
+            raise UserError(f"a {self.config.model_type} model has no {name}; use eager.")
+        return super()._check_and_adjust_attn_implementation(implementation, *args, **kwargs)  # type: ignore[no-any-return]
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

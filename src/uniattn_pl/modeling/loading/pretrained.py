@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
+from uniattn_pl.kernels.availability import kernel_explained
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.gguf_files import converted_gguf
@@ -48,24 +47,28 @@ def load_model(
     Args:
         source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
         dtype: `auto` is bfloat16 where the hardware computes in it, else float32.
-        attn_implementation: `sdpa` or `eager`.
+        attn_implementation: one of `ATTENTION_BACKENDS`.
         quantization: None, or a name of `QUANTIZATIONS`: weights in 8 or 4 bits, for inference.
         device: default: the CPU; weights go to another one shard by shard, never all through main memory.
 
     Raises:
         UserError: there is no such model, it cannot be had without a network, its files are damaged, incomplete or not
-            in safetensors, it needs code that is not trusted, or bitsandbytes is missing.
+            in safetensors, it needs code that is not trusted, or bitsandbytes or its attention kernel is missing.
     """
     from transformers import AutoModelForCausalLM
 
     location, options = _locate(source, revision)
     _prepare(location, weights=True)
     quantized = _quantized(quantization)
-    with refusals_explained(source, way_out=TRUST), _kernel_explained(source, attn_implementation):
+    kind = resolve_dtype(dtype)
+    with (
+        refusals_explained(source, way_out=TRUST),
+        kernel_explained(source, attn_implementation, device=device, dtype=kind),
+    ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             output_loading_info=True,
-            dtype=resolve_dtype(dtype),
+            dtype=kind,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -74,19 +77,6 @@ def load_model(
             **options,
         )
     return _complete_model(source, *loaded)
-
-
-@contextmanager
-def _kernel_explained(source: str, name: str | None) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        # transformers' own word for a family without this kernel; soft-capped attention has no sdpa
-        if "does not support an attention implementation" not in str(error):
-            raise
-        raise UserError(
-            f"model '{source}' has no attention implementation '{name}'; set model.attn_implementation=eager."
-        ) from error
 
 
 def load_folder(
@@ -121,7 +111,7 @@ def load_folder(
             return merged(folder, model)
     _prepare(str(folder), weights=True, quantizations=INFERENCE_QUANTIZATIONS)
     quantized = _quantized(quantization)
-    with refusals_explained(folder, way_out=ELSEWHERE):
+    with refusals_explained(folder, way_out=ELSEWHERE), kernel_explained(folder, attn_implementation, device=device):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,
@@ -264,7 +254,7 @@ def empty_model(
     kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with (
         refusals_explained(source, way_out=TRUST),
-        _kernel_explained(source, attn_implementation),
+        kernel_explained(source, attn_implementation),
         torch.device("meta"),
     ):
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
