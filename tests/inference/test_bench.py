@@ -301,7 +301,7 @@ def test_what_kernels_cannot_do_or_are_not_here_for_is_named_first(
         assert main(words) == 2
         printed = capsys.readouterr().err
         assert "flash_attention_2 needs the package flash-attn, which is not installed" in printed
-        assert "Here there are sdpa, eager, flex_attention." in printed
+        assert "Attention kernels here: sdpa, eager, flex_attention." in printed
 
 
 @pytest.mark.usefixtures("unloadable")

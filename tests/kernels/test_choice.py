@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.kernels.choice import AttentionCall, choose
 
 CHUNK = AttentionCall("sdpa", "auto", "cpu", queries=256, keys=4096, map_bytes=2**24, map_limit=2**26)
 READ = replace(CHUNK, map_read=True)
 calls = st.builds(
     AttentionCall,
-    backend=st.sampled_from(["sdpa", "eager", "flex_attention"]),
+    backend=st.sampled_from(ATTENTION_BACKENDS),
     reuse_mode=st.sampled_from(["auto", "materialise", "replay"]),
     device=st.sampled_from(["cpu", "cuda"]),
     queries=st.integers(1, 8),
@@ -52,6 +53,7 @@ calls = st.builds(
         (replace(READ, backend="eager", gradient=True), "family", True),
         (replace(READ, backend="eager", reuse_mode="replay"), "backend", False),
         (replace(READ, backend="flex_attention", reuse_mode="materialise"), "backend", False),
+        (replace(READ, backend="flash_attention_2", device="cuda", queries=1), "backend", False),
         (replace(READ, plain=False), "family", True),
         (replace(READ, compiling=True), "family", True),
         (replace(CHUNK, map_observed=True, evicting=True), "grouped", False),

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
     measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
     from uniattn_pl.inference.device import trainer_device
-    from uniattn_pl.kernels.availability import check_kernel
+    from uniattn_pl.kernels.kernel_presence import check_kernel
 
     device = trainer_device(loaded.config)
     for name in bench.backends:

@@ -71,7 +71,7 @@ class Subject:
             UserError: as `load_model` and `load_folder`.
         """
         from uniattn_pl.inference.device import trainer_device
-        from uniattn_pl.kernels.availability import check_kernel
+        from uniattn_pl.kernels.kernel_presence import check_kernel
         from uniattn_pl.modeling.loading.pretrained import (
             load_folder,
             load_folder_tokenizer,

@@ -10,7 +10,7 @@ from uniattn_pl.config.schema import EVERY_KERNEL
 from uniattn_pl.display.notices import tell_once
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
-from uniattn_pl.kernels.availability import kernel_problem
+from uniattn_pl.kernels.kernel_presence import kernel_problem
 from uniattn_pl.kernels.stock import FLEX, SDPA
 
 
@@ -26,7 +26,9 @@ def measured_backends(model: PreTrainedModel, asked: Sequence[str]) -> list[str]
     here = [name for name in ATTENTION_BACKENDS if name not in problems]
     missing = [problems[name] for name in asked if name in problems]
     if missing:
-        raise UserError(*(f"bench.backends: {problem} Here there are {', '.join(here)}." for problem in missing))
+        raise UserError(
+            *(f"bench.backends: {problem} Attention kernels here: {', '.join(here)}." for problem in missing)
+        )
     if EVERY_KERNEL not in asked:
         return sorted(set(asked))
     tell_once(" ".join([f"attention kernels here: {', '.join(here)}.", *problems.values()]))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniattn_pl.families.attention_kernels import WITH_MAPS
 from uniattn_pl.kernels.stock import EAGER, SDPA
 
 GROUPED, FAMILY, BACKEND, ROWS, TILES = "grouped", "family", "backend", "rows", "tiles"
@@ -31,7 +32,7 @@ class AttentionCall:
     """The facts about one attention that decide how it is computed.
 
     Attributes:
-        backend: the stock kernel the user chose: sdpa, eager or flex_attention.
+        backend: the stock kernel the user chose, of `ATTENTION_BACKENDS`.
         reuse_mode: of `REUSE_MODES`.
         device: its type.
         queries, keys: L and S.
@@ -98,8 +99,8 @@ def decide_on_map(call: AttentionCall) -> tuple[bool, str]:
         return False, "no layer reads the map" if not call.map_observed else "the cache sums the map"
     if call.evicting:
         return True, "the cache gives tokens up: later the same map cannot be computed again"
-    if call.backend not in (SDPA, EAGER):
-        return False, f"the masks of {call.backend} are functions, which fit no map"
+    if call.backend not in WITH_MAPS:
+        return False, f"{call.backend} takes no masks that fit a map"
     if call.reuse_mode in ("materialise", "replay"):
         return call.reuse_mode == "materialise", f"reuse={call.reuse_mode}"
     if call.backend == EAGER:

@@ -20,7 +20,7 @@ from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder
-from uniattn_pl.kernels.availability import check_kernel
+from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.modeling.loading.hub_connection import UnopenedModelError
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_tokenizer

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
+from transformers.masking_utils import eager_mask, flash_attention_mask, flex_attention_mask, sdpa_mask
 
+from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
@@ -73,6 +74,8 @@ def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None
 
 
 # An implementation unknown to the mask registry would get no mask at all.
-for _name, _mask in ((SDPA, sdpa_mask), (EAGER, eager_mask), (FLEX, flex_attention_mask)):
+_MASKS: dict[str, Any] = {SDPA: sdpa_mask, EAGER: eager_mask, FLEX: flex_attention_mask}
+_MASKS |= dict.fromkeys(FLASH_PACKAGES, flash_attention_mask)
+for _name, _mask in _MASKS.items():
     AttentionInterface.register(PREFIX + _name, publishing_attention)
     AttentionMaskInterface.register(PREFIX + _name, _mask)

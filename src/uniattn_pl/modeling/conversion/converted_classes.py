@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
-from uniattn_pl.kernels.availability import check_kernel
+from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.kernels.stock import PREFIX, PublishingName
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache

@@ -10,8 +10,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
+from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
-from uniattn_pl.kernels.stock import publish
+from uniattn_pl.kernels.stock import backend_name, publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.published import Publications
@@ -63,6 +64,9 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
             f"attention_dropout is {config.attention_dropout}; a shared attention map needs 0 "
             "(a replayed map would be dropped out differently in every layer)."
         )
+    kernel = backend_name(config)
+    if "/" in kernel:
+        problems.append(f"its kernel is the hub's '{kernel}'; converted models call {', '.join(ATTENTION_BACKENDS)}.")
     if len(plan.rows) != config.num_hidden_layers:
         problems.append(f"the plan has {len(plan.rows)} layers, the model {config.num_hidden_layers}.")
     if problems:

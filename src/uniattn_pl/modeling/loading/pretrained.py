@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
-from uniattn_pl.kernels.availability import kernel_explained
+from uniattn_pl.kernels.kernel_presence import kernel_explained
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.gguf_files import converted_gguf

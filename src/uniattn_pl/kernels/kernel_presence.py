@@ -32,7 +32,7 @@ def check_kernel(name: str | None, *, device: torch.device | None = None, dtype:
     """
     problem = None if name is None else kernel_problem(name, device=device, dtype=dtype)
     if problem is not None:
-        raise UserError(f"{problem} Here there are {', '.join(usable_kernels(device=device, dtype=dtype))}.")
+        raise UserError(f"{problem} Attention kernels here: {', '.join(usable_kernels(device=device, dtype=dtype))}.")
 
 
 def usable_kernels(*, device: torch.device | None = None, dtype: torch.dtype | None = None) -> list[str]:
