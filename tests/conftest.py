@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.interpreter import load_interpreter
+
+load_interpreter()  # before any library loads Triton for a card
+
 # As in an environment that is active: commands are printed with `python` where that is this interpreter.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
@@ -42,6 +46,11 @@ SLOW = (
     "inference/test_decoding.py",
     "inference/test_measuring.py",
     "kernels/test_grouped.py::test_flex_attention_replays_the_map",
+    "kernels/test_mutated_kernels.py",
+    "kernels/test_rows.py::test_source_and_readers_of_a_row_give_what_the_formula_gives",
+    "kernels/test_tiled.py::test_source_and_readers_give_what_the_formula_gives",
+    "kernels/test_tiled.py::test_untuned_tiles_are_right_at_every_head_size",
+    "kernels/test_triton_models.py",
     "modeling/test_convert.py::test_a_saved_model_is_refused_without_the_package",
     "modeling/test_convert.py::test_cached_stepwise_and_left_padded_equal_one_forward",
     "modeling/test_convert.py::test_generate_is_token_identical_to_no_cache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,13 +28,19 @@ def measured_shape(query: torch.Tensor, attention: Any) -> TileShape | None:
         query: [B, H, L, D].
         attention: the source, which knows how many layers read its map.
     """
-    if query.device.type != "cuda" or torch.compiler.is_compiling():
+    card = None if torch.compiler.is_compiling() else card_of(query.device)
+    if card is None:
         return None
     batch, heads, length, head_dim = query.shape
     if batch * heads * length**2 // 2 * torch.bfloat16.itemsize > tiled_limit(attention.config):
         return None
-    card = torch.cuda.get_device_name(query.device)
     return tiles_for(card, query.dtype, head_dim, length, getattr(attention, "map_readers", 1))
+
+
+@lru_cache
+def card_of(device: torch.device) -> str | None:
+    """The name of a card, by which measurements are kept."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def kept_row(
