@@ -6,10 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
+from uniattn_pl.commands.predicted_table import print_predicted
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.plan.card_rates import CARDS, find_card
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.training.planning import compile_plan
 
@@ -22,6 +24,7 @@ parameters, FLOPs, training memory. Loads no weights."""
 EXAMPLE = """\
   uniattn-pl plan --config experiments/quickstart.yaml
   uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
+  uniattn-pl plan --config configs/model/llama-3.1-8b.yaml --length 8192 --batch-size 8 --card h100
   uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8"""
 LENGTHS = (1024, 8192, 65536)
 
@@ -46,6 +49,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="devices that divide the weights in training; default: 1",
     )
+    parser.add_argument("--card", metavar="CARD", help="predict times on a card, one of " + ", ".join(CARDS))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,10 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     lengths = arguments.length or list(LENGTHS)
     if min(*lengths, arguments.batch_size, arguments.gpus) < 1:
         raise UserError("--length, --batch-size and --gpus must be at least 1.")
+    card = None if arguments.card is None else find_card(arguments.card)
     plan, shape = compile_plan(loaded)
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
     print(draw(plan) + "\n")
     _print_inference(plan, shape, lengths, arguments.batch_size, _dtype(loaded))
+    if card is not None:
+        print_predicted(plan, shape, lengths, arguments.batch_size, *card)
     _print_training(plan, shape, loaded, arguments.gpus)
     return 0
 

@@ -84,7 +84,7 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
     # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
     linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
     attention = sum(
-        _pair_flops(row, layer) * _pairs(length, plan.window(row.index, shape))
+        _pair_flops(row, layer) * query_key_pairs(length, plan.window(row.index, shape))
         for row, layer in zip(plan.rows, shape.layers, strict=True)
     )
     return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
@@ -145,7 +145,7 @@ def _pair_flops(row: LayerRow, layer: LayerShape) -> int:
     return 2 * ((products > 1) * layer.heads.query_width + (products > 0) * layer.heads.output_width)
 
 
-def _pairs(length: int, window: int | None) -> int:
+def query_key_pairs(length: int, window: int | None) -> int:
     """Query-key pairs of a causal (windowed) attention over `length` tokens: w (w + 1) / 2 + (L - w) w."""
     w = length if window is None else min(window, length)
     return w * (w + 1) // 2 + (length - w) * w

@@ -11,31 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from uniattn_pl.families.routed_experts import routed_experts
-
-# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets; the first name contained in the device's.
-PEAK_FLOPS = {
-    "B200": 2.25e15,
-    "H200": 9.89e14,
-    "H100 PCIe": 7.56e14,
-    "H100": 9.89e14,
-    "A100": 3.12e14,
-    "L40S": 3.62e14,
-    "L4": 1.21e14,
-    "A10G": 7.0e13,
-    "A10": 1.25e14,
-    "RTX 4090": 1.65e14,
-    "RTX 3090": 7.1e13,
-    "V100": 1.25e14,
-    "T4": 6.5e13,
-}
+from uniattn_pl.plan.card_rates import card_of_device
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Return the device's dense half-precision peak in FLOP/s, or None where it is not known (all CPUs)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
+    card = card_of_device(torch.cuda.get_device_name(device))
+    return None if card is None else card.flops_per_s
 
 
 class Throughput(pl.Callback):
