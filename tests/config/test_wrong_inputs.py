@@ -126,6 +126,21 @@ WRONG = {
     "shards without fsdp": config(
         "training: {checkpoint_format: sharded, strategy: ddp}", "needs training.strategy=fsdp, which is 'ddp'"
     ),
+    "flash in mixed precision": config(
+        "model: {attn_implementation: flash_attention_2, dtype: bfloat16}\ntraining: {precision: bf16-mixed}",
+        "training.precision: flash_attention_2 computes in bfloat16 and float16 only",
+    ),
+    "flash over packed rows": config(
+        "model: {attn_implementation: flash_attention_3, dtype: bfloat16}\ndata: {packing: true}",
+        "training.micro_batch_size: flash_attention_3 keeps packed rows apart in micro batches of 1 only",
+    ),
+    "maps kept by flash": config(
+        "model: {attn_implementation: flash_attention_2, dtype: bfloat16, reuse: materialise}",
+        "model.reuse: flash_attention_2 takes no masks that fit a map",
+    ),
+    "unknown kernel": config(
+        "model: {attn_implementation: flash_attention}", "model.attn_implementation: must be one of sdpa", "'flash_att"
+    ),
     "scaled gradients on shards": config(
         "training: {precision: 16-mixed, strategy: fsdp}", "training.precision: 16-mixed scales gradients"
     ),
