@@ -43,6 +43,7 @@ SLOW = (
     "families/test_positions.py::test_an_evaluation_says_all_that_is_too_long_before_it_measures",
     "fuzz/",
     "inference/test_bench.py",
+    "inference/test_compiled_decoding.py",
     "inference/test_decoding.py",
     "inference/test_measuring.py",
     "kernels/test_grouped.py::test_flex_attention_replays_the_map",

@@ -39,6 +39,11 @@ def add_arguments(parser: Parser) -> None:
         help="keep this fraction of the prompt's cache: most attended and most recent tokens; default: all",
     )
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the decoding step over a static cache, a CUDA graph on a card: a minute that pays for long texts",
+    )
+    parser.add_argument(
         "--instruction", action="store_true", help="put each prompt into the template that the training rows use"
     )
 
@@ -61,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--seed is a number from 0 to {SEEDS[-1]}; got {arguments.seed}.")
     if arguments.h2o is not None and not 0 < arguments.h2o <= 1:
         problems.append(f"--h2o is a share of the prompt's tokens, above 0 and at most 1; got {arguments.h2o:g}.")
+    if arguments.h2o is not None and arguments.compile:
+        problems.append(
+            "--compile needs a cache of fixed size, and --h2o gives tokens of it up; leave one of them out."
+        )
     if arguments.quantization not in (None, *QUANTIZATIONS):
         problems.append(no_such_quantization(arguments.quantization))
     if problems:
@@ -86,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         instruction=arguments.instruction,
         quantization=arguments.quantization,
         h2o_retain_rate=arguments.h2o,
+        compiled=arguments.compile,
     )
     for text in texts:
         print(text)

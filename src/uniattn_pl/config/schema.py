@@ -67,13 +67,11 @@ class ModelConfig:
     )
     reuse: str = option(
         "auto",
-        "how reuse layers get the map: keep it (materialise), recompute it from the source's Q and K (replay)",
+        "how reuse layers get the map: kept (materialise), computed again (replay), kept by Triton on a card (tiles)",
         allowed=REUSE_MODES,
     )
     map_memory_mib: int | None = option(
-        None,
-        "MiB for one attention map, bounds the chunks of a prefill; default: 64 on a CPU, else 1024",
-        minimum=1,
+        None, "MiB for one attention map, bounds the chunks of a prefill; default: by the device", minimum=1
     )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run Python code that comes with a hub model")
@@ -230,6 +228,8 @@ class BenchConfig:
     )
     rounds: int = option(5, "measurements of each model at each setting, interleaved", minimum=1)
     chunk_size: int | None = option(None, "queries per chunk of the prefill; default: by memory", minimum=1)
+    compile: bool = option(False, "decode by a compiled step over a static cache: a CUDA graph on a card")
+    tune_kernels: bool = option(False, "first measure where tiles of maps win on this card, for reuse=auto")
 
 
 @dataclass
@@ -257,8 +257,7 @@ class SweepConfig:
     retries: int = option(1, "how often a point that failed is tried again, behind all others", minimum=0)
     prune_after: int | None = option(
         None,
-        "stop a point whose held-out loss after initialisation or stage 1 is above the median of the finished ones, "
-        "once so many are finished; default: never",
+        "stop a point whose loss after initialisation or stage 1 is above the median of so many others; default: never",
         minimum=1,
     )
     storage: str | None = option(

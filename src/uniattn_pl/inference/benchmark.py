@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -142,7 +142,8 @@ def run_setting(
     ids = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
     measured = []
     for subject in subjects:
-        measure(subject, ids[:, :WARM_UP_TOKENS], 2)  # what only the first forward of a process needs is not counted
+        plain = replace(subject, compiled=False)
+        measure(plain, ids[:, :WARM_UP_TOKENS], 2)  # what only the first forward of a process needs is not counted
     for subject in subjects:
         progress(f"{subject.label}, {setting.length} tokens, memory")
         measured.append(_predicted(subject, setting, shape, model.dtype.itemsize, peak_memory(subject, ids)))

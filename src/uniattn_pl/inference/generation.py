@@ -18,6 +18,7 @@ def generate(
     instruction: bool = False,
     quantization: str | None = None,
     h2o_retain_rate: float | None = None,
+    compiled: bool = False,
 ) -> list[str]:
     """Continue each prompt with the model in `folder`, one after the other.
 
@@ -30,12 +31,14 @@ def generate(
         instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
         quantization: None, or "8bit" or "4bit" weights.
         h2o_retain_rate: fraction of each prompt's cache that is kept while decoding; None: all of it.
+        compiled: decode by a compiled step over a static cache (a CUDA graph on a card); not with H2O.
 
     Raises:
         UserError: a prompt without a token, or as `load_folder`.
     """
     import torch
 
+    from uniattn_pl.inference.compiled_decoding import check_compilable, step_config
     from uniattn_pl.inference.decoding import decoding, own_defaults
     from uniattn_pl.modeling.caches.h2o_cache import H2OCache
     from uniattn_pl.modeling.conversion.convert import unmodified_copy
@@ -48,6 +51,9 @@ def generate(
     if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
         model = unmodified_copy(model)
     settings = decoding(model, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
+    if compiled:
+        check_compilable(model)
+        settings.cache_implementation, settings.compile_config = "static", step_config(model.device)
     if seed is not None:
         torch.manual_seed(seed)
     texts = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -30,9 +30,11 @@ from uniattn_pl.inference.benchmark import (
     run_setting,
     subjects_of,
 )
+from uniattn_pl.inference.compiled_decoding import check_compilable
 from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.inference.timing import TimedModel
+from uniattn_pl.inference.tune_kernels import check_tunable, tune_kernels
 from uniattn_pl.kernels.stock import EAGER
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import LayerPlan
@@ -62,15 +64,22 @@ def run_benchmark(
         bounds: measure the same layers without attention, too.
 
     Raises:
-        UserError: the tracking store or the folder cannot be written to, or the model lacks a kernel.
+        UserError: the tracking store or the folder cannot be written to, the model lacks a kernel or cannot be
+            compiled, or there is no card to tune kernels on.
     """
     config, bench, console = loaded.config, loaded.config.bench, Console()
     check_experiment(config.tracking)
     folder = Path(config.trainer.default_root_dir) / FOLDER
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
+    if bench.tune_kernels:
+        check_tunable(trainer_device(config))
     model = _load(loaded)
     backends = measured_backends(model, bench.backends)
+    if bench.compile:
+        check_compilable(model)
+    if bench.tune_kernels:
+        tune_kernels(model, bench.lengths, rounds=bench.rounds, console=console)
     problem = beyond_positions("bench.lengths", max(bench.lengths), positions_of(model.config))
     if problem:
         tell_once(f"{problem} Times and bytes are those of longer texts all the same.")
@@ -89,6 +98,7 @@ def run_benchmark(
         token_progress = _TokenProgress(sum(setting.length * setting.batch_size for setting in settings), progress)
         for setting in settings:
             subjects = subjects_of(model, plans, setting.backend, chunk_size=bench.chunk_size, bounds=bounds)
+            subjects = [replace(subject, compiled=bench.compile) for subject in subjects]
             _configure(subjects, loaded)
             token_progress.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
             options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
@@ -148,7 +158,8 @@ def _write(
     figures = {}
     for batch_size, backend in groups:
         entries = [e for e in measured if (e.setting.batch_size, e.setting.backend) == (batch_size, backend)]
-        title = f"Batch {batch_size}, {backend}: median (quartiles) of {loaded.config.bench.rounds} rounds"
+        steps = ", compiled steps" if loaded.config.bench.compile else ""
+        title = f"Batch {batch_size}, {backend}{steps}: median (quartiles) of {loaded.config.bench.rounds} rounds"
         rows, ratios = bench_report.rows(entries, machine), bench_report.ratio_lines(entries)
         print_table(title, bench_report.COLUMNS, rows)
         print("\n".join(ratios))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,36 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from uniattn_pl.inference.compiled_decoding import compiled_step, static_cache
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.plan import LayerPlan
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
+RECORDING_STEPS = 3
 
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A model to measure: `chunked` prompts go through in chunks of queries, others in one forward."""
+    """A model to measure: `chunked` prompts go through in chunks of queries, others in one forward.
+
+    `compiled`: it decodes by a compiled step over a static cache, which is filled with the prompt a second time.
+    """
 
     label: str
     model: PreTrainedModel
     plan: LayerPlan
     chunked: bool
     chunk_size: int | None = None
+    compiled: bool = False
 
-    def prefill(self, ids: torch.Tensor) -> Any:
-        """The output for the last of the prompt's tokens [B, L], with a filled cache."""
+    def prefill(self, ids: torch.Tensor, cache: Any = None) -> Any:
+        """The output for the last of the prompt's tokens [B, L], with a filled cache: the one given, or a new one."""
         if self.chunked:
-            return prefill(self.model, ids, chunk_size=self.chunk_size)
+            return prefill(self.model, ids, past_key_values=cache, chunk_size=self.chunk_size)
         with torch.no_grad():
-            cache = DynamicCache(config=self.model.config)
+            cache = DynamicCache(config=self.model.config) if cache is None else cache
             return self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
@@ -62,12 +69,29 @@ def measure(subject: TimedModel, ids: torch.Tensor, new_tokens: int) -> Timing:
         first = _now(device)
         cache = output.past_key_values
         kv_bytes = kv_cache_bytes(cache)
+        step: Any = subject.model
+        if subject.compiled:
+            step, cache = _compiled(subject, ids, new_tokens)
         begin = _now(device)
         for _ in range(new_tokens - 1):
-            output = subject.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = step(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
         end = _now(device)
     return Timing(first - start, (end - begin) / max(new_tokens - 1, 1), kv_bytes)
+
+
+def _compiled(subject: TimedModel, ids: torch.Tensor, new_tokens: int) -> tuple[Callable[..., Any], Any]:
+    """The compiled step, and a static cache that holds the prompt [B, L] and has room for its continuation.
+
+    Steps that compile and record are taken and undone; a recorded graph belongs to the memory of its cache.
+    """
+    step, cache = compiled_step(subject.model), static_cache(subject.model, ids.shape[1] + new_tokens)
+    token = subject.prefill(ids, cache).logits[:, -1:].argmax(-1)
+    for _ in range(min(RECORDING_STEPS, new_tokens - 1)):
+        step(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.reset()
+    subject.prefill(ids, cache)
+    return step, cache
 
 
 def peak_memory(subject: TimedModel, ids: torch.Tensor) -> int | None:
