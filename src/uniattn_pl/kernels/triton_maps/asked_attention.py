@@ -32,7 +32,7 @@ def measured_shape(query: torch.Tensor, attention: Any) -> TileShape | None:
     if card is None:
         return None
     batch, heads, length, head_dim = query.shape
-    if batch * heads * length**2 // 2 * torch.bfloat16.itemsize > tiled_limit(attention.config):
+    if batch * heads * length**2 // 2 * query.element_size() > tiled_limit(attention.config):
         return None
     return tiles_for(card, query.dtype, head_dim, length, getattr(attention, "map_readers", 1))
 
