@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint audit ui
+.PHONY: help quickstart test test-fast lint audit gpu-check ui
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -27,6 +27,12 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
+
+# Without the environment too, which needs a network: a machine with a card may have one of its own.
+WORDS := $(if $(TINY),--tiny) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
+
+gpu-check:  ## show on a card, in 8 minutes, what only a card can show (TINY=1: try it on a CPU)
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu.check $(WORDS)
 
 # A release with known vulnerabilities, asked for first: pip-audit by itself passes packages it could not look up.
 ADVISORIES ?= https://pypi.org/pypi/pip/23.2.1/json

@@ -23,6 +23,10 @@ LONG = ("training", "sweeps", "tracking", "faults")
 # shipped file; and all families but these two, which differ most. A new test is fast until it is named here.
 SLOW = (
     "analysis/",
+    "benchmarks/test_gpu_check.py::test_every_part_runs_in_small",
+    "benchmarks/test_gpu_check.py::test_without_a_card_it_says_so_and_what_can_be_done",
+    "benchmarks/test_gpu_check.py::test_a_part_that_is_unknown_is_named",
+    "benchmarks/test_gpu_check.py::test_what_a_part_started_ends_with_it",
     "calibration/test_alignment_and_rank.py",
     "calibration/test_resume.py",
     "calibration/test_sharded.py",

@@ -13,7 +13,7 @@ from uniattn_pl.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/gpu/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -32,7 +32,7 @@ PLACEHOLDERS = {
     "WORDS": "seed=1",
     "TEXT": "text",
 }
-STARTS = r"(?:uniattn-pl|python -m uniattn_pl|torchrun|make|python benchmarks/|python examples/)"
+STARTS = r"(?:uniattn-pl|python -m uniattn_pl|torchrun|make|python benchmarks/|python -m benchmarks|python examples/)"
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def _command(text: str, file: Path, line: int) -> Command | None:
     place = f"{_relative(file)}:{line}"
     text = re.sub(r"^(?:[A-Z_]+=\S+ +|srun +)+", "", text)
     text = re.sub(r"^torchrun .*?-m uniattn_pl\b|^uniattn-pl(?= )|^python -m uniattn_pl\b", "uniattn_pl", text)
+    text = re.sub(r"^python -m benchmarks\.gpu\.(\w+)", r"benchmarks gpu/\1.py", text)
     text = re.sub(r"^python (benchmarks|examples)/", r"\1 ", text)
     if not re.match(r"(?:uniattn_pl|make|benchmarks|examples) +\S", text):
         return None
