@@ -50,6 +50,7 @@ SLOW = (
     "inference/test_compiled_decoding.py",
     "inference/test_decoding.py",
     "inference/test_measuring.py",
+    "kernels/test_cards.py",
     "kernels/test_grouped.py::test_flex_attention_replays_the_map",
     "kernels/test_mutated_kernels.py",
     "kernels/test_rows.py::test_source_and_readers_of_a_row_give_what_the_formula_gives",

@@ -10,7 +10,7 @@ from tests.kernels.formula import Drawn, attention_by_formula, drawn_attention
 from tests.kernels.interpreter import NEEDS_TRITON, runs_on
 
 from uniattn_pl.kernels.map_handles import HeadIndex
-from uniattn_pl.kernels.triton_maps.rows import COLUMNS, MOST_SPLITS, RowMap, row_attention, row_product, split
+from uniattn_pl.kernels.triton_maps.rows import MOST_SPLITS, RowMap, row_attention, row_product, split
 
 pytestmark = NEEDS_TRITON
 # Scores are kept in float32; outputs are rounded to their own dtype, weights before the product too.
@@ -104,10 +104,10 @@ def test_a_compiled_step_holds_the_kernels_as_they_are(device: str) -> None:
     torch.testing.assert_close(compiled, step(drawn.value, drawn.other))
 
 
-@given(st.integers(1, 300), st.integers(1, 200_000))
-def test_parts_of_a_cache_cover_it_once(pairs: int, keys: int) -> None:
-    splits, chunk = split(pairs, keys, torch.device("cpu"))
-    assert chunk % COLUMNS == 0
+@given(st.integers(1, 300), st.integers(1, 200_000), st.sampled_from([16, 32, 64]))
+def test_parts_of_a_cache_cover_it_once(pairs: int, keys: int, columns: int) -> None:
+    splits, chunk = split(pairs, keys, columns, torch.device("cpu"))
+    assert chunk % columns == 0
     assert (splits - 1) * chunk < keys <= splits * chunk
     assert splits <= MOST_SPLITS
 

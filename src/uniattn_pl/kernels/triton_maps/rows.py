@@ -15,8 +15,8 @@ import torch
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.kernels.triton_maps.tiled import block_of, precision_of, rows_whole
 
-COLUMNS = 64
-"""Keys that a program reads at once."""
+MOST_COLUMNS, COLUMN_BYTES = 64, 2**14
+"""Keys that a program reads at once, and their bytes: several such stages are in the shared memory of a card."""
 MOST_SPLITS = 64
 PROGRAMS_PER_PROCESSOR = 2
 PROCESSORS_OF_AN_INTERPRETER = 4
@@ -94,7 +94,8 @@ def row_source(
     batch, heads, _, head_dim = query.shape
     kv_heads, keys, value_dim = value.shape[1:]
     query, key, value = (rows_whole(tensor) for tensor in (query, key, value))
-    splits, chunk = split(batch * kv_heads, keys, query.device)
+    columns = columns_of(key)
+    splits, chunk = split(batch * kv_heads, keys, columns, query.device)
     facts: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
     output = query.new_empty(batch, 1, heads, value_dim)
     logits, lse = torch.empty(batch, heads, keys, **facts), torch.empty(batch, heads, **facts)
@@ -125,7 +126,7 @@ def row_source(
         precision=precision_of(query.dtype),
         group=heads // kv_heads,
         group_block=block_of(heads // kv_heads),
-        columns=COLUMNS,
+        columns=columns,
         head_size=head_dim,
         value_size=value_dim,
         head_block=block_of(head_dim),
@@ -159,7 +160,8 @@ def row_reader(
     kv_heads, keys, value_dim = value.shape[1:]
     heads = source_heads if heads_from is None else len(heads_from)
     value = rows_whole(value)
-    splits, chunk = split(batch * kv_heads, keys, value.device)
+    columns = columns_of(value)
+    splits, chunk = split(batch * kv_heads, keys, columns, value.device)
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=value.device)
     output = value.new_empty(batch, 1, heads, value_dim)
     row_reader_kernel[batch * kv_heads, splits](
@@ -178,7 +180,7 @@ def row_reader(
         precision=precision_of(value.dtype),
         group=heads // kv_heads,
         group_block=block_of(heads // kv_heads),
-        columns=COLUMNS,
+        columns=columns,
         value_size=value_dim,
         value_block=block_of(value_dim),
     )
@@ -200,17 +202,23 @@ def row_reader(
     return output
 
 
-def split(pairs: int, keys: int, device: torch.device) -> tuple[int, int]:
+def columns_of(cached: torch.Tensor) -> int:
+    """How many keys or values [.., S, D] a program reads at once: a power of two, 16 at least."""
+    return max(16, min(MOST_COLUMNS, COLUMN_BYTES // (block_of(cached.shape[-1]) * cached.element_size())))
+
+
+def split(pairs: int, keys: int, columns: int, device: torch.device) -> tuple[int, int]:
     """Into how many parts a cache of `keys` tokens is split, so that every processor has work, and keys of one part.
 
     Args:
         pairs: of sequences and key heads, each of which is split.
         keys: S.
+        columns: keys that a program reads at once.
         device: whose processors are counted.
     """
     wanted = -(-PROGRAMS_PER_PROCESSOR * _processors(device) // pairs)
-    blocks = -(-keys // COLUMNS)
-    chunk = -(-blocks // min(wanted, blocks, MOST_SPLITS)) * COLUMNS
+    blocks = -(-keys // columns)
+    chunk = -(-blocks // min(wanted, blocks, MOST_SPLITS)) * columns
     return -(-keys // chunk), chunk
 
 

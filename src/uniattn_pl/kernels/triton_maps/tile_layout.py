@@ -18,7 +18,7 @@ class TileShape:
 
     Attributes:
         rows, columns: queries and keys of a tile.
-        warps, stages: of Triton; the defaults work untuned for heads of up to 128.
+        warps, stages: of Triton.
     """
 
     rows: int = 128
@@ -27,9 +27,18 @@ class TileShape:
     stages: int = 3
 
 
-def untuned(head_dim: int) -> TileShape:
-    """A shape that fits the shared memory of a card for a head of this size."""
-    return TileShape() if head_dim <= 128 else TileShape(rows=64, columns=32, warps=4, stages=2)
+def untuned(head_bytes: int) -> TileShape:
+    """A shape that fits the 99 KiB of shared memory of every card since 2020, for a head of so many bytes.
+
+    What a shape takes is what Triton says as it compiles (`tests/kernels/test_cards.py`).
+    """
+    if head_bytes <= 128:  # D = 64 in bfloat16
+        return TileShape()
+    if head_bytes <= 256:
+        return TileShape(stages=2)
+    if head_bytes <= 512:
+        return TileShape(rows=64, columns=32, warps=4, stages=2)
+    return TileShape(rows=32, columns=16, warps=4, stages=1)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def tiled_attention(
         raise ValueError(f"tiles are kept in {', '.join(map(str, TILE_DTYPES))}, not in {tile_dtype}.")
     batch, heads, queries, head_dim = query.shape
     keys, value_dim = value.shape[-2:]
-    shape = untuned(max(head_dim, value_dim)) if shape is None else shape
+    shape = untuned(max(head_dim, value_dim) * query.element_size()) if shape is None else shape
     layout = tile_layout(queries, keys, structure.first_position, structure.window, shape, query.device)
     query, key, value = (rows_whole(tensor) for tensor in (query, key, value))
     output = query.new_empty(batch, queries, heads, value_dim)
