@@ -1,4 +1,4 @@
-"""One rank of a sharded calibration: python sharded_driver.py RANK WORLD_SIZE RENDEZVOUS INITIALISER OUTPUT."""
+"""One rank of a sharded calibration: sharded_driver.py RANK WORLD_SIZE RENDEZVOUS OUTPUT INITIALISER [RANK_OF_W_C]."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import distributed
 from uniattn_pl.calibration import calibrate
 from uniattn_pl.modeling.conversion.convert import converted_copy
 
-rank, world_size, rendezvous, initialiser, output = sys.argv[1:]
+rank, world_size, rendezvous, output, initialiser, *thin = sys.argv[1:]
 distributed.init_process_group("gloo", f"file://{rendezvous}", rank=int(rank), world_size=int(world_size))
 data = batches(padded=True)
 fitted, held_out = data[:2], data[2:]
 original = stock_llama()
-model = converted_copy(original, PLANS["mixed"])
+model = converted_copy(original, PLANS["mixed"].limit_rank(thin[0] if thin else None))
 report = calibrate(
     original,
     model,

@@ -30,8 +30,8 @@ def config(text: str, *expected: str, **files: str) -> Wrong:
     return Wrong(("fit", *TINY, "--config", "a.yaml", "--dry-run"), expected, {"a.yaml": text, **named})
 
 
-def override(word: str, *expected: str) -> Wrong:
-    return Wrong(("fit", *TINY, word, "--dry-run"), expected)
+def override(word: str, *expected: str, words: tuple[str, ...] = ()) -> Wrong:
+    return Wrong(("fit", *TINY, word, *words, "--dry-run"), expected)
 
 
 def fitted(text: str, *expected: str) -> Wrong:
@@ -235,6 +235,20 @@ WRONG = {
         "leaves nothing to fit",
     ),
     "no row left to calibrate on": fitted("calibration: {skip_samples: 100}", "leaves no row to calibrate on"),
+    "rank that is a word": override("calibration.rank=most", "expected auto or a whole number of at least 1", "'most'"),
+    "rank chosen without knowing the error": override(
+        "calibration.rank=auto",
+        "calibration.rank: auto goes by the error that W_c repairs, which zero does not know",
+        "may be least_squares or joint_least_squares",
+        words=("calibration.initialiser=zero",),
+    ),
+    "share of a rank that is given": override(
+        "calibration.rank_keeps=0.9", "calibration.rank_keeps: is for a rank that is chosen", "which is not set"
+    ),
+    "share of nothing": override(
+        "calibration.rank_keeps=0", "is a share, above 0 and at most 1; got 0", words=("calibration.rank=auto",)
+    ),
+    "share above all": override("calibration.rank_keeps=2", "calibration.rank_keeps: must be at most 1, got 2"),
     "rank of zero": override("calibration.rank=0", "calibration.rank: must be at least 1, got 0"),
     # data files
     "missing data file": Wrong(

@@ -22,10 +22,12 @@ from uniattn_pl.architectures import CLA, UniAttn
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.text_table import count_text
 from uniattn_pl.inference import roofline, run_benchmark
 from uniattn_pl.modeling.loading import pretrained
 from uniattn_pl.modeling.loading.pretrained import load_shape
 from uniattn_pl.plan import LayerPlan, costs
+from uniattn_pl.plan.compensation_cost import CompensationCost
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.points import load_points
 from uniattn_pl.tracking.tags import plan_digest
@@ -72,6 +74,10 @@ class Done:
         found = {(e["label"], e["setting"]["length"], e["setting"]["batch_size"]): e for e in entries}
         assert len(found) == len(entries), "no subject is measured twice at a setting"
         return found
+
+    def texts(self) -> tuple[str, str]:
+        """What was printed, and the table on disk."""
+        return self.printed, (self.folder / "table.txt").read_text()
 
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.base}/mlruns/mlflow.db")
@@ -179,6 +185,20 @@ def test_the_ratios_are_printed_and_written(done: Done) -> None:
                 ratio_text(measured[label, length, batch_size], measured["stock", length, batch_size], "ttft_s") in row
             )
         assert "\n".join(rows) in done.printed
+
+
+def test_what_w_c_costs_is_printed_written_and_tracked(done: Done) -> None:
+    shape = load_shape("tiny-llama")
+    cost = CompensationCost.of(UniAttn(superblock_size=3, num_superblocks=1).compile(shape), shape)
+    rows = [text.split("W_c beside what the removed projections saved")[1].splitlines()[2:] for text in done.texts()]
+    for row, *others in rows:
+        texts = [count_text(cost.parameters), count_text(cost.saved_parameters)]
+        assert row.split()[:5] == ["uniattn", *" ".join(texts).split()]
+        assert not any(line.split()[:1] == ["cla"] for line in others), "it has no W_c"
+    metrics = done.runs("tiny")["uniattn"].data.metrics
+    assert metrics["cost/compensation_parameters"] == cost.parameters
+    assert metrics["cost/saved_parameters"] == cost.saved_parameters
+    assert "cost/compensation_parameters" not in done.runs("tiny")["cla"].data.metrics
 
 
 def test_figures_are_written_and_the_next_command_is_named(done: Done) -> None:
@@ -367,6 +387,21 @@ def test_a_searched_plan_is_that_of_its_fit(folder: Path, monkeypatch: pytest.Mo
     (plans,) = asked
     assert plans["search"] == chosen
     assert list(plans) == ["uniattn", "search"]
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_ranks_that_are_chosen_are_those_of_its_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, asked = ["bench.beside=[]", "calibration.rank=auto"], list[LayerPlan]()
+    monkeypatch.setattr(run_benchmark, "run_benchmark", lambda _, plans, **__: asked.append(plans["uniattn"]))
+    assert main([*BENCH, *words]) == 0
+    open_plan = UniAttn(superblock_size=3, num_superblocks=1).compile(load_shape("tiny-llama")).limit_rank("auto")
+    chosen = open_plan.choose_rank(6, 5).choose_rank(7, None)
+    manifest = Manifest(plain_config(load_config([folder / "b.yaml"], words)))
+    manifest.commit(folder / "runs" / "tiny", {"plan": open_plan.to_dict()})
+    manifest.commit(folder / "runs" / "tiny", {"plan": chosen.to_dict()})
+    assert main([*BENCH, *words]) == 0
+    assert main([*BENCH, *words, "calibration.rank_keeps=0.5"]) == 0
+    assert asked == [open_plan, chosen, open_plan], "ranks that keep another share are not its own"
 
 
 POINTS = """

@@ -13,12 +13,20 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from uniattn_pl.cli import main
+from uniattn_pl.modeling.loading.pretrained import load_shape
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.compensation_cost import CompensationCost
+from uniattn_pl.plan.drawing import draw
+from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.tracking.tags import plan_digest
+
 CONFIG = """
 name: killed
 model: {source: tiny-llama, dtype: float32}
 architecture: {name: uniattn, superblock_size: 3, num_superblocks: 1}
 data: {source: rows.jsonl, validation_size: 4}
-calibration: {num_samples: 4, held_out_samples: 2}
+calibration: {num_samples: 4, held_out_samples: 2, rank: auto}
 training:
   batch_size: 4
   micro_batch_size: 2
@@ -73,6 +81,32 @@ def test_training_changed_the_weights_in_both_stages(runs: tuple[Path, Path]) ->
     whole = runs[0] / "runs/killed"
     digests = {(whole / folder / "model.safetensors").read_bytes() for folder in ("initial", "stage1", "final")}
     assert len(digests) == 3
+
+
+def test_the_ranks_that_were_chosen_are_recorded_saved_and_drawn(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = (Manifest.read(run / "runs/killed") for run in runs)
+    assert whole is not None
+    assert killed is not None
+    assert whole.plan == killed.plan
+    plan = LayerPlan.from_dict(whole.plan or {})
+    ranks = [row.compensation.rank for row in plan.rows if row.compensation]
+    assert [isinstance(rank, int) and 1 <= rank < 16 for rank in ranks] == [True, True], "in full: 16"
+    for run in runs:
+        config = json.loads((run / "runs/killed/final/config.json").read_text())
+        assert LayerPlan.from_dict(config["layer_plan"]) == plan
+        client, tracked = _run(run)
+        assert tracked.data.tags["uniattn_pl.plan"] == plan_digest(plan)
+        ((_, spent),) = history(run)["cost/compensation_parameters"]
+        assert spent == CompensationCost.of(plan, load_shape("tiny-llama")).parameters
+        drawn = Path(client.download_artifacts(tracked.info.run_id, "plan.txt", str(run))).read_text()
+        assert drawn == draw(plan) + "\n"
+    monkeypatch.chdir(runs[1])
+    assert main(["plan", *ARGUMENTS[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert draw(plan) in printed
+    assert "not chosen yet" not in printed
 
 
 def test_there_is_one_finished_mlflow_run(runs: tuple[Path, Path]) -> None:

@@ -16,6 +16,7 @@ from uniattn_pl.analysis import analysis_figures
 from uniattn_pl.analysis.depth import depth_factor
 from uniattn_pl.analysis.selection import selection_traces, trace_lines
 from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
+from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.files import atomic_file
@@ -186,6 +187,7 @@ def _compensation(analysed: Analysed, tokens: int) -> Finding:
         initialiser=options.initialiser,
         ridge=options.ridge,
         head_alignment=options.head_alignment,
+        rank_keeps=RANK_KEEPS if options.rank_keeps is None else options.rank_keeps,
     )
     report = callback.initialise(analysed.models.converted(analysed.plan))
     return Finding(report.to_dict(), report.lines(), {"compensation": analysis_figures.compensation_errors(report)})

@@ -11,13 +11,16 @@ class LayerError:
     """Mean over held-out tokens of the L2 norm of the error left after a layer's attention.
 
     `before`: lower layers compensated, this one not. `after`: with this layer's W_c. `scale`: the mean norm of
-    the original residual stream there, to judge them by.
+    the original residual stream there, to judge them by. `rank` of W_c, None: in full. `kept`: where a rank was given
+    or chosen, the share that it keeps of the squared error that W_c in full repairs on the tokens fitted.
     """
 
     layer: int
     before: float
     after: float
     scale: float
+    rank: int | None = None
+    kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,21 @@ class CalibrationReport:
 
     def lines(self) -> list[str]:
         """The report as aligned text, one compensated layer per line, top layer first."""
-        head = f"{'layer':>7} {'before':>9} {'after':>9} {'left':>6}   per-token error on held-out sequences"
+        with_ranks = any(row.rank is not None or row.kept is not None for row in self.rows)
+        ranks = [f" {'rank':>5} {'keeps':>6}" if with_ranks else ""]
+        ranks += [_rank(row) if with_ranks else "" for row in reversed(self.rows)]
+        head = f"{'layer':>7} {'before':>9} {'after':>9} {'left':>6}{ranks[0]}   per-token error on held-out sequences"
         rows = [_line(str(row.layer), row.before, row.after) for row in reversed(self.rows)]
-        return [head, *rows, _line("overall", self.error_before, self.error_after)]
+        lines = [row + rank for row, rank in zip(rows, ranks[1:], strict=True)]
+        note = ["keeps: of the squared error that W_c in full repairs, on the tokens fitted"] * with_ranks
+        return [head, *lines, _line("overall", self.error_before, self.error_after), *note]
 
 
 def _line(label: str, before: float, after: float) -> str:
     remaining = after / before if before else 0.0
     return f"{label:>7} {before:>9.4f} {after:>9.4f} {remaining:>6.1%}"
+
+
+def _rank(row: LayerError) -> str:
+    kept = "-" if row.kept is None else f"{row.kept:.1%}"
+    return f" {'full' if row.rank is None else row.rank:>5} {kept:>6}"

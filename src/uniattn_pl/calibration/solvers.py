@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.config.schema import INITIALISERS, LEAST_SQUARES
 from uniattn_pl.resilience.ranks import sum_over_ranks, sum_rows_over_ranks
 
 DEFAULT_RIDGE = 1e-2
@@ -35,8 +35,8 @@ class LayerSample:
 class Fit:
     """The solution in `nn.Linear` layout: W_c [out, in], and what to add to W_o [d, H*D], if anything.
 
-    `gram` [in, in], where it is known, is the sum of x x^T that a low-rank W_c is judged by, of centred x where there
-    is a `bias` [out]; `mean` [in] is then the mean of x.
+    `gram` [in, in], where it is known, is what a low-rank W_c is judged by: the sum of x x^T, of centred x where there
+    is a `bias` [out], and twice the ridge on its diagonal. `mean` [in] is then the mean of x.
     """
 
     w_c: torch.Tensor
@@ -171,6 +171,10 @@ class LeastSquares(Solver):
 
     with X [T, d], A = heads [T, H * D], E [T, out], and r_x, r_a `ridge` times the mean diagonal of their block.
 
+    Of the error that dW_o leaves, a W_c whose output is projected by P = P^T = P^2 repairs
+        sum |e|^2 - |e - P W x|^2 = 2 tr(P W X^T E) - tr(P W X^T X W^T) = tr(P W (X^T X + 2 r_x I) W^T),
+    as the normal equations say that X^T E = (X^T X + r_x I) W^T: that matrix is the `gram` of the fit.
+
     Cost, n features: T n (n + out) products to sum, n^3 / 3 to solve, n (n + out) float64 numbers whatever T.
     Source: ordinary ridge regression in place of the paper's eq. 15, by token instead of by position.
 
@@ -207,10 +211,12 @@ class LeastSquares(Solver):
         if self.fitted.empty:
             return None
         everything = self.fitted if self.observed.empty else self.fitted + self.observed
-        solution = self._solution(everything, self._chosen_ridge())
+        ridge = self._chosen_ridge()
+        solution = self._solution(everything, ridge)
         parts = [part.T.contiguous() for part in solution.split(self.blocks)]
         size = self.blocks[0]
-        gram = everything.gram[:size, :size]
+        gram = everything.gram[:size, :size].clone()
+        gram.diagonal().add_(2 * ridge * gram.diagonal().mean())
         if not self.bias:
             return Fit(parts[0], parts[1] if len(parts) > 1 else None, gram)
         # The last feature is 1: its products with x sum up x, and with itself the tokens.
@@ -262,6 +268,6 @@ def make_solver(initialiser: str, ridge: float | str, *, bias: bool = False) -> 
         return Zero()
     if initialiser == "theorem37":
         return Theorem37()
-    if initialiser in ("least_squares", "joint_least_squares"):
+    if initialiser in LEAST_SQUARES:
         return LeastSquares(ridge, joint=initialiser == "joint_least_squares", bias=bias)
     raise ValueError(f"unknown initialiser '{initialiser}'; choose from {', '.join(INITIALISERS)}.")

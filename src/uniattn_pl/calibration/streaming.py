@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.alignment import HeadAlignment, Observation
 from uniattn_pl.calibration.calibration_report import CalibrationReport, LayerError
-from uniattn_pl.calibration.layer_streams import LayerStreams
+from uniattn_pl.calibration.layer_choices import LayerChoices
 from uniattn_pl.calibration.layers import (
     Batch,
     LayerInputs,
@@ -29,16 +28,16 @@ from uniattn_pl.calibration.layers import (
     repaired_per_unit,
     repaired_point,
 )
+from uniattn_pl.calibration.mean_norm import MeanNorm
+from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
 from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
+from uniattn_pl.config.schema import LEAST_SQUARES
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
-from uniattn_pl.modeling.attention.operate import align_heads
-from uniattn_pl.modeling.attention.published import Publications
-from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import MAP
 from uniattn_pl.resilience.identity import MODEL
@@ -56,6 +55,7 @@ def calibrate(
     initialiser: str = "joint_least_squares",
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
+    rank_keeps: float = RANK_KEEPS,
     rank: int = 0,
     world_size: int = 1,
     record: Path | None = None,
@@ -75,6 +75,8 @@ def calibrate(
             least error on every eighth of `batches`, fitted on the others.
         head_alignment: a name of `HEAD_ALIGNMENTS`; reuse layers then use the source heads that serve theirs best,
             and the model's plan says so.
+        rank_keeps: of the squared error that a full W_c repairs on `batches`, the share that a rank has to keep which
+            the plan leaves open (`AUTO_RANK`); it gets the least such rank, and the model's plan says so.
         rank, world_size: of the default process group, whose ranks divide the batches, of which there must be one of
             each kind for every rank; all of them end with the weights and the report of all batches.
         record: folder that keeps every solved layer; a pass that was killed goes on from it.
@@ -84,13 +86,18 @@ def calibrate(
 
     Raises:
         UserError: no layer of `converted` is compensated, so there is nothing to fit; there are fewer batches than
-            ranks; or the record is of another pass.
+            ranks; the initialiser cannot choose a rank; or the record is of another pass.
     """
     plan: LayerPlan | None = getattr(converted, "layer_plan", None)
     if plan is None or not plan.compensated:
         raise UserError(
             "this model has no compensated layer, so there is nothing to calibrate; "
             "choose an architecture with compensation=true."
+        )
+    if plan.open_ranks and initialiser not in LEAST_SQUARES:
+        raise UserError(
+            f"the initialiser {initialiser} does not know what error W_c repairs, by which a rank is chosen; "
+            f"use {' or '.join(LEAST_SQUARES)}, or give W_c a rank."
         )
     if world_size > 1 and min(len(batches), len(held_out)) < world_size:
         raise UserError(
@@ -102,20 +109,20 @@ def calibrate(
         with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
             parts = batches[rank::world_size], held_out[rank::world_size]
             streaming = _StreamingPass(original, converted, *parts, store, progress)
-            streaming.distributed = world_size > 1
+            streaming.distributed, streaming.rank_keeps = world_size > 1, rank_keeps
             if record is not None:
                 options: dict[str, Any] = {"initialiser": initialiser, "ridge": ridge}
                 options |= {"head_alignment": head_alignment, MODEL: contents}
+                options["rank_keeps"] = rank_keeps if plan.open_ranks else None
                 streaming.record = CalibrationRecord(record, options, plan, batches, writes=rank == 0)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode
 
 
-class _StreamingPass(LayerStreams):
-    """Fits every compensated layer as all batches reach it; `distributed` when ranks have a part of them each."""
+class _StreamingPass(LayerChoices):
+    """Fits every compensated layer as all batches reach it."""
 
-    distributed = False
     record: CalibrationRecord | None = None
 
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
@@ -158,56 +165,18 @@ class _StreamingPass(LayerStreams):
         attention = decoder_layers(self.converted)[row.index].self_attn
         if solved.heads_from is not None:
             self._use_heads(row, solved.heads_from)
+        if row.index in self.plan.open_ranks:
+            self._use_rank(row, solved.error.rank)
         write_weights(attention, solved.weights, decoder_layers(self.original)[row.index].self_attn)
         self._advance_both(row)
         self._forget_below(row.index)
         self.total -= len(self._moving_on(row)) + self.num_fitted * aligned
         return [solved.error]
 
-    def _use_heads(self, row: LayerRow, heads_from: Sequence[int]) -> None:
-        self.plan = self.plan.align_heads({row.index: heads_from})
-        align_heads(decoder_layers(self.converted)[row.index].self_attn, self.plan.rows[row.index].heads_from)
-
-    def _align_heads(self, row: LayerRow, criterion: str) -> None:
-        """Choose the source head of every head of a reuse layer, all batches having reached it."""
-        alignment = HeadAlignment(criterion)
-        for batch in range(self.num_fitted):
-            inputs = self._inputs(batch, row)
-            alignment.update(self._head_observation(row, batch, inputs))
-        if self.distributed:
-            alignment.sum_over_ranks()
-        self._use_heads(row, alignment.best())
-
-    def _head_observation(self, row: LayerRow, batch: int, inputs: LayerInputs) -> Observation:
-        original = decoder_layers(self.original)[row.index]
-        seen: dict[str, Any] = {}
-
-        def keep(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            seen["kwargs"] = kwargs
-
-        handle = original.self_attn.register_forward_pre_hook(keep, with_kwargs=True)
-        with capture(WatchPoint(original.self_attn.o_proj), seen, "heads"):
-            self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
-        handle.remove()
-        state, twin = Publications(), publishing_copy(original.self_attn)
-        twin.publishes = frozenset({MAP})
-        twin(**seen["kwargs"], **{PUBLICATIONS: state})
-        attention = decoder_layers(self.converted)[row.index].self_attn
-        with capture(WatchPoint(attention.projection("v_proj"), leaving=True), seen, "value"):
-            self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
-        return Observation(
-            own=state[row.index].replayed,
-            source=self._published(row.source or 0, batch, inputs).replayed,
-            value=seen["value"].unflatten(-1, (-1, attention.value_head_dim)).transpose(1, 2),  # [B, Hkv, S, Dv]
-            heads=seen["heads"],
-            o_weight=attention.o_proj.weight,
-            mask=self.masks[batch],
-        )
-
     def _fit_layer(self, row: LayerRow, initialiser: str, ridge: float | str) -> LayerError:
         """Solve one compensated layer over all batches, then move them past it."""
         solver = make_solver(initialiser, ridge, bias=row.compensation is not None and row.compensation.bias)
-        before, after, scale = _Mean(), _Mean(), _Mean()
+        before, after, scale = MeanNorm(), MeanNorm(), MeanNorm()
         points = [
             repaired_point(decoder_layers(model)[row.index], row, self.norm_name)
             for model in (self.original, self.converted)
@@ -229,7 +198,9 @@ class _StreamingPass(LayerStreams):
             solver.sum_over_ranks()
         layers = (decoder_layers(model)[row.index] for model in (self.converted, self.original))
         attention, original = (layer.self_attn for layer in layers)
-        set_fit(attention, solver.solve(), original)
+        fit = solver.solve()
+        rank, kept = self._settle_rank(row, fit)
+        set_fit(attention, fit, original)
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
@@ -241,7 +212,7 @@ class _StreamingPass(LayerStreams):
                 after.add(target.float() - seen["unified"].float(), self.masks[batch])
         for mean in (before, after, scale) if self.distributed else ():
             mean.sum_over_ranks()
-        return LayerError(row.index, before.value, after.value, scale.value)
+        return LayerError(row.index, before.value, after.value, scale.value, rank, kept)
 
     def _per_unit(self, row: LayerRow) -> float:
         return repaired_per_unit(decoder_layers(self.converted)[row.index], row)
@@ -260,24 +231,3 @@ class _StreamingPass(LayerStreams):
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         error = (target.float() - seen["unified"].float()) / self._per_unit(row)
         return LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch].to(error.device))
-
-
-class _Mean:
-    """Mean over tokens of the L2 norm of vectors [B, L, d] where mask [B, L] is True."""
-
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def add(self, vectors: torch.Tensor, mask: torch.Tensor) -> None:
-        norms = vectors.float().norm(dim=-1)[mask.to(vectors.device)]
-        self.total += norms.double().sum().item()
-        self.count += norms.numel()
-
-    def sum_over_ranks(self) -> None:
-        """Add up the sums of all ranks."""
-        both = sum_over_ranks(torch.tensor([self.total, self.count], dtype=torch.float64))
-        self.total, self.count = float(both[0]), int(both[1])
-
-    @property
-    def value(self) -> float:
-        return self.total / max(self.count, 1)

@@ -10,6 +10,7 @@ from uniattn_pl.commands.predicted_table import print_predicted
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
+from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.card_rates import CARDS, find_card
 from uniattn_pl.plan.drawing import draw
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
     print(draw(plan) + "\n")
     _print_inference(plan, shape, lengths, arguments.batch_size, _dtype(loaded))
+    print_compensation({loaded.architecture.name: plan}, shape)
     if card is not None:
         print_predicted(plan, shape, lengths, arguments.batch_size, *card)
     _print_training(plan, shape, loaded, arguments.gpus)

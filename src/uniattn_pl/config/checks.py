@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from uniattn_pl.config.calibration_checks import CALIBRATION_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED, EVERY_KERNEL, PROBES, ExperimentConfig
@@ -39,7 +40,7 @@ def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[
         origin: maps a dotted key to where its value was set.
     """
     problems = []
-    for keys, check in (*REPORT_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
+    for keys, check in (*REPORT_CHECKS, *CALIBRATION_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
         problem = None if reported.intersection(keys) else check(config)
         if problem:
             places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)
@@ -168,21 +169,6 @@ def _root(config: ExperimentConfig) -> str | None:
     if not root.strip():
         return "expected a folder, got nothing."
     return f"'{root}' is a file, not a folder." if Path(root).is_file() else None
-
-
-@_check("calibration.ridge")
-def _ridge(config: ExperimentConfig) -> str | None:
-    ridge = config.calibration.ridge
-    if ridge == "auto" or (isinstance(ridge, int | float) and 0 <= ridge < math.inf):
-        return None
-    return f"expected auto or a number of at least 0; got {ridge!r}."
-
-
-@_check("calibration.head_alignment", "architecture.compensation")
-def _alignment(config: ExperimentConfig) -> str | None:
-    if config.calibration.head_alignment == "none" or config.architecture.get("compensation", True):
-        return None
-    return "heads are aligned while W_c is fitted, and architecture.compensation=false leaves nothing to fit."
 
 
 @_check("training.early_stop.decay")

@@ -29,6 +29,7 @@ INITIALISERS = {
     "least_squares": "ridge regression of W_c on the attention error, over all tokens",
     "joint_least_squares": "ridge regression of W_o and W_c together, over all tokens",
 }
+LEAST_SQUARES = ("least_squares", "joint_least_squares")
 HEAD_ALIGNMENTS = {
     "none": "head h of a reuse layer uses the map of the source's head h",
     "similarity": "it uses the source head whose map is most like its own",
@@ -108,10 +109,9 @@ class CalibrationConfig:
     skip_samples: int = option(0, "training sequences passed over first, for another sample", minimum=0)
     held_out_samples: int = option(32, "validation sequences on which the error is reported", minimum=1)
     batch_size: int = option(8, "sequences advanced together", minimum=1, maximum=LARGEST_BATCH)
-    ridge: float | str = option(
-        1e-2, "ridge, relative to the mean diagonal of the Gram matrix; auto: the best on held-out rows, by layer"
-    )
-    rank: int | None = option(None, "rank of W_c, as two thin matrices; default: full", minimum=1)
+    ridge: float | str = option(1e-2, "times the Gram matrix's mean diagonal; auto: on held-out rows, by layer")
+    rank: int | str | None = option(None, "of W_c as two thin matrices; auto: chosen by layer; null: full", minimum=1)
+    rank_keeps: float | None = option(None, "share of the repaired error rank=auto keeps; default: 0.95", maximum=1)
     head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
     memory_limit_gib: float = option(
         0.0, "hidden streams beyond this go to temporary files ($TMPDIR); 0: all of them", minimum=0.0

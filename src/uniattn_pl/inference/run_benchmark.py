@@ -19,6 +19,7 @@ from uniattn_pl.display.notices import tell_once
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import bench_report
@@ -31,13 +32,15 @@ from uniattn_pl.inference.benchmark import (
     subjects_of,
 )
 from uniattn_pl.inference.compiled_decoding import check_compilable
+from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.inference.timing import TimedModel
 from uniattn_pl.inference.tune_kernels import check_tunable, tune_kernels
 from uniattn_pl.kernels.stock import EAGER
 from uniattn_pl.modeling.loading.pretrained import load_model
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.compensation_cost import CompensationCost
 from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
@@ -103,8 +106,10 @@ def run_benchmark(
             token_progress.begin(setting.length * setting.batch_size, len(subjects) * (bench.rounds + 1))
             options: dict[str, Any] = {"new_tokens": bench.new_tokens, "rounds": bench.rounds, "seed": config.seed}
             measured += run_setting(subjects, setting, progress=token_progress.step, **options)
-    _write(loaded, measured, machine, plans, folder)
-    _track(loaded, measured, _plan_tags(plans, variants, model), folder)
+    shape = shape_of(model.config)
+    _write(loaded, measured, machine, plans, shape, folder)
+    costs = {label: CompensationCost.of(plan, shape) for label, plan in plans.items() if plan.compensated}
+    _track(loaded, measured, _plan_tags(plans, variants, model), costs, folder)
     print(f"\nwritten to {folder}; compare the models in MLflow:")
     print(f"  {mlflow_ui(config.tracking.uri)}")
     return measured
@@ -150,7 +155,12 @@ class _TokenProgress:
 
 
 def _write(
-    loaded: LoadedConfig, measured: Sequence[Measured], machine: Machine, plans: Mapping[str, LayerPlan], folder: Path
+    loaded: LoadedConfig,
+    measured: Sequence[Measured],
+    machine: Machine,
+    plans: Mapping[str, LayerPlan],
+    shape: ModelShape,
+    folder: Path,
 ) -> None:
     """Tables on screen; tables, raw samples and figures in place of former ones."""
     groups = sorted({(entry.setting.batch_size, entry.setting.backend) for entry in measured})
@@ -168,6 +178,7 @@ def _write(
         figures[f"ttft_{suffix}"] = bench_report.time_figure(entries, "ttft_s", "time to first token")
         figures[f"tpot_{suffix}"] = bench_report.time_figure(entries, "tpot_s", "time per further token")
         figures[f"retain_{suffix}"] = bench_report.retain_figure(entries)
+    lines += print_compensation(plans, shape)
     results = {
         "machine": {"name": describe_machine(), **asdict(machine)},
         "config": plain_config(loaded),
@@ -193,7 +204,11 @@ def _plan_tags(
 
 
 def _track(
-    loaded: LoadedConfig, measured: Sequence[Measured], of_plan: Mapping[str, dict[str, str]], folder: Path
+    loaded: LoadedConfig,
+    measured: Sequence[Measured],
+    of_plan: Mapping[str, dict[str, str]],
+    compensations: Mapping[str, CompensationCost],
+    folder: Path,
 ) -> None:
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
@@ -204,6 +219,9 @@ def _track(
         name = f"{config.name}-bench-{label}"
         with one_off_run(config.tracking, folder.parent, name=name, tags=run_tags) as run:
             run.log_params(loaded.flatten())
+            if label in compensations:
+                spent, saved = compensations[label].parameters, compensations[label].saved_parameters
+                run.log_metrics({"cost/compensation_parameters": spent, "cost/saved_parameters": saved}, 0)
             for entry in (entry for entry in measured if entry.label == label):
                 of_batch = "" if len(config.bench.batch_sizes) == 1 else f"_batch{entry.setting.batch_size}"
                 of_kernel = "" if len(backends) == 1 else f"_{entry.setting.backend}"

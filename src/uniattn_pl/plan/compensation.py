@@ -19,6 +19,7 @@ COMPENSATION_OUTPUTS = {
     "layer_output": "the layer's output [d], after the feed-forward (row 2, coarser)",
     "heads": "the heads' output [H * Dv], before W_o (rows 3 and 4, finer)",
 }
+AUTO_RANK = "auto"
 # What a layer must still compute for a W_c to read or add there.
 NEEDED_PROJECTION = {"value": VALUE, "heads": OUTPUT}
 
@@ -30,16 +31,17 @@ class Compensation:
     Attributes:
         input: what W_c reads, a name of `COMPENSATION_INPUTS`.
         output: what its output is added to, a name of `COMPENSATION_OUTPUTS`.
-        rank: W_c is a product of two thin matrices of this rank; None: one matrix in full.
+        rank: W_c is a product of two thin matrices of this rank; None: one matrix in full; `AUTO_RANK`: chosen when it
+            is fitted, until when it is, and counts as, a full one, the largest it can become.
         bias: it adds a constant vector, too.
 
     Raises:
-        PlanError: there is no such place.
+        PlanError: there is no such place, or no such rank.
     """
 
     input: str = "attention_input"
     output: str = "attention_output"
-    rank: int | None = None
+    rank: int | str | None = None
     bias: bool = False
 
     def __post_init__(self) -> None:
@@ -47,6 +49,13 @@ class Compensation:
             if place not in places:
                 near = did_you_mean(str(place), places)
                 raise PlanError(f"a W_c is placed at '{place}'.{near} Allowed: {', '.join(places)}.")
+        if isinstance(self.rank, str) and self.rank != AUTO_RANK:
+            raise PlanError(f"a W_c has the rank '{self.rank}'; it is a whole number, or {AUTO_RANK}.")
+
+    @property
+    def thin(self) -> int | None:
+        """The rank of two thin matrices; None: one in full."""
+        return None if self.rank == AUTO_RANK else self.rank  # type: ignore[return-value]  # no other text is a rank
 
     @property
     def needed_projections(self) -> frozenset[str]:
@@ -62,5 +71,5 @@ class Compensation:
     def weights(self, heads: Heads, hidden_size: int) -> int:
         """Elements of W_c: `in x out` in full, `rank x (in + out)` of low rank, and `out` of a bias."""
         read, added = self.sizes(heads, hidden_size)
-        matrix = read * added if self.rank is None else self.rank * (read + added)
+        matrix = read * added if self.thin is None else self.thin * (read + added)
         return matrix + self.bias * added

@@ -82,7 +82,7 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
     Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
     """
     # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
-    linear = sum(_linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
+    linear = sum(linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
     attention = sum(
         _pair_flops(row, layer) * query_key_pairs(length, plan.window(row.index, shape))
         for row, layer in zip(plan.rows, shape.layers, strict=True)
@@ -96,7 +96,7 @@ def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
     total = 2 * shape.hidden_size * shape.vocab_size
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
-        total += _linear_flops(row, layer, shape)
+        total += linear_flops(row, layer, shape)
         total += _pair_flops(row, layer) * (length if window is None else min(length, window))
     return batch_size * total
 
@@ -131,7 +131,7 @@ def projection_sizes(layer: LayerShape, shape: ModelShape) -> dict[str, tuple[in
     }
 
 
-def _linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
+def linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps, its feed-forward and its W_c: two per weight."""
     sizes = projection_sizes(layer, shape)
     projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)

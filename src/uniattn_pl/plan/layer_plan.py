@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uniattn_pl.plan.compensation import Compensation
+from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import KEY_VALUE, MAP, Role
@@ -87,9 +87,14 @@ class LayerPlan:
         """Let every W_c of the plan read and add elsewhere: one of `COMPENSATION_INPUTS` and `_OUTPUTS`."""
         return self._with_compensations(input=input, output=output)
 
-    def limit_rank(self, rank: int | None) -> LayerPlan:
-        """Let every W_c of the plan have this rank; None: leave each as it is."""
+    def limit_rank(self, rank: int | str | None) -> LayerPlan:
+        """Let every W_c of the plan have this rank, or get one when it is fitted (`AUTO_RANK`); None: leave each."""
         return self if rank is None else self._with_compensations(rank=rank)
+
+    def choose_rank(self, layer: int, rank: int | None) -> LayerPlan:
+        """Let the W_c of one layer have this rank; None: in full."""
+        compensation = replace(self.rows[layer].compensation or Compensation(), rank=rank)
+        return self.with_rows({layer: replace(self.rows[layer], compensation=compensation)})
 
     def align_heads(self, heads_from: Mapping[int, Sequence[int]]) -> LayerPlan:
         """Let the heads of reuse layers use other heads of their source: layer -> source head per head."""
@@ -133,6 +138,11 @@ class LayerPlan:
     def compensated(self) -> tuple[int, ...]:
         """Layers that carry a W_c."""
         return tuple(row.index for row in self.rows if row.compensated)
+
+    @property
+    def open_ranks(self) -> tuple[int, ...]:
+        """Layers whose W_c gets its rank when it is fitted."""
+        return tuple(row.index for row in self.rows if row.compensation and row.compensation.rank == AUTO_RANK)
 
     @property
     def reusing(self) -> tuple[int, ...]:
@@ -267,7 +277,7 @@ def _size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
 
 def _rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
     """Ranks that W_c cannot have, each once, however many layers have it."""
-    ranks = {row.compensation.rank for row in rows if row.compensation is not None}
+    ranks = {row.compensation.thin for row in rows if row.compensation is not None}
     return [
         f"the plan gives W_c rank {rank}; it must be from 1 to {shape.hidden_size}."
         for rank in sorted(rank for rank in ranks if rank is not None)

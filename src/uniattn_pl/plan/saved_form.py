@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from uniattn_pl.plan.compensation import Compensation
+from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
 
@@ -161,7 +161,7 @@ def _former_form(row: LayerRow) -> dict[str, Any]:
 def _compensation(index: int, **fields: Any) -> Compensation:
     """A W_c as it was saved. Raises PlanError with the layer, where it is placed at no such place."""
     rank = fields.get("rank")
-    if rank is not None and not isinstance(rank, int):
+    if rank not in (None, AUTO_RANK) and not isinstance(rank, int):
         raise ValueError(f"the rank of the W_c of layer {index} is {rank!r}, not a whole number")
     try:
         return Compensation(**fields)

@@ -51,7 +51,7 @@ AFTERWARDS = frozenset(
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
-ADDED_KEYS = frozenset({"training.router_loss"})
+ADDED_KEYS = frozenset({"training.router_loss", "calibration.rank_keeps"})
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -134,6 +134,12 @@ class Manifest:
             self.results.pop(later, None)
         self.phase = phase
         self.step_offset = sum(result["stage"]["steps"] for result in self.results.values() if "stage" in result)
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """The plan as it is saved, with the layers and the ranks that were chosen so far; None: nothing is recorded."""
+        phases = (self.results.get(phase, {}) for phase in ("initialise", "prepare"))
+        return next((phase["plan"] for phase in phases if "plan" in phase), None)
 
     def result(self, folder: Path, tracking_uri: str) -> FitResult:
         """The finished fit's result, from what its phases left here."""

@@ -21,10 +21,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.loading.dtypes import computes_in_bfloat16
@@ -42,7 +40,13 @@ from uniattn_pl.tracking import fit_plots, tags
 from uniattn_pl.tracking.final_table import as_text, final_table
 from uniattn_pl.tracking.fit_result import CONVERTED, INITIAL, ORIGINAL, FitResult
 from uniattn_pl.training.cache_cost import measure_cache
-from uniattn_pl.training.callbacks.compensation_init import CompensationInit
+from uniattn_pl.training.calibrated_start import (
+    CALIBRATION_FOLDER,
+    PLAN_FILE,
+    calibrate_start,
+    log_chosen_ranks,
+    log_parameters,
+)
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
@@ -53,8 +57,7 @@ from uniattn_pl.training.present_identity import PresentIdentities
 from uniattn_pl.training.saved_model import InMemory, reread
 from uniattn_pl.training.stage import FINAL, Stage, clear_checkpoints, is_damaged, run_stage
 
-CALIBRATION_FOLDER = "calibration"
-PLAN_FILE, TABLE_FILE = "plan.txt", "final_table.txt"
+TABLE_FILE = "final_table.txt"
 
 
 def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
@@ -170,7 +173,6 @@ def prepare(
         measured |= milestones.measure(CONVERTED, converted)
     cache = measure_cache(converted, plan, experiment.shape)
     values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
-    values["parameters"] = sum(p.numel() for p in converted.parameters())
     metrics = {f"cost/{name}": float(value) for name, value in values.items()}
     context.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
     context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
@@ -188,8 +190,11 @@ def initialise(
     results: dict[str, Any] = {}
     converted = models.converted(plan)
     if plan.compensated:
-        calibrated = _calibrate(experiment, models.original, converted, context)
+        calibrated = calibrate_start(experiment, models.original, converted, context)
         results = {"calibration": calibrated, "milestones": milestones.measure(INITIAL, converted, step=0)}
+        if plan.open_ranks:
+            results["plan"] = log_chosen_ranks(converted, context)
+    log_parameters(converted, experiment, context)
     if context.cluster.is_main:
         save_model(experiment.folder / INITIAL, converted, experiment.tokenizer)
         shutil.rmtree(experiment.folder / CALIBRATION_FOLDER, ignore_errors=True)
@@ -222,37 +227,6 @@ def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
     tracking.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
     tracking.end("FINISHED")
     return {}
-
-
-def _calibrate(
-    experiment: Experiment, original: PreTrainedModel, converted: PreTrainedModel, context: FitContext
-) -> dict[str, Any]:
-    """Set the compensations of `converted` in place; returns the report of what is repaired."""
-    options, data, ranks = experiment.config.calibration, experiment.data, context.cluster.world_size
-    # a batch for every rank at least
-    batch_size = max(1, min(options.batch_size, options.num_samples // ranks))
-    held_out = max(options.held_out_samples, ranks)
-    held_out_batch_size = max(1, min(batch_size, held_out // ranks))
-    with ProgressReporter("calibration", context.console) as progress:
-        callback = CompensationInit(
-            original,
-            data.train_batches(options.num_samples, batch_size, first=options.skip_samples),
-            data.validation_batches(held_out, held_out_batch_size),
-            initialiser=options.initialiser,
-            ridge=options.ridge,
-            head_alignment=options.head_alignment,
-            record=experiment.folder / CALIBRATION_FOLDER,
-            contents=context.record.manifest.identity.get(MODEL),
-            memory_limit_bytes=int(options.memory_limit_gib * 2**30),
-            progress=progress.update,
-        )
-        report = callback.initialise(converted)
-    context.console.print("\n".join(report.lines()), highlight=False)
-    errors = {"calibration/error_before": report.error_before, "calibration/error_after": report.error_after}
-    context.tracking.log_metrics(errors, 0)
-    context.tracking.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
-    context.tracking.log_text("\n".join(report.lines()) + "\n", "calibration.txt")
-    return report.to_dict()
 
 
 def _precision_notes(experiment: Experiment, models: FitModels) -> list[str]:

@@ -137,7 +137,7 @@ def _opened(loaded: LoadedConfig, record: RunRecord, console: Console) -> MLflow
     run_tags = tags.describing(config, "fit", loaded.architecture.name)
     run_tags[tags.FOLDER] = str(record.folder.resolve())
     run_tags[tags.EXPERIMENT] = key_of(manifest.config)
-    recorded = record.result("prepare").get("plan")
+    recorded = record.manifest.plan
     if recorded:  # of a fit that goes on, or begins with what another point of a sweep has calibrated
         run_tags[tags.PLAN] = tags.plan_digest(LayerPlan.from_dict(recorded))
     if config.tracking.parent_run is not None:

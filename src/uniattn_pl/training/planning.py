@@ -12,7 +12,7 @@ from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import beyond_positions
-from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan import AUTO_RANK, LayerPlan, ModelShape
 
 CHOOSING = ("architecture.", "data.", "model.source", "model.revision", "calibration.", "seed")  # what layers depend on
 
@@ -91,15 +91,15 @@ def _placed(loaded: LoadedConfig) -> Iterator[None]:
 
 
 def chosen_plan(loaded: LoadedConfig) -> LayerPlan | None:
-    """The plan that this experiment's fit has chosen by measurement, if it has come that far."""
+    """The plan whose layers or ranks this experiment's fit has chosen by measurement, if it has come that far."""
     from uniattn_pl.resilience.manifest import Manifest
 
-    if not loaded.architecture.measured:
+    if not loaded.architecture.measured and loaded.config.calibration.rank != AUTO_RANK:
         return None
     manifest = Manifest.read(Path(loaded.config.trainer.default_root_dir))
     if manifest is not None and _chosen_by(manifest.config) != _chosen_by(plain_config(loaded)):
         return None  # it is the choice of another experiment in the same folder
-    recorded = manifest and manifest.results.get("prepare", {}).get("plan")
+    recorded = manifest and manifest.plan
     return LayerPlan.from_dict(recorded) if recorded else None
 
 

@@ -31,7 +31,17 @@ def make_compensation(attention: Any, compensation: Compensation) -> nn.Module:
     # A quantised W_o holds integers; W_c is kept in the dtype the model computes in.
     dtype = weight.dtype if weight.is_floating_point() else attention.config.dtype
     options = {"bias": compensation.bias, "device": weight.device, "dtype": dtype}
-    rank = compensation.rank
+    return _zero_map(read, added, compensation.thin, **options)
+
+
+def with_rank(w_c: Any, rank: int | None) -> nn.Module:
+    """A new W_c of the sizes of `w_c` and another rank (None: in full); its output is zero."""
+    first, last = (w_c.down, w_c.up) if isinstance(w_c, LowRankLinear) else (w_c, w_c)
+    options = {"bias": last.bias is not None, "device": last.weight.device, "dtype": last.weight.dtype}
+    return _zero_map(first.in_features, last.out_features, rank, **options)
+
+
+def _zero_map(read: int, added: int, rank: int | None, **options: Any) -> nn.Module:
     w_c = nn.Linear(read, added, **options) if rank is None else LowRankLinear(read, added, rank, **options)
     reset_compensation(w_c)
     return w_c
@@ -45,6 +55,18 @@ def reset_compensation(w_c: nn.Module) -> None:
         nn.init.zeros_(last.bias)
 
 
+def repaired_outputs(solution: torch.Tensor, gram: torch.Tensor | None) -> torch.Tensor:
+    """R [out, out] of a solution W [out, in]: a W_c whose output is projected by P repairs tr(P R) of squared error.
+
+    Args:
+        solution: W.
+        gram: sum of x x^T [in, in] over the tokens fitted, as `Fit.gram`; None: inputs count as uncorrelated.
+    """
+    full = solution.double()
+    outputs = full @ full.T if gram is None else full @ gram.to(full) @ full.T
+    return (outputs + outputs.T) / 2
+
+
 @torch.no_grad()
 def set_compensation(
     w_c: Any,
@@ -54,13 +76,12 @@ def set_compensation(
     bias: torch.Tensor | None = None,
     mean: torch.Tensor | None = None,
 ) -> None:
-    """Write a solution W [out, in] (and b [out]) into W_c; into a low-rank one what is nearest on the tokens fitted.
+    """Write a solution W [out, in] (and b [out]) into W_c; into a low-rank one what repairs most on the tokens fitted.
 
     Args:
         w_c: of `make_compensation`.
         solution: W.
-        gram: sum of x x^T [in, in] over those tokens, of centred x where there is a bias; None: inputs count as
-            uncorrelated.
+        gram: as of `repaired_outputs`.
         bias: b, of a W_c that has one.
         mean: of x [in], where there is a bias.
     """
@@ -69,10 +90,9 @@ def set_compensation(
         w_c.weight.copy_(full)
         low_rank = full
     else:
-        # The rank-r map that loses least of the outputs W x projects them on their r principal directions U_r
-        # (reduced-rank regression):  W_r = U_r U_r^T W,  U from  W (sum x x^T) W^T = U diag(s) U^T.
-        outputs = full @ full.T if gram is None else full @ gram.to(full) @ full.T
-        _, vectors = torch.linalg.eigh((outputs + outputs.T) / 2)
+        # Reduced-rank regression: the outputs W x are projected on their r principal directions U_r,
+        #   W_r = U_r U_r^T W,  U from  W gram W^T = U diag(s) U^T.
+        _, vectors = torch.linalg.eigh(repaired_outputs(full, gram))
         principal = vectors[:, -w_c.up.in_features :]  # [out, r]
         w_c.up.weight.copy_(principal)
         w_c.down.weight.copy_(principal.T @ full)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.calibration.layers import Progress
+from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience import ranks
 
@@ -31,6 +32,8 @@ class CompensationInit(pl.Callback):
         initialiser: "zero", "theorem37", "least_squares" or "joint_least_squares".
         ridge: relative to the mean diagonal of the Gram matrix, or "auto".
         head_alignment: "none", "similarity" or "output_error".
+        rank_keeps: share of the repaired error that ranks keep which the plan leaves open; a Trainer's optimizer would
+            not have what they make of W_c, so that such a model is initialised before.
         record: folder that keeps every solved layer, from which a killed pass goes on.
         contents: digest of the original's weights, where it is known; a record of others is refused.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
@@ -49,6 +52,7 @@ class CompensationInit(pl.Callback):
         initialiser: str = "joint_least_squares",
         ridge: float | str = 1e-2,
         head_alignment: str = "none",
+        rank_keeps: float = RANK_KEEPS,
         record: Path | None = None,
         contents: str | None = None,
         memory_limit_bytes: int = 0,
@@ -56,7 +60,7 @@ class CompensationInit(pl.Callback):
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
         self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
-        self.record, self.contents = record, contents
+        self.rank_keeps, self.record, self.contents = rank_keeps, record, contents
         self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
         self.done = False
         self.report: CalibrationReport | None = None
@@ -71,7 +75,13 @@ class CompensationInit(pl.Callback):
         if self.done or trainer.ckpt_path is not None:
             self.done = True
             return
-        self.initialise(_converted_model(pl_module))
+        model = _converted_model(pl_module)
+        if model.layer_plan.open_ranks:  # type: ignore[union-attr, operator]
+            raise UserError(
+                "the ranks of W_c are to be chosen (auto), which replaces parameters that the optimizer already has: "
+                "call initialise(model) before Trainer.fit, or give W_c a rank."
+            )
+        self.initialise(model)
 
     def initialise(self, converted: PreTrainedModel) -> CalibrationReport:
         """Set the compensations of `converted` in place and return the report; usable without a Trainer."""
@@ -86,6 +96,7 @@ class CompensationInit(pl.Callback):
             initialiser=self.initialiser,
             ridge=self.ridge,
             head_alignment=self.head_alignment,
+            rank_keeps=self.rank_keeps,
             rank=ranks.rank(),
             world_size=ranks.world_size(),
             record=self.record,
