@@ -311,3 +311,22 @@ def test_what_compensation_init_has_fitted_trains_on_in_the_same_trainer(tmp_pat
 def test_compensation_init_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="apply_architecture"):
         run(Regression(), [CompensationInit(tiny_model, [], [])], tmp_path)
+
+
+def test_ranks_are_chosen_before_a_trainer_has_its_optimizer(tmp_path: Path) -> None:
+    from uniattn_pl.modeling.conversion.convert import apply_plan
+    from uniattn_pl.plan import LayerPlan
+
+    tokens = torch.randint(0, 32, (4, 12), generator=torch.Generator().manual_seed(1))
+    samples = [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]
+    plan = LayerPlan.unmodified(3).reuse([2], 1, compensated=True).limit_rank("auto")
+    model = apply_plan(tiny_model(), plan)
+    callback = CompensationInit(tiny_model, samples, samples, rank_keeps=0.5)
+    with pytest.raises(UserError, match=r"call initialise\(model\) before Trainer.fit, or give W_c a rank"):
+        run(Tuned(model), [callback], tmp_path)
+    report = callback.initialise(model)
+    assert report.rows[0].rank is not None
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    run(Tuned(model), [callback], tmp_path, steps=1)
+    factors = [f"model.layers.2.self_attn.w_c.{factor}.weight" for factor in ("down", "up")]
+    assert all(not torch.equal(model.get_parameter(name), start[name]) for name in factors)

@@ -16,10 +16,15 @@ from safetensors.torch import load_file
 from tests.parity import ROUNDS_ALIKE
 from tests.training.test_kill_and_resume import CONFIG, ROWS, TIMED, history
 
+from uniattn_pl.plan import LayerPlan
+
 ROOT = Path(__file__).parents[2]
+# thin W_c train two factors, which rounding moves further apart than the sums of all ranks' gradients otherwise do
+WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
 FSDP = "training.strategy=fsdp"
 SHARDS = "training.checkpoint_format=sharded"
 LORA = "training.lora.enabled=true"
+RANKS = "calibration.rank=auto"
 MIDDLE_OF_STAGE_1, MIDDLE_OF_STAGE_2 = "stage 1, step 4", "stage 2, in the middle of an accumulation"
 BEFORE_THE_SWITCH, AFTER_THE_SWITCH = "at the switch, before the commit", "at the switch, after the commit"
 
@@ -50,6 +55,8 @@ ATTEMPTS = (
     Attempt("from 1 to 2", 2, (FSDP,)),
     Attempt("offloaded", 2, (FSDP, "training.cpu_offload=true", "training.gradient_checkpointing=true")),
     Attempt("mixed", 2, (FSDP, "training.precision=bf16-mixed")),
+    Attempt("chosen ranks", 2, (FSDP, SHARDS, RANKS), (1, MIDDLE_OF_STAGE_1)),
+    Attempt("chosen ranks", 2, (FSDP, SHARDS, RANKS)),
     Attempt("lora", 1, (LORA,)),
     Attempt("sharded lora", 2, (LORA, FSDP), (1, MIDDLE_OF_STAGE_2)),
     Attempt("sharded lora", 2, (LORA, FSDP)),
@@ -64,7 +71,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, attempt in enumerate(ATTEMPTS):
         folder = root / attempt.name
         folder.mkdir(exist_ok=True)
-        (folder / "killed.yaml").write_text(CONFIG.replace("devices: 1", "devices: auto"), encoding="utf-8")
+        (folder / "killed.yaml").write_text(WHOLE, encoding="utf-8")
         (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
         arguments = ["fit", "--config", "killed.yaml", *attempt.settings]
         log = str(folder / f"log-{number}")
@@ -109,6 +116,19 @@ def test_a_sharded_fit_killed_in_both_stages_and_at_the_switch_ends_bit_for_bit_
     assert killed.keys() == whole.keys()
     for key in whole.keys() - TIMED:
         assert killed[key] == whole[key], key
+
+
+def test_ranks_that_are_chosen_are_sharded_and_trained_on(fits: Path) -> None:
+    config = json.loads((fits / "chosen ranks/runs/killed/final/config.json").read_text())
+    before, after = (weights(fits, "chosen ranks", folder) for folder in ("initial", "final"))
+    thin = [row for row in LayerPlan.from_dict(config["layer_plan"]).rows if row.compensation and row.compensation.thin]
+    assert [row.index for row in thin] == [6, 7]
+    for row in thin:
+        assert row.compensation is not None
+        for factor, shape in {"down": (row.compensation.thin, 32), "up": (32, row.compensation.thin)}.items():
+            name = f"model.layers.{row.index}.self_attn.w_c.{factor}.weight"
+            assert before[name].shape == after[name].shape == shape
+            assert not torch.equal(before[name], after[name])
 
 
 def test_training_moved_the_weights_by_far_more_than_the_tolerance(fits: Path) -> None:
