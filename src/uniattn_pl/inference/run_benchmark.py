@@ -31,8 +31,8 @@ from uniattn_pl.inference.benchmark import (
     run_setting,
     subjects_of,
 )
-from uniattn_pl.inference.compiled_decoding import check_compilable
 from uniattn_pl.inference.compensation_table import print_compensation
+from uniattn_pl.inference.compiled_decoding import check_compilable
 from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.inference.roofline import Machine, measure_machine
 from uniattn_pl.inference.timing import TimedModel
