@@ -51,6 +51,8 @@ SLOW = (
     "inference/test_decoding.py",
     "inference/test_measuring.py",
     "kernels/test_cards.py",
+    "kernels/test_flash_attention.py::test_a_benchmark_measures_plans_on_a_flash_kernel_beside_stock_models",
+    "kernels/test_flash_attention.py::test_calibration_fits_what_it_fits_with_sdpa",
     "kernels/test_grouped.py::test_flex_attention_replays_the_map",
     "kernels/test_mutated_kernels.py",
     "kernels/test_rows.py::test_source_and_readers_of_a_row_give_what_the_formula_gives",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniattn_pl.architectures import CLA, LLMDrop, UniAttn
@@ -100,6 +100,7 @@ def test_windows_bound_what_is_computed_and_read() -> None:
     assert decode_seconds(plan, shape, MOVES, Timed(1, 50)) == pytest.approx(2 * (2 * FULL + 320) + 4 * 2 * 2 * 32)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(list(PLANS.values())),
     st.sampled_from(list(CARDS.values())),
