@@ -22,8 +22,8 @@ TINY_SIZES = {
 # paper Table 6, layers counted from 0
 DROPPED = [18, 21, 19, 20, 26, 22, 29, 28, 27, 25, 23, 24]
 STOCK, EAGER, TILES = "stock", "stock eager", "uniattn, maps kept in tiles"
-PROMPTS_ONLY = (EAGER, TILES)
-"""Of the paper's baseline, and of a way to read prompts, steps tell nothing."""
+STEPPED = (STOCK, "uniattn", "llmdrop", "cla")
+"""Of these steps and capacity are measured as well; the others are about prompts."""
 
 
 def compared_models(*, tiny: bool) -> dict[str, dict[str, Any]]:

@@ -38,7 +38,7 @@ def main() -> None:
     with atomic_file(PAGE) as page:
         page.write(text.encode())
     if options.kernels:
-        write_table(PACKAGED, measured_tiles(content))
+        write_table(PACKAGED, rows_of_choice(content))
 
 
 def rendered(page: str, name: str, content: dict[str, Any]) -> str:
@@ -53,7 +53,7 @@ def rendered(page: str, name: str, content: dict[str, Any]) -> str:
     return f"{page[:place].rstrip()}\n\n{block}\n{page[place:]}"
 
 
-def measured_tiles(content: dict[str, Any]) -> list[MeasuredTiles]:
+def rows_of_choice(content: dict[str, Any]) -> list[MeasuredTiles]:
     """The times by which the package chooses: those of tiles in bfloat16, which are not an option of the user's."""
     times = ("dtype", "head_dim", "length", "stock_ms", "source_ms", "reader_ms")
     return [

@@ -57,7 +57,7 @@ def part_table(parts: Row) -> ResultTable:
 def test_table(rows: list[Row]) -> ResultTable | None:
     """Counts of the tests by file."""
     cells = [
-        (row["file"], *(str(row[key]) for key in ("passed", "failed", "skipped")), f"{row['seconds']:.1f}")
+        (row["file"], *(str(row["outcomes"][key]) for key in ("passed", "failed", "skipped")), f"{row['seconds']:.1f}")
         for row in _of(rows, "tests")
     ]
     return ResultTable("Tests", ("file", "passed", "failed", "skipped", "seconds"), cells)

@@ -29,6 +29,7 @@ EXPECTED_ROWS = {
     "correctness": {"tests"},
     "kernels": {"bound", "prefill kernels", "crossover", "decode kernels"},
     "costs": {"ttft", "tpot", "capacity"},
+    "compiled": {"tpot"},
     "fit": {"milestone", "stage of a fit", "cache of a fit"},
     "training8b": {"training"},
     "fsdp": {"fsdp"},
@@ -64,6 +65,22 @@ def test_without_a_card_it_says_so_and_what_can_be_done() -> None:
     assert done.returncode == 2
 
 
+def test_time_that_a_part_leaves_goes_to_those_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def supervised(part: str, file: ResultFile, options: argparse.Namespace, limit: float) -> float:
+        limits.append(limit)
+        file.end_part(part, DONE, 0.0)
+        return 10.0
+
+    monkeypatch.setattr(check, "supervise", supervised)
+    options = argparse.Namespace(part=None, only="kernels,costs,fsdp", tiny=False, out=tmp_path / "result.json")
+    monkeypatch.setattr(check, "arguments", lambda: options)
+    assert check.main() == 0
+    own = [check.LIMITS[part] for part in ("kernels", "costs", "fsdp")]
+    assert limits == [own[0], sum(own[:2]) - 10, sum(own) - 20]
+
+
 def test_a_part_that_is_unknown_is_named() -> None:
     done = make("TINY=1", "ONLY=kernel")
     assert "there is no part kernel; there are correctness, kernels" in done.stderr
@@ -82,11 +99,10 @@ def part_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, lim
     file = ResultFile(tmp_path / "result.json")
     file.begin(tiny=True)
     started = subprocess.Popen
-    monkeypatch.setitem(check.LIMITS, "fsdp", limit)
     monkeypatch.setattr(
         check.subprocess, "Popen", lambda command, **options: started([sys.executable, "-c", code], **options)
     )
-    check.supervise("fsdp", file, argparse.Namespace(tiny=False, model=None, data=None))
+    check.supervise("fsdp", file, argparse.Namespace(tiny=False, model=None, data=None), limit)
     ended: dict[str, Any] = file.read()["parts"]["fsdp"]
     return ended
 
@@ -197,7 +213,7 @@ def test_tiles_in_bfloat16_become_the_table_of_the_choice() -> None:
     facts = {"part": "kernels", "what": "crossover", "head_dim": 128, "length": 8192, "dtype": "bfloat16", **times}
     shape = {"rows": 64, "columns": 32, "warps": 4, "stages": 2}
     rows = [{**facts, "tile_dtype": name, "shape": shape} for name in ("bfloat16", "fp8")]
-    (found,) = render.measured_tiles({"card": "a card", "rows": [*rows, {"part": "costs", "what": "ttft"}]})
+    (found,) = render.rows_of_choice({"card": "a card", "rows": [*rows, {"part": "costs", "what": "ttft"}]})
     assert found == MeasuredTiles("a card", "bfloat16", 128, 8192, 2.0, 3.0, 1.0, TileShape(64, 32, 4, 2))
     assert found.faster(3)
 
@@ -227,7 +243,7 @@ def test_a_test_that_fails_is_a_row_as_it_fails(tmp_path: Path, monkeypatch: pyt
     failed, counts = rows.file.read()["rows"]
     assert failed["test"].endswith("test_card.py::test_wrong")
     assert "as it should not be" in failed["message"]
-    assert {key: counts[key] for key in ("passed", "failed", "skipped")} == {"passed": 1, "failed": 1, "skipped": 0}
+    assert counts["outcomes"] == {"passed": 1, "failed": 1, "skipped": 0}
     assert rows.failures == 1
 
 

@@ -44,7 +44,7 @@ class TestRecorder:
     def __init__(self, rows: PartRows) -> None:
         self.rows, self.passed = rows, 0
         self._file, self._start = "", time.perf_counter()
-        self._counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self._outcomes = {"passed": 0, "failed": 0, "skipped": 0}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test's own outcome; of its set-up and tear-down only that they fail."""
@@ -57,12 +57,12 @@ class TestRecorder:
             message = str(report.longrepr)[-200:]
             self.rows.note(what="failed test", test=report.nodeid, message=message)
         if report.when == "call" or not report.passed:
-            self._counts[report.outcome] += 1
+            self._outcomes[report.outcome] += 1
             self.passed += report.when == "call" and report.passed
 
     def end_file(self) -> None:
         """Write the row of the file that is over."""
         now = time.perf_counter()
         if self._file:
-            self.rows.note(what="tests", file=self._file, **self._counts, seconds=now - self._start)
-        self._start, self._counts = now, dict.fromkeys(self._counts, 0)
+            self.rows.note(what="tests", file=self._file, outcomes=self._outcomes, seconds=now - self._start)
+        self._start, self._outcomes = now, dict.fromkeys(self._outcomes, 0)

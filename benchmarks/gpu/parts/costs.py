@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 from benchmarks.gpu.clock import busy_ms, wall_seconds
-from benchmarks.gpu.models import PROMPTS_ONLY, STOCK, build, compared_models
+from benchmarks.gpu.models import STEPPED, build, compared_models
 from benchmarks.gpu.result_file import CheckOptions, PartRows
-from transformers import DynamicCache, StaticCache
 
 import uniattn_pl
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.inference.compiled_decoding import static_cache
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.plan import LayerPlan, costs
 
-STEPS, FIRST_STEPS = 10, 3  # of decoding; those left out of the median, which tune, plan or compile
-CHUNK = 1024  # in which caches are filled for decoding
+STEPS, FIRST_STEPS = 10, 3  # of decoding; those left out of the median, which tune or plan
 TINY_ROOM = 2**22  # bytes that a CPU is taken to have for caches
-SHRINK = 0.97
+SHRINK = 0.96
 
 
 def measure(rows: PartRows, options: CheckOptions) -> None:
@@ -34,22 +33,17 @@ def measure(rows: PartRows, options: CheckOptions) -> None:
 
 def measure_model(rows: PartRows, options: CheckOptions, name: str, model: Any) -> None:
     """Prompts, steps and capacity of one model."""
-    device, lengths, batches, context, compiled = options.device, (8192, 32768), (1, 8, 32), 8192, (STOCK, "uniattn")
+    device, lengths, batches, context = options.device, (8192, 32768), (1, 8, 32), 8192
     if options.tiny:
-        lengths, batches, context, compiled = (64, 256), (2,), 64, ("uniattn",)
+        lengths, batches, context = (64, 256), (1, 2, 3), 64
     for length in lengths:
         case = {"what": "ttft", "model": name, "tokens": length}
         rows.attempt(lambda n=length, c=case: rows.note(**c, **first_token(model, n, device)), **case)
-    if name in PROMPTS_ONLY:
+    if name not in STEPPED:
         return
     for batch in batches:
         case = {"what": "tpot", "model": name, "batch": batch, "context": context}
         rows.attempt(lambda b=batch, c=case: dynamic_steps(rows, model, b, context, device, c), **case)
-        if name in compiled and batch in (batches[0], batches[-1]):
-            static = {**case, "cache": "static, compiled"}
-            rows.attempt(
-                lambda b=batch, c=static: rows.note(**c, **compiled_steps(model, b, context, device)), **static
-            )
     for kind in ("dynamic", "static"):
         case = {"what": "capacity", "model": name, "context": context, "cache": kind}
         rows.attempt(lambda k=kind, c=case: rows.note(**c, **most_sequences(model, context, device, k)), **case)
@@ -96,54 +90,30 @@ def first_token(model: Any, length: int, device: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def filled_cache(model: Any, context: int, batch: int, cache: Any) -> Any:
-    """A cache that holds `context` tokens of every sequence; chunks keep what is in flight small."""
-    ids = token_ids(model, batch, context)
-    for start in range(0, context, CHUNK):
-        part = ids[:, start : start + CHUNK]
-        positions = torch.arange(start, start + part.shape[1], device=ids.device)
-        model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=positions[None])
+def filled_cache(model: Any, context: int, batch: int) -> Any:
+    """A growing cache of one random text of `context` tokens, as often as there are sequences."""
+    cache = prefill(model, token_ids(model, 1, context), chunk_size=context).past_key_values
+    cache.batch_repeat_interleave(batch)
     return cache
 
 
 @torch.no_grad()
 def dynamic_steps(rows: PartRows, model: Any, batch: int, context: int, device: str, case: dict[str, Any]) -> None:
     """Steps over a growing cache, with cuDNN's attention, which plans for every new length, and without."""
-    cache = filled_cache(model, context, batch, DynamicCache(config=model.config))
+    cache = filled_cache(model, context, batch)
     ids = token_ids(model, batch, 1)
 
     def step() -> None:
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     try:
-        for cudnn in (True, False):
+        for cudnn in (True, False) if batch == 1 else (False,):
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
             times = [wall_seconds(step, device) for _ in range(STEPS)]
             facts = {"ms": 1000 * statistics.median(times[FIRST_STEPS:]), "gpu_ms": busy_ms(step, device), "all": times}
             rows.note(**case, cache="dynamic", cudnn=cudnn, **facts, kv_gib=uniattn_pl.kv_cache_bytes(cache) / 2**30)
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
-
-
-@torch.no_grad()
-def compiled_steps(model: Any, batch: int, context: int, device: str) -> dict[str, Any]:
-    """Steps over a cache of a fixed length, compiled and captured in a graph on a card."""
-    room = context + 2 * STEPS
-    cache = filled_cache(model, context, batch, StaticCache(config=model.config, max_cache_len=room))
-    backend = {"mode": "reduce-overhead"} if device == "cuda" else {"backend": "eager"}
-    compiled = torch.compile(model.forward, dynamic=False, **backend)
-    ids, position = token_ids(model, batch, 1), torch.tensor([[context]], device=model.device)
-
-    def step() -> None:
-        compiled(input_ids=ids, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        position.add_(1)
-
-    try:
-        times = [wall_seconds(step, device) for _ in range(STEPS)]
-        facts = {"ms": 1000 * statistics.median(times[FIRST_STEPS:]), "gpu_ms": busy_ms(step, device), "all": times}
-    finally:
-        torch.compiler.reset()
-    return {**facts, "kv_gib": uniattn_pl.kv_cache_bytes(cache) / 2**30}
 
 
 @torch.no_grad()
@@ -161,11 +131,8 @@ def _fits(model: Any, context: int, count: int, kind: str) -> bool:
     """Whether a step over so many sequences finds room."""
     cache: Any = None
     try:
-        if kind == "static":  # all of it is allocated by the first token
-            cache = StaticCache(config=model.config, max_cache_len=context)
-        else:
-            cache = filled_cache(model, context, 1, DynamicCache(config=model.config))
-            cache.batch_repeat_interleave(count)
+        # of a static cache all is allocated by the first token
+        cache = static_cache(model, context) if kind == "static" else filled_cache(model, context, count)
         model(token_ids(model, count, 1), past_key_values=cache, use_cache=True, logits_to_keep=1)
     except torch.cuda.OutOfMemoryError:
         return False

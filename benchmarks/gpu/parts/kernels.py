@@ -7,7 +7,6 @@ whether a map that is kept is faster than one that is computed again, and from h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -19,17 +18,15 @@ from benchmarks.gpu.result_file import CheckOptions, PartRows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from uniattn_pl.inference.tune_kernels import READERS, SHAPES, measured_tiles
 from uniattn_pl.kernels.triton_maps.rows import row_attention, row_product
 from uniattn_pl.kernels.triton_maps.tile_layout import TileShape, untuned
 from uniattn_pl.kernels.triton_maps.tiled import tiled_attention, tiled_product
 from uniattn_pl.plan.card_rates import card_of_device
 
-READERS = 3  # of a Superblock of four layers
 TILE_DTYPES = {"bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 # The largest difference from sdpa that rounding explains, of values of about 1, of which the largest is near 5.
 LARGEST_ERRORS = {"bfloat16": 4e-2, "fp8": 3e-1}
-SHAPES = (TileShape(), TileShape(warps=4), TileShape(columns=128), TileShape(rows=64, warps=4))
-SMALL_SHAPES = (untuned(256), TileShape(rows=64, columns=64, warps=8, stages=2))  # for heads of more than 128
 TUNED_AT = 4096  # tokens
 PRODUCT_SIZE, COPY_BYTES = 8192, 2**30
 
@@ -146,16 +143,10 @@ def steps(options: CheckOptions) -> Iterator[AttentionCase]:
 
 
 def fastest_shape(like: AttentionCase) -> TileShape:
-    """The tiles by which a Superblock takes least time at one length, of those that the card can run."""
+    """The tiles by which a Superblock takes least time at one length, as `bench.tune_kernels` finds them."""
     case = replace(like, queries=TUNED_AT, keys=TUNED_AT)
-    query, key, value = case.tensors
-    found = {}
-    for shape in SHAPES if case.size <= 128 else SMALL_SHAPES:
-        with suppress(Exception):  # too little shared memory, for one
-            tiled_map = tiled_attention(query, key, value, shape=shape)[1]
-            source = kernel_ms(lambda s=shape: tiled_attention(query, key, value, shape=s), case.device)
-            found[shape] = source + READERS * kernel_ms(lambda m=tiled_map: tiled_product(m, value), case.device)
-    return min(found, key=lambda shape: found[shape], default=untuned(case.size))
+    shapes = (untuned(case.size),) if case.size > 128 else SHAPES[: 3 if case.size < 128 else len(SHAPES)]
+    return measured_tiles("", *case.tensors, rounds=3, shapes=shapes).shape
 
 
 def prefill_case(rows: PartRows, bound: Bound, case: AttentionCase, shape: TileShape, facts: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def measure(rows: PartRows, options: CheckOptions) -> None:
 
 
 def _train_one(rows: PartRows, options: CheckOptions, stage: int, rank: int | None, name: str) -> None:
-    steps, batch, length = (3, 2, 64) if options.tiny else (20, 4, 1024)
+    steps, batch, length = (3, 2, 64) if options.tiny else (20, 2, 1024)
     device = options.device
     count = 2 if options.tiny else 4
     model: Any = build(device, tiny=options.tiny, architecture="uniattn", superblock_size=count, num_superblocks=count)
