@@ -106,7 +106,7 @@ def measure(rows: PartRows, options: CheckOptions) -> None:
     shapes: dict[int, TileShape] = {}
     for case, dtype in prompts(options):
         if case.size not in shapes:
-            shapes[case.size] = untuned(case.size) if options.tiny else fastest_shape(case)
+            shapes[case.size] = untuned(2 * case.size) if options.tiny else fastest_shape(case)
         facts = {"head_dim": case.size, "length": case.keys, "tile_dtype": dtype}
         rows.attempt(
             lambda c=case, s=shapes[case.size], f=facts: prefill_case(rows, bound, c, s, f),
@@ -145,7 +145,7 @@ def steps(options: CheckOptions) -> Iterator[AttentionCase]:
 def fastest_shape(like: AttentionCase) -> TileShape:
     """The tiles by which a Superblock takes least time at one length, as `bench.tune_kernels` finds them."""
     case = replace(like, queries=TUNED_AT, keys=TUNED_AT)
-    shapes = (untuned(case.size),) if case.size > 128 else SHAPES[: 3 if case.size < 128 else len(SHAPES)]
+    shapes = (untuned(2 * case.size),) if case.size > 128 else SHAPES[: 3 if case.size < 128 else len(SHAPES)]
     return measured_tiles("", *case.tensors, rounds=3, shapes=shapes).shape
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from uniattn_pl.kernels.map_handles import HeadIndex
-from uniattn_pl.kernels.triton_maps.tiled import block_of, precision_of, rows_whole
+from uniattn_pl.kernels.triton_maps.tiled import block_of, launching_on, precision_of, rows_whole
 
 MOST_COLUMNS, COLUMN_BYTES = 64, 2**14
 """Keys that a program reads at once, and their bytes: several such stages are in the shared memory of a card."""
@@ -102,51 +102,52 @@ def row_source(
     partial = torch.empty(batch, heads, splits, value_dim, **facts)
     maxima, totals = torch.empty(2, batch, heads, splits, **facts)
     seen = None if mask is None else mask.expand(batch, kv_heads, 1, keys)
-    row_source_kernel[batch * kv_heads, splits](
-        query,
-        key,
-        value,
-        seen,
-        logits,
-        partial,
-        maxima,
-        totals,
-        *query.stride()[:2],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *((0, 0, 0) if seen is None else (seen.stride(0), seen.stride(1), seen.stride(3))),
-        kv_heads,
-        keys,
-        chunk,
-        splits,
-        scale,
-        cap,
-        has_mask=mask is not None,
-        has_cap=cap != 0,
-        precision=precision_of(query.dtype),
-        group=heads // kv_heads,
-        group_block=block_of(heads // kv_heads),
-        columns=columns,
-        head_size=head_dim,
-        value_size=value_dim,
-        head_block=block_of(head_dim),
-        value_block=block_of(value_dim),
-    )
-    combine_kernel[(batch * heads,)](
-        partial,
-        maxima,
-        totals,
-        sinks,
-        output,
-        lse,
-        heads,
-        splits,
-        weighted=True,
-        has_sinks=sinks is not None,
-        split_block=1 << (splits - 1).bit_length(),
-        value_size=value_dim,
-        value_block=block_of(value_dim),
-    )
+    with launching_on(query.device):
+        row_source_kernel[batch * kv_heads, splits](
+            query,
+            key,
+            value,
+            seen,
+            logits,
+            partial,
+            maxima,
+            totals,
+            *query.stride()[:2],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *((0, 0, 0) if seen is None else (seen.stride(0), seen.stride(1), seen.stride(3))),
+            kv_heads,
+            keys,
+            chunk,
+            splits,
+            scale,
+            cap,
+            has_mask=mask is not None,
+            has_cap=cap != 0,
+            precision=precision_of(query.dtype),
+            group=heads // kv_heads,
+            group_block=block_of(heads // kv_heads),
+            columns=columns,
+            head_size=head_dim,
+            value_size=value_dim,
+            head_block=block_of(head_dim),
+            value_block=block_of(value_dim),
+        )
+        combine_kernel[(batch * heads,)](
+            partial,
+            maxima,
+            totals,
+            sinks,
+            output,
+            lse,
+            heads,
+            splits,
+            weighted=True,
+            has_sinks=sinks is not None,
+            split_block=1 << (splits - 1).bit_length(),
+            value_size=value_dim,
+            value_block=block_of(value_dim),
+        )
     return output, logits, lse
 
 
@@ -164,41 +165,42 @@ def row_reader(
     splits, chunk = split(batch * kv_heads, keys, columns, value.device)
     partial = torch.empty(batch, heads, splits, value_dim, dtype=torch.float32, device=value.device)
     output = value.new_empty(batch, 1, heads, value_dim)
-    row_reader_kernel[batch * kv_heads, splits](
-        logits,
-        lse,
-        value,
-        heads_from,
-        partial,
-        *value.stride()[:3],
-        kv_heads,
-        source_heads,
-        keys,
-        chunk,
-        splits,
-        aligned=heads_from is not None,
-        precision=precision_of(value.dtype),
-        group=heads // kv_heads,
-        group_block=block_of(heads // kv_heads),
-        columns=columns,
-        value_size=value_dim,
-        value_block=block_of(value_dim),
-    )
-    combine_kernel[(batch * heads,)](
-        partial,
-        None,
-        None,
-        None,
-        output,
-        None,
-        heads,
-        splits,
-        weighted=False,
-        has_sinks=False,
-        split_block=1 << (splits - 1).bit_length(),
-        value_size=value_dim,
-        value_block=block_of(value_dim),
-    )
+    with launching_on(value.device):
+        row_reader_kernel[batch * kv_heads, splits](
+            logits,
+            lse,
+            value,
+            heads_from,
+            partial,
+            *value.stride()[:3],
+            kv_heads,
+            source_heads,
+            keys,
+            chunk,
+            splits,
+            aligned=heads_from is not None,
+            precision=precision_of(value.dtype),
+            group=heads // kv_heads,
+            group_block=block_of(heads // kv_heads),
+            columns=columns,
+            value_size=value_dim,
+            value_block=block_of(value_dim),
+        )
+        combine_kernel[(batch * heads,)](
+            partial,
+            None,
+            None,
+            None,
+            output,
+            None,
+            heads,
+            splits,
+            weighted=False,
+            has_sinks=False,
+            split_block=1 << (splits - 1).bit_length(),
+            value_size=value_dim,
+            value_block=block_of(value_dim),
+        )
     return output
 
 

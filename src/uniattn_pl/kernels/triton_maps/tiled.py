@@ -6,6 +6,7 @@ of n H (2 bytes in bfloat16, 1 in fp8); a reader 2 n Dv H FLOPs and one read of 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,45 +104,46 @@ def tiled_attention(
     tiles = query.new_empty(batch, heads, layout.tiles, shape.rows, shape.columns, dtype=tile_dtype)
     maxima = query.new_empty(batch, heads, layout.tiles, shape.rows, dtype=torch.float32)
     lse = query.new_empty(batch, heads, queries, dtype=torch.float32)
-    source_kernel[layout.row_blocks, batch * heads](
-        query,
-        key,
-        value,
-        output,
-        tiles,
-        maxima,
-        lse,
-        layout.first_tiles,
-        layout.tile_starts,
-        structure.starts,
-        sinks,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *output.stride()[:3],
-        heads,
-        heads // key.shape[1],
-        queries,
-        keys,
-        structure.first_position,
-        layout.tiles,
-        head_dim**-0.5 if scaling is None else scaling,
-        softcap or 0.0,
-        window=structure.window or 0,
-        has_starts=structure.starts is not None,
-        has_sinks=sinks is not None,
-        has_cap=softcap is not None,
-        stored_scale=stored_scale(tile_dtype),
-        precision=precision_of(query.dtype),
-        rows=shape.rows,
-        columns=shape.columns,
-        head_size=head_dim,
-        value_size=value_dim,
-        head_block=block_of(head_dim),
-        value_block=block_of(value_dim),
-        num_warps=shape.warps,
-        num_stages=shape.stages,
-    )
+    with launching_on(query.device):
+        source_kernel[layout.row_blocks, batch * heads](
+            query,
+            key,
+            value,
+            output,
+            tiles,
+            maxima,
+            lse,
+            layout.first_tiles,
+            layout.tile_starts,
+            structure.starts,
+            sinks,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *output.stride()[:3],
+            heads,
+            heads // key.shape[1],
+            queries,
+            keys,
+            structure.first_position,
+            layout.tiles,
+            head_dim**-0.5 if scaling is None else scaling,
+            softcap or 0.0,
+            window=structure.window or 0,
+            has_starts=structure.starts is not None,
+            has_sinks=sinks is not None,
+            has_cap=softcap is not None,
+            stored_scale=stored_scale(tile_dtype),
+            precision=precision_of(query.dtype),
+            rows=shape.rows,
+            columns=shape.columns,
+            head_size=head_dim,
+            value_size=value_dim,
+            head_block=block_of(head_dim),
+            value_block=block_of(value_dim),
+            num_warps=shape.warps,
+            num_stages=shape.stages,
+        )
     return output, TiledMap(tiles, maxima, lse, layout, queries, keys)
 
 
@@ -161,34 +163,40 @@ def tiled_product(tiled_map: TiledMap, value: torch.Tensor, heads_from: HeadInde
     value = rows_whole(value)
     value_dim = value.shape[-1]
     output = value.new_empty(batch, tiled_map.queries, heads, value_dim)
-    reader_kernel[layout.row_blocks, batch * heads](
-        tiled_map.tiles,
-        tiled_map.maxima,
-        tiled_map.lse,
-        value,
-        output,
-        layout.first_tiles,
-        layout.tile_starts,
-        None if heads_from is None else heads_from.on(value.device),
-        *value.stride()[:3],
-        *output.stride()[:3],
-        heads,
-        source_heads,
-        heads // value.shape[1],
-        tiled_map.queries,
-        tiled_map.keys,
-        layout.tiles,
-        aligned=heads_from is not None,
-        stored_scale=stored_scale(tiled_map.tiles.dtype),
-        precision=precision_of(value.dtype),
-        rows=shape.rows,
-        columns=shape.columns,
-        value_size=value_dim,
-        value_block=block_of(value_dim),
-        num_warps=shape.warps,
-        num_stages=shape.stages,
-    )
+    with launching_on(value.device):
+        reader_kernel[layout.row_blocks, batch * heads](
+            tiled_map.tiles,
+            tiled_map.maxima,
+            tiled_map.lse,
+            value,
+            output,
+            layout.first_tiles,
+            layout.tile_starts,
+            None if heads_from is None else heads_from.on(value.device),
+            *value.stride()[:3],
+            *output.stride()[:3],
+            heads,
+            source_heads,
+            heads // value.shape[1],
+            tiled_map.queries,
+            tiled_map.keys,
+            layout.tiles,
+            aligned=heads_from is not None,
+            stored_scale=stored_scale(tiled_map.tiles.dtype),
+            precision=precision_of(value.dtype),
+            rows=shape.rows,
+            columns=shape.columns,
+            value_size=value_dim,
+            value_block=block_of(value_dim),
+            num_warps=shape.warps,
+            num_stages=shape.stages,
+        )
     return output
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current card, which need not be the one that holds a layer."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def stored_scale(tile_dtype: torch.dtype) -> float:
