@@ -57,22 +57,34 @@ class LayerStreams:
     def _hidden(self, model: str, index: int, batch: int, inputs: LayerInputs) -> torch.Tensor:
         if index == 0:
             return inputs.hidden
-        name = "original" if index <= self.first_operated else model
-        return self.store.get(f"{name}-{index}", batch).to(inputs.hidden.device)
+        return self.store.get(self._stream(model, index), batch)
+
+    def _stream(self, model: str, index: int) -> str:
+        """The name of what enters a layer of one of the models."""
+        return f"{'original' if index <= self.first_operated else model}-{index}"
+
+    def _passed(self, model: str, row: LayerRow, batch: int, hidden: torch.Tensor) -> None:
+        """Keep what leaves a layer in place of what has entered it, so that a stream is never there twice.
+
+        The unified model passes a layer last: up to the first operated one it is its stream, too.
+        """
+        if model == "unified" or row.index > self.first_operated:
+            self.store.drop(self._stream(model, row.index), batch)
+        self.store.put(self._stream(model, row.index + 1), batch, hidden)
 
     def _advance_both_as_one(self, row: LayerRow) -> None:
         for batch in range(len(self.batches)):
             inputs = self._inputs(batch, row)
-            hidden = self._run_converted(row, self._hidden("original", row.index, batch, inputs), batch, inputs)
-            self.store.put(f"original-{row.index + 1}", batch, hidden)
+            hidden = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
+            self._passed("unified", row, batch, hidden)
 
     def _advance_both(self, row: LayerRow) -> None:
         for batch in range(len(self.batches)):
             inputs = self._inputs(batch, row)
-            unified = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
-            original = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
-            self.store.put(f"unified-{row.index + 1}", batch, unified)
-            self.store.put(f"original-{row.index + 1}", batch, original)
+            hidden = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
+            self._passed("original", row, batch, hidden)
+            hidden = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
+            self._passed("unified", row, batch, hidden)
 
     def _moving_on(self, row: LayerRow) -> range:
         """Batches that have to pass a layer once it is solved: above the top one only those that are measured."""
@@ -102,7 +114,7 @@ class LayerStreams:
         arguments = inputs.arguments[source]
         publishes = self.plan.read_from(source)
         names = ["key"] + ["query"] * (MAP in publishes) + ["value"] * (KEY_VALUE in publishes)
-        kept = {name: self.store.get(f"{name}-of-{source}", batch).to(inputs.hidden.device) for name in names}
+        kept = {name: self.store.get(f"{name}-of-{source}", batch) for name in names}
         return Published.from_tensors(
             kept,
             publishes,

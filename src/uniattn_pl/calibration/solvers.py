@@ -133,7 +133,8 @@ class _Sums:
         """Add features [T, n_i], in blocks, and errors [T, out]."""
         # Products in float32, sums over batches in float64: thousands of batches do not lose digits.
         gram, cross = _gram(blocks).double(), torch.cat([block.T @ error for block in blocks]).double()
-        self.gram, self.cross = (gram, cross) if self.empty else (self.gram + gram, self.cross + cross)
+        # In place: 8B has 800 MB of them.
+        self.gram, self.cross = (gram, cross) if self.empty else (self.gram.add_(gram), self.cross.add_(cross))
         self.squares += float(error.double().square().sum())
 
     def sum_over_ranks(self) -> None:

@@ -61,6 +61,7 @@ def calibrate(
     record: Path | None = None,
     contents: str | None = None,
     memory_limit_bytes: int = 0,
+    device_limit_bytes: int = 0,
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Fit every compensation of `converted`, in place, to the errors it makes against `original`.
@@ -82,6 +83,7 @@ def calibrate(
         record: folder that keeps every solved layer; a pass that was killed goes on from it.
         contents: digest of the weights of `original`, by which a record of other ones is told.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
+        device_limit_bytes: so much of them stays on the device before main memory is taken.
         progress: called with (done, total, label).
 
     Raises:
@@ -106,7 +108,8 @@ def calibrate(
         )
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"
     try:
-        with torch.no_grad(), TensorStore(memory_limit_bytes) as store:
+        store = TensorStore(memory_limit_bytes, device=original.device, device_limit_bytes=device_limit_bytes)
+        with torch.no_grad(), store:
             parts = batches[rank::world_size], held_out[rank::world_size]
             streaming = _StreamingPass(original, converted, *parts, store, progress)
             streaming.distributed, streaming.rank_keeps = world_size > 1, rank_keeps
@@ -186,7 +189,7 @@ class _StreamingPass(LayerChoices):
             seen: dict[str, torch.Tensor] = {}
             with capture(points[0], seen, "target"):
                 hidden = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
-            self.store.put(f"original-{row.index + 1}", batch, hidden)
+            self._passed("original", row, batch, hidden)
             sample = self._unified_sample(row, batch, inputs, seen["target"], points[1])
             if batch < self.num_fitted:
                 (solver.observe if batch % CHOOSING == CHOOSING - 1 else solver.update)(sample)
@@ -206,9 +209,9 @@ class _StreamingPass(LayerChoices):
             seen = {}
             with capture(points[1], seen, "unified"):
                 hidden = self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
-            self.store.put(f"unified-{row.index + 1}", batch, hidden)
+            self._passed("unified", row, batch, hidden)
             if batch >= self.num_fitted:
-                target = self.store.get("target", batch).to(hidden.device)
+                target = self.store.get("target", batch)
                 after.add(target.float() - seen["unified"].float(), self.masks[batch])
         for mean in (before, after, scale) if self.distributed else ():
             mean.sum_over_ranks()

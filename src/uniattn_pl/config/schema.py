@@ -113,8 +113,9 @@ class CalibrationConfig:
     rank: int | str | None = option(None, "of W_c as two thin matrices; auto: chosen by layer; null: full", minimum=1)
     rank_keeps: float | None = option(None, "share of the repaired error rank=auto keeps; default: 0.95", maximum=1)
     head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
-    memory_limit_gib: float = option(
-        0.0, "hidden streams beyond this go to temporary files ($TMPDIR); 0: all of them", minimum=0.0
+    memory_limit_gib: float = option(0.0, "hidden streams beyond this go to temporary files ($TMPDIR)", minimum=0.0)
+    device_memory_limit_gib: float | None = option(
+        None, "hidden streams that stay on a GPU, before main memory; default: a quarter of what is free", minimum=0.0
     )
 
 

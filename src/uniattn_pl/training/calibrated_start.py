@@ -30,6 +30,7 @@ def calibrate_start(
     # a batch for every rank at least
     batch_size = max(1, min(options.batch_size, options.num_samples // ranks))
     held_out = max(options.held_out_samples, ranks)
+    on_device = options.device_memory_limit_gib
     held_out_batch_size = max(1, min(batch_size, held_out // ranks))
     with ProgressReporter("calibration", context.console) as progress:
         callback = CompensationInit(
@@ -43,6 +44,7 @@ def calibrate_start(
             record=experiment.folder / CALIBRATION_FOLDER,
             contents=context.record.manifest.identity.get(MODEL),
             memory_limit_bytes=int(options.memory_limit_gib * 2**30),
+            device_limit_bytes=None if on_device is None else int(on_device * 2**30),
             progress=progress.update,
         )
         report = callback.initialise(converted)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration import CalibrationReport, calibrate
+from uniattn_pl.calibration.device_copies import free_share
 from uniattn_pl.calibration.layers import Progress
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.errors import UserError
@@ -37,6 +38,7 @@ class CompensationInit(pl.Callback):
         record: folder that keeps every solved layer, from which a killed pass goes on.
         contents: digest of the original's weights, where it is known; a record of others is refused.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
+        device_limit_bytes: so much of them stays on the device first; None: a quarter of what is free on a GPU.
         progress: called with (done, total, what).
 
     Attributes:
@@ -56,12 +58,14 @@ class CompensationInit(pl.Callback):
         record: Path | None = None,
         contents: str | None = None,
         memory_limit_bytes: int = 0,
+        device_limit_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
         self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
         self.rank_keeps, self.record, self.contents = rank_keeps, record, contents
-        self.memory_limit_bytes, self.progress = memory_limit_bytes, progress
+        self.memory_limit_bytes, self.device_limit_bytes = memory_limit_bytes, device_limit_bytes
+        self.progress = progress
         self.done = False
         self.report: CalibrationReport | None = None
 
@@ -88,6 +92,7 @@ class CompensationInit(pl.Callback):
         original = self.original if isinstance(self.original, PreTrainedModel) else self.original()
         if original.device != converted.device:
             original.to(converted.device)  # type: ignore[arg-type]
+        limit = self.device_limit_bytes
         self.report = calibrate(
             original,
             converted,
@@ -102,6 +107,7 @@ class CompensationInit(pl.Callback):
             record=self.record,
             contents=self.contents,
             memory_limit_bytes=self.memory_limit_bytes,
+            device_limit_bytes=free_share(converted.device) if limit is None else limit,
             progress=self.progress,
         )
         self.done = True
