@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from uniattn_pl import apply_architecture
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.modeling.lora import lora_config
 from uniattn_pl.plan import Experts, LayerPlan, costs
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
+from uniattn_pl.training.frozen_weights import halve_frozen
 
 BATCH, LENGTH = 2, 64
 SIZES: dict[str, Any] = {
@@ -74,7 +76,7 @@ def test_activations_are_what_autograd_saves(
     assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
 
 
-def estimated(model: PreTrainedModel, stage: int, activation_bytes: int) -> int:
+def estimated(model: PreTrainedModel, stage: int, activation_bytes: int, frozen_bytes: int | None = None) -> int:
     """Of activations alone, without logits; the model is made ready to train."""
     freeze_for_stage(model, stage)
     model.train()
@@ -87,6 +89,7 @@ def estimated(model: PreTrainedModel, stage: int, activation_bytes: int) -> int:
         weight_bytes=model.dtype.itemsize,
         activation_bytes=activation_bytes,
         scored_fraction=0.0,
+        frozen_bytes=frozen_bytes,
     )
     return estimate.activations
 
@@ -98,6 +101,60 @@ def test_activations_of_experts_are_those_of_a_tokens_own(family: str, stage: in
     stock = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | EXPERTS[family]))
     model = apply_architecture(stock, "uniattn", superblock_size=3, num_superblocks=2).to(dtype)
     assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("uniattn", {"superblock_size": 3, "num_superblocks": 2}),
+        ("cla", {"superblock_size": 2, "num_superblocks": 2, "compensation": True}),
+        ("llmdrop", {"layers": [3, 5], "compensation": True}),
+    ],
+)
+def test_mixed_precision_keeps_casts_of_frozen_matrices_too(name: str, options: dict[str, Any], stage: int) -> None:
+    model = apply_architecture(llama(), name, **options)
+    estimate = estimated(model, stage, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert estimate == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+def test_halved_frozen_matrices_need_no_casts() -> None:
+    model = apply_architecture(llama().bfloat16().float(), "uniattn", superblock_size=3, num_superblocks=2)
+    whole, estimate = estimated(model, 1, 2), estimated(model, 1, 2, frozen_bytes=2)
+    before = sum(p.nbytes for p in model.parameters())
+    halve_frozen(model, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert estimate == pytest.approx(saved_bytes(model), rel=0.1)
+    assert estimate < 0.75 * whole
+    sizes: dict[str, Any] = {"stage": 1, "micro_batch_size": 1, "length": 1, "weight_bytes": 4, "activation_bytes": 2}
+    memory = training_memory(model.layer_plan, shape_of(model.config), frozen_bytes=2, **sizes)  # type: ignore[arg-type]
+    assert memory.weights == sum(p.nbytes for p in model.parameters()) < 0.6 * before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "mixed"])
+def test_activations_of_low_rank_updates_are_what_autograd_saves(precision: str) -> None:
+    from peft import get_peft_model
+
+    model = apply_architecture(llama(), "uniattn", superblock_size=3, num_superblocks=2)
+    model = model.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    plan, shape, weight_bytes = model.layer_plan, shape_of(model.config), model.dtype.itemsize
+    adapted: Any = get_peft_model(
+        model, lora_config(model, rank=4, refitted=[], lora_alpha=8, lora_dropout=0.0), autocast_adapter_dtype=False
+    )
+    estimate = training_memory(
+        plan,  # type: ignore[arg-type]
+        shape,
+        stage=2,
+        micro_batch_size=BATCH,
+        length=LENGTH,
+        weight_bytes=weight_bytes,
+        activation_bytes=4 if precision == "float32" else 2,
+        scored_fraction=0.0,
+        lora_rank=4,
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
+        assert estimate.activations == pytest.approx(saved_bytes(adapted.train()), rel=0.1)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

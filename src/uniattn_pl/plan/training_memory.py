@@ -57,6 +57,7 @@ def training_memory(
     scored_fraction: float = 1.0,
     lora_rank: int | None = None,
     loss_chunk: int | None = None,
+    frozen_bytes: int | None = None,
 ) -> TrainingMemory:
     """Estimate a stage's peak: AdamW (two states per trained weight); gradients live until the next forward is over.
 
@@ -70,36 +71,86 @@ def training_memory(
         scored_fraction: of the tokens, those of responses, whose logits are computed.
         loss_chunk: tokens whose logits are held at once; default: all.
         lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
+        frozen_bytes: bytes of a weight of the matrices that do not train; default: `weight_bytes`.
     """
-    total = parameters(plan, shape)
+    lora_rank = lora_rank if stage == 2 else None
+    whole = stage == 2 and lora_rank is None
     trained = _trained(plan, shape, stage, lora_rank)
+    mixed = activation_bytes < weight_bytes and num_devices == 1
+    # transformers' grouped products of experts are no part of autocast: they compute in the dtype of the weights. Nor
+    # are embeddings and norms.
+    sizes = _ElementBytes(activation_bytes, weight_bytes, weight_bytes if mixed else activation_bytes)
     tokens = micro_batch_size * length
     scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
-    # transformers' grouped products of experts are no part of autocast: they compute in the dtype of the weights
-    sizes = _ElementBytes(activation_bytes, of_experts=weight_bytes)
-    saved = tokens * _saved_bytes(plan, shape, stage, sizes, checkpointing=gradient_checkpointing)
+    saved = tokens * _saved_bytes(plan, shape, sizes, _Kept(stage, lora_rank), checkpointing=gradient_checkpointing)
     recomputed = tokens * _largest_layer(plan, shape, sizes) if gradient_checkpointing else 0
-    adapters = trained if lora_rank is not None and stage == 2 else 0
-    whole = stage == 2 and lora_rank is None
-    cast = trained - whole * sum(layer.experts.parameters for layer in shape.layers if layer.experts is not None)
-    mixed = activation_bytes < weight_bytes and num_devices == 1
+    # autocast keeps a cast of what trains until the backward pass is over
+    casts = trained - whole * sum(layer.experts.parameters for layer in shape.layers if layer.experts is not None)
+    halved = 0
+    if not whole and frozen_bytes is not None:
+        halved = (weight_bytes - frozen_bytes) * _matrices(plan, shape)
+    elif not whole:
+        # and each product keeps the cast of a frozen matrix
+        first = _first_kept(plan, stage)
+        in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[first:]]
+        casts += max(in_layers, default=0) if gradient_checkpointing else sum(in_layers)
+        casts += shape.hidden_size * shape.vocab_size * (scored > 0)
+    adapters = trained if lora_rank is not None else 0
     return TrainingMemory(
-        weights=(total + adapters) * weight_bytes // num_devices,
+        weights=((parameters(plan, shape) + adapters) * weight_bytes - halved) // num_devices,
         gradients=trained * weight_bytes // num_devices,
         optimizer=2 * trained * weight_bytes // num_devices,
-        # autocast keeps a cast of what trains until the backward pass is over
-        activations=saved + max(logits, recomputed) + mixed * cast * activation_bytes,
+        activations=saved + max(logits, recomputed) + mixed * casts * activation_bytes,
         gathered=_gathered(plan, shape, activation_bytes) if num_devices > 1 else 0,
     )
 
 
 @dataclass(frozen=True)
 class _ElementBytes:
-    """Bytes of a number in what is saved for the backward pass."""
+    """Bytes of a number in what is saved for the backward pass; `of_stream`: of hidden states and norms."""
 
     of_activations: int
     of_experts: int
+    of_stream: int
+
+    @property
+    def mixed(self) -> bool:
+        return self.of_stream > self.of_activations
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What trains, by which follows what a layer keeps: everything, updates of its attention, or its W_c alone."""
+
+    stage: int
+    lora_rank: int | None
+
+    @property
+    def everything(self) -> bool:
+        return self.stage == 2 and self.lora_rank is None
+
+
+def _layers(plan: LayerPlan, shape: ModelShape) -> list[tuple[LayerRow, LayerShape]]:
+    return list(zip(plan.rows, shape.layers, strict=True))
+
+
+def _first_kept(plan: LayerPlan, stage: int) -> int:
+    """The lowest layer through which gradients go."""
+    return 0 if stage == 2 else min(plan.compensated, default=len(plan.rows))
+
+
+def _matrices(plan: LayerPlan, shape: ModelShape) -> int:
+    """Weights of the matrices that stay frozen under W_c: of all layers, and the output embedding if it is not tied."""
+    table = shape.vocab_size * shape.hidden_size
+    untied = shape.embedding >= 2 * table
+    return sum(_layer_matrices(row, layer) for row, layer in _layers(plan, shape)) + untied * table
+
+
+def _layer_matrices(row: LayerRow, layer: LayerShape) -> int:
+    """Weights of a layer's projections and of its feed-forward that every token passes."""
+    of_projection = {QUERY: layer.query, KEY: layer.key, VALUE: layer.value, OUTPUT: layer.output}
+    return layer.feed_forward + sum(of_projection[projection] for projection in row.traits.projections)
 
 
 def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | None) -> int:
@@ -118,39 +169,47 @@ def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     return sum(sum(sizes[projection]) for projection in row.traits.projections)
 
 
-def _saved_bytes(plan: LayerPlan, shape: ModelShape, stage: int, sizes: _ElementBytes, *, checkpointing: bool) -> int:
+def _saved_bytes(plan: LayerPlan, shape: ModelShape, sizes: _ElementBytes, kept: _Kept, *, checkpointing: bool) -> int:
     """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they publish."""
-    first = 0 if stage == 2 else min(plan.compensated, default=shape.num_layers)
-    rows = list(zip(plan.rows[first:], shape.layers[first:], strict=True))
-    head = shape.hidden_size * (NORM_BYTES + 2 * sizes.of_activations * (stage == 2))
+    layers = _layers(plan, shape)[_first_kept(plan, kept.stage) :]
+    of_norm = sizes.of_stream + sizes.of_activations if kept.everything else 0
+    head = shape.hidden_size * (NORM_BYTES + of_norm)
     if not checkpointing:
-        return head + sum(_layer_bytes(row, layer, shape, sizes, trains=stage == 2) for row, layer in rows)
-    published = sum(_published_elements(row.index, plan, shape) for row, _ in rows)
-    return head + (shape.hidden_size * len(rows) + published) * sizes.of_activations
+        return head + sum(_layer_bytes(row, layer, shape, sizes, kept) for row, layer in layers)
+    published = sum(_published_elements(row.index, plan, shape) for row, _ in layers)
+    return head + shape.hidden_size * len(layers) * sizes.of_stream + published * sizes.of_activations
 
 
 def _largest_layer(plan: LayerPlan, shape: ModelShape, sizes: _ElementBytes) -> int:
-    rows = zip(plan.rows, shape.layers, strict=True)
-    return max(_layer_bytes(row, layer, shape, sizes, trains=True) for row, layer in rows)
+    everything = _Kept(2, None)
+    return max(_layer_bytes(row, layer, shape, sizes, everything) for row, layer in _layers(plan, shape))
 
 
-def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _ElementBytes, *, trains: bool) -> int:
+def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _ElementBytes, kept: _Kept) -> int:
     """Per token: norms (their float32 input, and where they train what they scale and give), attention, feed-forward.
 
-    A frozen projection needs nothing of its input; a W_c reads what the norm gives.
+    A frozen projection needs nothing of its input; a W_c reads what the norm gives, and so do updates. In mixed
+    precision every product that trains keeps a cast of its input.
     """
     hidden, experts = shape.hidden_size, layer.experts
     norms = (layer.attention_norms + layer.other) // hidden
-    kept_outputs = 2 * norms if trains else int(row.compensated)
+    readers = len(row.traits.projections & {QUERY, KEY, VALUE}) + row.compensated
+    normalised = norms * sizes.of_stream if kept.everything else 0
+    if kept.everything:
+        inputs = readers + 2 if sizes.mixed else norms
+    elif kept.lora_rank is not None:
+        inputs = readers if sizes.mixed else min(readers, 1)
+    else:
+        inputs = int(row.compensated)
     # queries, keys and values as they are projected, and what enters W_o
     heads = layer.heads
     widths = {QUERY: heads.query_width, KEY: heads.key_width, VALUE: heads.value_width, OUTPUT: heads.output_width}
     attention = sum(widths[projection] for projection in row.traits.projections)
     router = experts.count * hidden if experts is not None else 0
-    feed_forward = _gated_elements((layer.feed_forward - router) // (3 * hidden), trains=trains)
-    elements = kept_outputs * hidden + attention + feed_forward
-    routed = 0 if experts is None else _routed_bytes(experts, hidden, sizes.of_experts, trains=trains)
-    return norms * hidden * NORM_BYTES + elements * sizes.of_activations + routed
+    feed_forward = _gated_elements((layer.feed_forward - router) // (3 * hidden), trains=kept.everything)
+    elements = inputs * hidden + attention + feed_forward
+    routed = 0 if experts is None else _routed_bytes(experts, hidden, sizes.of_experts, trains=kept.everything)
+    return hidden * norms * NORM_BYTES + hidden * normalised + elements * sizes.of_activations + routed
 
 
 def _routed_bytes(experts: Experts, hidden: int, element: int, *, trains: bool) -> int:

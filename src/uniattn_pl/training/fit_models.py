@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.modeling.conversion.convert import converted_copy
@@ -53,8 +54,8 @@ class FitModels:
         return self._configured(converted_copy(self.original, plan))
 
     def load(self, folder: Path) -> PreTrainedModel:
-        """The model that a phase has left."""
-        return self._load(str(folder))
+        """The model that a phase has left, to train: in main memory, from where Lightning brings it to the device."""
+        return self._configured(self._whole(str(folder), None if self.device.type == "cuda" else self.device))
 
     def saved(self, folder: Path) -> PreTrainedModel:
         """The same in the dtype of its files, as every command after the fit reads it."""
@@ -66,15 +67,21 @@ class FitModels:
         kernel = self.config.attn_implementation
         return self._configured(skeleton(folder, dtype=self.dtype, attn_implementation=kernel))
 
+    def place(self, model: nn.Module) -> None:
+        """Bring a model back to where this rank computes: Lightning leaves it in main memory behind a fit."""
+        model.to(self.device)
+
     def _load(self, source: str, **origin: bool | str | None) -> PreTrainedModel:
-        model = load_model(
+        return self._placed(self._whole(source, None if self.offload is not None else self.device, **origin))
+
+    def _whole(self, source: str, device: torch.device | None, **origin: bool | str | None) -> PreTrainedModel:
+        return load_model(
             source,
             dtype=str(self.dtype).removeprefix("torch."),
             attn_implementation=self.config.attn_implementation,
-            device=None if self.offload is not None else self.device,
+            device=device,
             **origin,  # type: ignore[arg-type]
         )
-        return self._placed(model)
 
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
         return self._configured(model if self.offload is None else self.offload.adopt(model))

@@ -17,6 +17,7 @@ from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.losses.router_loss import adds_router_loss, coefficient, router_logits_of, router_loss
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
+from uniattn_pl.training.frozen_weights import halve_frozen
 from uniattn_pl.training.schedule import WarmupDecay
 
 # Sums of token losses are divided by this before backward so that float16 and bfloat16 gradients stay in range
@@ -44,6 +45,7 @@ class PostTrainingModule(pl.LightningModule):
         max_grad_norm: clip the global gradient norm to this; None never clips.
         chunked_loss: compute logits and loss in pieces.
         router_loss: add the load-balancing loss of a mixture of experts; None: if its config asks for it.
+        halves_frozen: keep frozen matrices in bfloat16 where that loses nothing; under bfloat16 autocast.
         fill: gives a model without weights (on the meta device) its own after it was sharded.
 
     Attributes:
@@ -62,6 +64,7 @@ class PostTrainingModule(pl.LightningModule):
         max_grad_norm: float | None = 1.0,
         chunked_loss: bool = False,
         router_loss: bool | None = None,
+        halves_frozen: bool = False,
         fill: Callable[[PreTrainedModel], None] | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class PostTrainingModule(pl.LightningModule):
         self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
         self._build = None if isinstance(model, nn.Module) else model
         self._fill, self.chunked_loss = fill, chunked_loss
+        self._halves_frozen = halves_frozen
         self._router_loss, self._router_coefficient = router_loss, 0.0
         self.sharding: Sharding | None = None
         self.step_loss: Tensor | None = None
@@ -85,6 +89,8 @@ class PostTrainingModule(pl.LightningModule):
             self.model, self._build = self._build(), None
         if not hasattr(self.hosted, "peft_config"):
             freeze_for_stage(self.hosted, self.stage)
+        if self._halves_frozen:
+            halve_frozen(self.hosted, self.trainer.strategy.root_device)
         self.hosted.train()  # from_pretrained returns models in eval mode
         if adds_router_loss(self.hosted, self._router_loss):
             self._router_coefficient = coefficient(self.hosted)

@@ -31,7 +31,15 @@ def stage_memory(
         loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
         num_devices=num_devices,
         lora_rank=training.lora.rank if training.lora.enabled else None,
+        frozen_bytes=2 if training.precision == "bf16-mixed" and num_devices == 1 and _in_bfloat16(config) else None,
     )
+
+
+def _in_bfloat16(config: ExperimentConfig) -> bool:
+    """Whether the model's files are taken to be in bfloat16, which `frozen_weights.halve_frozen` keeps as they are."""
+    from uniattn_pl.modeling.loading.dtypes import resolve_dtype
+
+    return resolve_dtype(config.model.dtype).itemsize == 2
 
 
 def estimated_peak_memory(config: ExperimentConfig, plan: LayerPlan, shape: ModelShape) -> int | None:

@@ -24,6 +24,7 @@ from uniattn_pl.tracking.stage_logger import StageLogger
 from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
 from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
 from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
+from uniattn_pl.training.callbacks.release import ReleaseTrainingState
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
@@ -33,6 +34,7 @@ from uniattn_pl.training.callbacks.training_progress import TrainingProgress
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.frozen_weights import restore_frozen
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.saved_model import InMemory, reread
@@ -40,6 +42,7 @@ from uniattn_pl.training.stage_model import build_model, fill_shards, save_resul
 from uniattn_pl.training.strategies import build_strategy
 
 SHARDED = "sharded"
+MIXED = "bf16-mixed"
 FINAL = "final"
 
 
@@ -106,6 +109,9 @@ def run_stage(
         return _copied(stage, context) if stage.target.name == FINAL else {}, None
     module, summary = _train(stage, stage.options, experiment, plan, models, milestones, context)
     offset = context.record.manifest.step_offset + summary.steps
+    restore_frozen(module.hosted)
+    if not _shards(experiment):
+        models.place(module.hosted)
     in_memory = InMemory.of(module.hosted, experiment, milestones, context)
     save_result(experiment, module.hosted, stage.target, is_main=context.cluster.is_main)
     del module  # makes room for the one that is measured
@@ -171,11 +177,12 @@ def _train(
         max_grad_norm=training.max_grad_norm,
         chunked_loss=training.chunked_loss,
         router_loss=training.router_loss,
+        halves_frozen=experiment.precision == MIXED and not _shards(experiment),  # a unit of shards holds one dtype
         fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
     )
     throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)
     callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(stage, experiment, context)]
-    callbacks += [HeldOutLoss(milestones.score), RngState(), ResumedProgress(loader)]
+    callbacks += [HeldOutLoss(milestones.score), RngState(), ResumedProgress(loader), ReleaseTrainingState()]
     if _shards(experiment):
         callbacks.append(Sharding(stage.number, experiment.precision, cpu_offload=training.cpu_offload))
     sharded = training.checkpoint_format == SHARDED
