@@ -12,7 +12,7 @@ from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
 from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
-from uniattn_pl.plan.card_rates import CARDS, find_card
+from uniattn_pl.plan.card_rates import CARDS, DEFAULT_MEMORY_GIB, GIB, USABLE_MEMORY, find_card, memory_bytes
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.training.planning import compile_plan
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Draws which layer computes its attention map and which uses another's, and computes what this costs: cache,
-parameters, FLOPs, training memory. Loads no weights."""
+parameters, FLOPs, memory, and what fits on a card. Loads no weights."""
 EXAMPLE = """\
   uniattn-pl plan --config experiments/quickstart.yaml
   uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
   uniattn-pl plan --config configs/model/llama-3.1-8b.yaml --length 8192 --batch-size 8 --card h100
-  uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8"""
+  uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8 --gpu-memory 40"""
 LENGTHS = (1024, 8192, 65536)
 
 
@@ -50,7 +50,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="devices that divide the weights in training; default: 1",
     )
-    parser.add_argument("--card", metavar="CARD", help="predict times on a card, one of " + ", ".join(CARDS))
+    parser.add_argument(
+        "--card", metavar="CARD", help="predict times on a card, and what fits on it; one of " + ", ".join(CARDS)
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        metavar="GIB",
+        help=f"what fits on so much, or on a card of this name; default: --card's, or {DEFAULT_MEMORY_GIB}",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if min(*lengths, arguments.batch_size, arguments.gpus) < 1:
         raise UserError("--length, --batch-size and --gpus must be at least 1.")
     card = None if arguments.card is None else find_card(arguments.card)
+    memory = int((DEFAULT_MEMORY_GIB if card is None else card[1].memory_gib) * GIB)
+    if arguments.gpu_memory is not None:
+        memory = memory_bytes(arguments.gpu_memory)
     plan, shape = compile_plan(loaded)
     print(f"{loaded.architecture.name} on {loaded.config.model.source}: {shape.model_type}, {shape.num_layers} layers")
     print(draw(plan) + "\n")
@@ -71,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if card is not None:
         print_predicted(plan, shape, lengths, arguments.batch_size, *card)
     _print_training(plan, shape, loaded, arguments.gpus)
+    _print_fits(plan, shape, loaded, arguments, memory)
     return 0
 
 
@@ -131,3 +142,23 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
     devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
     print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)
+
+
+def _print_fits(
+    plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, arguments: argparse.Namespace, memory: int
+) -> None:
+    from uniattn_pl.training.card_needs import Cards, card_needs
+
+    lengths = arguments.length or list(LENGTHS)
+    cards = Cards(arguments.gpus, memory)
+    needs = list(card_needs(loaded.config, plan, shape, cards, batch_size=arguments.batch_size, lengths=lengths))
+    rows = [
+        (need.what, bytes_text(need.needed), f"{need.needed / memory:.0%}", "yes" if need.fits else need.remedy)
+        for need in needs
+    ]
+    each = "a device" if arguments.gpus == 1 else f"each of {arguments.gpus} devices"
+    print()
+    title = f"On {each} of {bytes_text(memory)} (estimate; up to {USABLE_MEMORY:.0%} of it fits)"
+    print_table(title, ("what", "memory", "of it", "fits, or what would"), rows)
+    for note in (need.note for need in needs if need.note):
+        print(note)

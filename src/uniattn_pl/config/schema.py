@@ -42,10 +42,7 @@ STRATEGIES = {
     "ddp": "every device holds the whole model",
     "fsdp": "weights, gradients and optimizer state are sharded over all devices (FSDP2)",
 }
-SAMPLES = {
-    "stratified": "rows of every answer, in the proportion in which they are there",
-    "shuffled": "any rows",
-}
+SAMPLES = {"stratified": "rows of every answer, in the proportion in which they are there", "shuffled": "any rows"}
 PROBES = {
     "held_out": "loss and perplexity on the validation rows of `data`",
     "positions": "loss by position on a long text",
@@ -115,7 +112,7 @@ class CalibrationConfig:
     head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
     memory_limit_gib: float = option(0.0, "hidden streams beyond this go to temporary files ($TMPDIR)", minimum=0.0)
     device_memory_limit_gib: float | None = option(
-        None, "hidden streams that stay on a GPU, before main memory; default: a quarter of what is free", minimum=0.0
+        None, "hidden streams that stay on a GPU, besides; default: a quarter of what is free there", minimum=0.0
     )
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from uniattn_pl.errors import UserError, did_you_mean
 
+GIB = 2**30
+DEFAULT_MEMORY_GIB = 80
+USABLE_MEMORY = 0.9
+"""Of a device: the allocator's gaps, the libraries' own memory, and what an estimate misses need the rest."""
+
 
 @dataclass(frozen=True)
 class CardRates:
@@ -45,7 +50,7 @@ CARDS = {
 }
 
 
-def find_card(name: str) -> tuple[str, CardRates]:
+def find_card(name: str, option: str = "--card") -> tuple[str, CardRates]:
     """A card by its name, with or without its memory (`h100-80g`, `h100`), and that name in full.
 
     Raises:
@@ -56,10 +61,26 @@ def find_card(name: str) -> tuple[str, CardRates]:
     if len(found) != 1:
         near = did_you_mean(wanted, CARDS)
         why = f"two cards are called '{name}'" if found else f"there is no card '{name}'"
-        raise UserError(f"--card: {why}.{near} Cards: {', '.join(CARDS)}.")
+        raise UserError(f"{option}: {why}.{near} Cards: {', '.join(CARDS)}.")
     return found[0], CARDS[found[0]]
 
 
 def card_of_device(name: str) -> CardRates | None:
     """The card whose name the driver gives; None: it is not known."""
     return next((card for card in CARDS.values() if card.device in name), None)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a card, from its GiB or its name.
+
+    Raises:
+        UserError: it is neither.
+    """
+    option = "--gpu-memory"
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = find_card(text, option)[1].memory_gib
+    if not 0 < gib <= 2**20:
+        raise UserError(f"{option}: must be above 0 GiB and at most {2**20}, got {text}.")
+    return int(gib * GIB)

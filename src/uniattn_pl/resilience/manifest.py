@@ -36,7 +36,6 @@ PLACEMENT = frozenset(
         "training.checkpoint_format",
         "training.checkpoint_every_steps",
         "training.micro_batch_size",
-        "calibration.memory_limit_gib",
         "calibration.device_memory_limit_gib",
         "data.num_workers",
         "data.token_cache",

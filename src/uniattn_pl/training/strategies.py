@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.card_rates import USABLE_MEMORY
 from uniattn_pl.resilience.cluster import COLLECTIVE_TIMEOUT, Cluster
 from uniattn_pl.resilience.shard_reading import load_shards
 from uniattn_pl.training.memory_estimate import stage_memory
 
 # Sharded checkpoints keep what is neither weights nor optimizer state in this file, as Lightning does.
 METADATA_FILE = "meta.pt"
-USABLE_MEMORY = 0.9
 
 
 def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelShape) -> str:
