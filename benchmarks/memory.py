@@ -3,6 +3,7 @@
     python benchmarks/memory.py --lengths 512 1024 --micro-batch-size 4
     python benchmarks/memory.py --model experts --lengths 512
 
+`--dtypes mixed` is bfloat16 autocast on float32 weights, of which frozen ones stay in bfloat16, as in a fit.
 `experts` is a Mixtral of random weights whose activations weigh as much as its weights (8 experts, 2 for a token).
 Each line is a process of its own: it loads the converted model, trains some steps with the module and the Trainer of
 `fit`, and reads how far its anonymous memory (weights, gradients, optimizer state, activations; not the pages of
@@ -32,7 +33,7 @@ GIVE_BACK = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8",
 }
 SAMPLE_S = 0.002
-EXPERTS = "experts"
+EXPERTS, MIXED = "experts", "mixed"
 EXPERTS_SIZES = {
     "vocab_size": 16384,
     "hidden_size": 512,
@@ -98,24 +99,26 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
     from uniattn_pl.training.lightning_module import PostTrainingModule
 
     torch.set_num_threads(1)
-    batch, length = case["batch"], case["length"]
+    batch, length, mixed = case["batch"], case["length"], case["dtype"] == MIXED
+    dtype = "bfloat16" if mixed else case["dtype"]  # which the files are in
     before = _anonymous()
     with _Peak() as peak, tempfile.TemporaryDirectory() as folder:
-        model = _experts(case["dtype"]) if case["model"] == EXPERTS else load_model(case["model"], dtype=case["dtype"])
+        model = _experts(dtype) if case["model"] == EXPERTS else load_model(case["model"], dtype=dtype)
         shape = shape_of(model.config)
         apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
         for parameter in model.parameters():  # of the file until they are written to; here they count from the start
-            parameter.data = parameter.data.clone()
+            parameter.data = parameter.data.float() if mixed else parameter.data.clone()
         if case["checkpointing"]:
             model.activation_checkpointing_enable({"use_reentrant": False})
         tokens = torch.randint(0, shape.vocab_size, (batch, length))
         labels = tokens.clone()
         labels[:, : length // 2] = -100
         sample = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
-        module = PostTrainingModule(model, stage=case["stage"], options=StageConfig())
+        module = PostTrainingModule(model, stage=case["stage"], options=StageConfig(), halves_frozen=mixed)
         trainer = pl.Trainer(
             accelerator="cpu",
             max_steps=STEPS,
+            precision="bf16-mixed" if mixed else "32-true",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -130,8 +133,9 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         stage=case["stage"],
         micro_batch_size=batch,
         length=length,
-        weight_bytes=model.dtype.itemsize,
-        activation_bytes=model.dtype.itemsize,
+        weight_bytes=4 if mixed else model.dtype.itemsize,
+        activation_bytes=2 if mixed else model.dtype.itemsize,
+        frozen_bytes=2 if mixed else None,
         gradient_checkpointing=case["checkpointing"],
         scored_fraction=0.5,
     )
