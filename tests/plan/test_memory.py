@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from uniattn_pl import apply_architecture
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.losses.response_loss import logits_at
 from uniattn_pl.modeling.lora import lora_config
 from uniattn_pl.plan import Experts, LayerPlan, costs
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
@@ -40,8 +41,11 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
-def saved_bytes(model: Any) -> int:
-    """Bytes of the distinct tensors, no parameters, that the forward of a decoder leaves for its backward."""
+def saved_bytes(model: Any, scored: int = 0) -> int:
+    """Bytes of the distinct tensors, no parameters, that a forward leaves for its backward.
+
+    Without `scored` tokens it ends at the decoder.
+    """
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -52,7 +56,11 @@ def saved_bytes(model: Any) -> int:
 
     tokens = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.get_decoder()(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if scored:
+            logits_at(model, batch, torch.arange(scored))
+        else:
+            model.get_decoder()(**batch, use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -76,7 +84,9 @@ def test_activations_are_what_autograd_saves(
     assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
 
 
-def estimated(model: PreTrainedModel, stage: int, activation_bytes: int, frozen_bytes: int | None = None) -> int:
+def estimated(
+    model: PreTrainedModel, stage: int, activation_bytes: int, scored_fraction: float = 0.0, **options: Any
+) -> int:
     """Of activations alone, without logits; the model is made ready to train."""
     freeze_for_stage(model, stage)
     model.train()
@@ -88,8 +98,8 @@ def estimated(model: PreTrainedModel, stage: int, activation_bytes: int, frozen_
         length=LENGTH,
         weight_bytes=model.dtype.itemsize,
         activation_bytes=activation_bytes,
-        scored_fraction=0.0,
-        frozen_bytes=frozen_bytes,
+        scored_fraction=scored_fraction,
+        **options,
     )
     return estimate.activations
 
@@ -130,6 +140,21 @@ def test_halved_frozen_matrices_need_no_casts() -> None:
     sizes: dict[str, Any] = {"stage": 1, "micro_batch_size": 1, "length": 1, "weight_bytes": 4, "activation_bytes": 2}
     memory = training_memory(model.layer_plan, shape_of(model.config), frozen_bytes=2, **sizes)  # type: ignore[arg-type]
     assert memory.weights == sum(p.nbytes for p in model.parameters()) < 0.6 * before
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("halves", [True, False])
+def test_a_large_output_embedding_is_cast_unless_it_is_halved(tied: bool, halves: bool) -> None:
+    sizes = {**SIZES, "vocab_size": 4096, "tie_word_embeddings": tied}
+    model = apply_architecture(
+        LlamaForCausalLM(LlamaConfig(**sizes)).bfloat16().float(), "uniattn", superblock_size=3, num_superblocks=2
+    )
+    frozen_bytes = 2 if halves else None
+    estimate = estimated(model, 1, 2, frozen_bytes=frozen_bytes, scored_fraction=1 / (BATCH * LENGTH))
+    if halves:
+        halve_frozen(model, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert estimate == pytest.approx(saved_bytes(model, scored=1), rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "mixed"])

@@ -88,14 +88,15 @@ def training_memory(
     # autocast keeps a cast of what trains until the backward pass is over
     casts = trained - whole * sum(layer.experts.parameters for layer in shape.layers if layer.experts is not None)
     halved = 0
-    if not whole and frozen_bytes is not None:
-        halved = (weight_bytes - frozen_bytes) * _matrices(plan, shape)
-    elif not whole:
-        # and each product keeps the cast of a frozen matrix
-        first = _first_kept(plan, stage)
-        in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[first:]]
-        casts += max(in_layers, default=0) if gradient_checkpointing else sum(in_layers)
-        casts += shape.hidden_size * shape.vocab_size * (scored > 0)
+    if not whole:
+        # each product keeps the cast of a frozen matrix that is not halved, as no output embedding is that is tied
+        if frozen_bytes is None:
+            in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[_first_kept(plan, stage) :]]
+            casts += max(in_layers, default=0) if gradient_checkpointing else sum(in_layers)
+        else:
+            halved = (weight_bytes - frozen_bytes) * _matrices(plan, shape)
+        if scored and (frozen_bytes is None or not _untied(shape)):
+            casts += _table(shape)
     adapters = trained if lora_rank is not None else 0
     return TrainingMemory(
         weights=((parameters(plan, shape) + adapters) * weight_bytes - halved) // num_devices,
@@ -142,9 +143,18 @@ def _first_kept(plan: LayerPlan, stage: int) -> int:
 
 def _matrices(plan: LayerPlan, shape: ModelShape) -> int:
     """Weights of the matrices that stay frozen under W_c: of all layers, and the output embedding if it is not tied."""
-    table = shape.vocab_size * shape.hidden_size
-    untied = shape.embedding >= 2 * table
-    return sum(_layer_matrices(row, layer) for row, layer in _layers(plan, shape)) + untied * table
+    layers = sum(_layer_matrices(row, layer) for row, layer in _layers(plan, shape))
+    return layers + _untied(shape) * _table(shape)
+
+
+def _table(shape: ModelShape) -> int:
+    """Weights of one embedding."""
+    return shape.vocab_size * shape.hidden_size
+
+
+def _untied(shape: ModelShape) -> bool:
+    """Whether the output embedding has weights of its own."""
+    return shape.embedding >= 2 * _table(shape)
 
 
 def _layer_matrices(row: LayerRow, layer: LayerShape) -> int:
