@@ -15,9 +15,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from uniattn_pl.kernels.map_handles import HeadIndex
-from uniattn_pl.kernels.triton_maps import rows
+from uniattn_pl.kernels.triton_maps import kept_rows as rows
+from uniattn_pl.kernels.triton_maps.kept_tiles import tiled_attention, tiled_product
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
-from uniattn_pl.kernels.triton_maps.tiled import tiled_attention, tiled_product
 
 BATCH, HEADS, GROUPS, LENGTH = 1, 8, 2, 256
 

@@ -229,6 +229,18 @@ STEPS = st.lists(
 )
 
 
+def test_a_growing_layer_has_little_to_spare_and_copies_seldom() -> None:
+    """As much to spare as a plan saves would leave no room for more sequences; the stock one copies for every token."""
+    layer, copies = GrowingLayer(), 0
+    layer.update(*torch.zeros(2, 1, 1, 6400, 1))
+    for _ in range(640):
+        before = layer.keys.untyped_storage().data_ptr()
+        layer.update(*torch.zeros(2, 1, 1, 1, 1))
+        copies += layer.keys.untyped_storage().data_ptr() != before
+        assert layer.keys.untyped_storage().nbytes() <= layer.keys.nbytes * (1 + 1 / 64)
+    assert copies <= 640 // 100
+
+
 @settings(max_examples=80, deadline=None)
 @given(STEPS, st.booleans())
 def test_a_growing_layer_holds_what_the_stock_one_does(steps: list[tuple[str, int]], values_only: bool) -> None:

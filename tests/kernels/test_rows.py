@@ -10,7 +10,7 @@ from tests.kernels.formula import Drawn, attention_by_formula, drawn_attention
 from tests.kernels.interpreter import NEEDS_TRITON, runs_on
 
 from uniattn_pl.kernels.map_handles import HeadIndex
-from uniattn_pl.kernels.triton_maps.rows import MOST_SPLITS, RowMap, row_attention, row_product, split
+from uniattn_pl.kernels.triton_maps.kept_rows import MOST_SPLITS, RowMap, row_attention, row_product, split
 
 pytestmark = NEEDS_TRITON
 # Scores are kept in float32; outputs are rounded to their own dtype, weights before the product too.

@@ -12,8 +12,8 @@ from tests.kernels.formula import Drawn, attention_by_formula, drawn_attention
 from tests.kernels.interpreter import NEEDS_TRITON, runs_on
 
 from uniattn_pl.kernels.map_handles import HeadIndex
+from uniattn_pl.kernels.triton_maps.kept_tiles import TiledMap, tiled_attention, tiled_product
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure, TileShape, structure_of, tile_layout
-from uniattn_pl.kernels.triton_maps.tiled import TiledMap, tiled_attention, tiled_product
 
 pytestmark = NEEDS_TRITON
 SMALL = TileShape(rows=16, columns=16, warps=2, stages=1)

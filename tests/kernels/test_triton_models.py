@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, StaticCache
 
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.kernels.triton_maps import asked_attention
-from uniattn_pl.kernels.triton_maps.rows import RowMap
+from uniattn_pl.kernels.triton_maps.kept_rows import RowMap
+from uniattn_pl.kernels.triton_maps.kept_tiles import TiledMap
 from uniattn_pl.kernels.triton_maps.tile_layout import TileShape
-from uniattn_pl.kernels.triton_maps.tiled import TiledMap
 from uniattn_pl.modeling.attention.operate import align_heads
 from uniattn_pl.modeling.attention.reuse_attention import ReuseAttention
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache

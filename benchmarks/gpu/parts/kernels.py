@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from uniattn_pl.inference.tune_kernels import READERS, SHAPES, measured_tiles
-from uniattn_pl.kernels.triton_maps.rows import row_attention, row_product
+from uniattn_pl.kernels.triton_maps.kept_rows import row_attention, row_product
+from uniattn_pl.kernels.triton_maps.kept_tiles import tiled_attention, tiled_product
 from uniattn_pl.kernels.triton_maps.tile_layout import TileShape, untuned
-from uniattn_pl.kernels.triton_maps.tiled import tiled_attention, tiled_product
 from uniattn_pl.plan.card_rates import card_of_device
 
 TILE_DTYPES = {"bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -22,9 +22,9 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.kernels.triton_maps.asked_attention import card_of
 from uniattn_pl.kernels.triton_maps.availability import triton_runs_on
+from uniattn_pl.kernels.triton_maps.kept_tiles import tiled_attention, tiled_product
 from uniattn_pl.kernels.triton_maps.measured_cards import MeasuredTiles, own_table, write_table
 from uniattn_pl.kernels.triton_maps.tile_layout import TileShape
-from uniattn_pl.kernels.triton_maps.tiled import tiled_attention, tiled_product
 from uniattn_pl.plan.shape import Heads
 
 SHAPES = (

@@ -27,7 +27,7 @@ from uniattn_pl.kernels.grouped import grouped_attention
 from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
 from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention
-from uniattn_pl.kernels.triton_maps.asked_attention import kept_row, kept_tiles, measured_shape, triton_can
+from uniattn_pl.kernels.triton_maps.asked_attention import keep_row, keep_tiles, measured_shape, triton_can
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
 
 FP8_MODE = "tiles_fp8"
@@ -84,13 +84,13 @@ def attend(
     attention, arguments, visible = request.attention, request.arguments, request.visible_mask
     choice = choose(_call(query, key, request))
     if choice.kernel == ROWS:
-        output, row = kept_row(query, key, value, visible, arguments)
+        output, row = keep_row(query, key, value, visible, arguments)
         return Attended(output, None, row)
     if choice.kernel == TILES:
         structure = request.structure(mask, query.shape[-2], arguments.get("sliding_window"))
         if structure is not None:
             fp8, shape = attention.config.reuse_mode == FP8_MODE, measured_shape(query, attention)
-            output, tiles = kept_tiles(query, key, value, structure, arguments, fp8=fp8, shape=shape)
+            output, tiles = keep_tiles(query, key, value, structure, arguments, fp8=fp8, shape=shape)
             return Attended(output, None, tiles)
         choice = Choice(BACKEND, False, "the mask has no structure that tiles could follow")
     attention_map: torch.Tensor | None

@@ -10,10 +10,10 @@ import torch
 
 from uniattn_pl.kernels.map_memory import tiled_limit
 from uniattn_pl.kernels.triton_maps.availability import can_compute, triton_runs_on
+from uniattn_pl.kernels.triton_maps.kept_rows import RowMap, row_attention
+from uniattn_pl.kernels.triton_maps.kept_tiles import TiledMap, tiled_attention
 from uniattn_pl.kernels.triton_maps.measured_cards import tiles_for
-from uniattn_pl.kernels.triton_maps.rows import RowMap, row_attention
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure, TileShape
-from uniattn_pl.kernels.triton_maps.tiled import TiledMap, tiled_attention
 
 
 def triton_can(query: torch.Tensor, mask: torch.Tensor | None, arguments: Mapping[str, Any], *, fp8: bool) -> bool:
@@ -43,7 +43,7 @@ def card_of(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def kept_row(
+def keep_row(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -54,7 +54,7 @@ def kept_row(
     return row_attention(query, key, value, mask, **_options(arguments))
 
 
-def kept_tiles(
+def keep_tiles(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -1,4 +1,4 @@
-"""The Triton programs that make a tiled map and that multiply it with other values; `tiled.py` starts them.
+"""The Triton programs that make a tiled map and that multiply it with other values; `kept_tiles.py` starts them.
 
 One program computes a row of tiles of one head. Exponents are to the base 2: x = s * log2(e).
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from uniattn_pl.kernels.map_handles import HeadIndex
-from uniattn_pl.kernels.triton_maps.tiled import block_of, launching_on, precision_of, rows_whole
+from uniattn_pl.kernels.triton_maps.kept_tiles import block_of, launching_on, precision_of, rows_whole
 
 MOST_COLUMNS, COLUMN_BYTES = 64, 2**14
 """Keys that a program reads at once, and their bytes: several such stages are in the shared memory of a card."""
