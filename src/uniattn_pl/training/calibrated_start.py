@@ -48,7 +48,7 @@ def calibrate_start(
             progress=progress.update,
         )
         report = callback.initialise(converted)
-    context.console.print("\n".join(report.lines()), highlight=False)
+    context.console.print("\n".join(report.lines()), highlight=False, soft_wrap=True)
     errors = {"calibration/error_before": report.error_before, "calibration/error_after": report.error_after}
     context.tracking.log_metrics(errors, 0)
     context.tracking.log_text(json.dumps(report.to_dict(), indent=2), "calibration.json")
