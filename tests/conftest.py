@@ -11,10 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.interpreter import load_interpreter
-
-load_interpreter()  # before any library loads Triton for a card
-
 # As in an environment that is active: commands are printed with `python` where that is this interpreter.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
@@ -113,6 +109,16 @@ os.environ["MPLBACKEND"] = "agg"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; threads of several processes that wait for each other are many times slower than one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _load_interpreter() -> None:
+    """Have Triton's kernels interpreted, before any library loads Triton for a card; torch reads its threads here."""
+    from tests.kernels.interpreter import load_interpreter
+
+    load_interpreter()
+
+
+_load_interpreter()
 
 if "UNIATTN_PL_CACHE" not in os.environ:
     os.environ["UNIATTN_PL_CACHE"] = tempfile.mkdtemp(prefix="uniattn_pl-tests-")
