@@ -93,6 +93,17 @@ def test_only_tiles_that_a_query_sees_exist(device: str, tile_dtype: torch.dtype
     assert tiled_map.nbytes == tiles * (16 * 16 * tile_dtype.itemsize + 16 * 4) + heads * 128 * 4
 
 
+def test_padding_that_all_sequences_have_in_common(device: str) -> None:
+    """A mask of one sequence stands for all of a batch, and so do its starts."""
+    runs_on(device)
+    drawn = Drawn.make(3, 1, 2, 40, 40, 16).to(device)
+    mask = MaskStructure(starts=torch.tensor([7], dtype=torch.int32, device=device)).as_mask(40, 40, drawn.query.device)
+    structure = structure_of(mask, queries=40, window=None)
+    assert structure is not None
+    assert structure.starts is not None
+    on_both(drawn, structure, torch.float32, SMALL)
+
+
 def test_a_window_leaves_out_what_lies_before_it() -> None:
     layout = tile_layout(512, 512, 0, 64, TileShape(rows=64, columns=32), torch.device("cpu"))
     assert layout.first_tiles.tolist() == [0, *(2 * block - 2 for block in range(1, 8))]

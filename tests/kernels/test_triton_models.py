@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from tests.kernels.interpreter import NEEDS_TRITON, interpreted, runs_on
 from tests.tiny_models import VOCABULARY, converted, tokens
 from transformers import PreTrainedModel, StaticCache
 
+from uniattn_pl.cli import main
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.kernels.triton_maps import asked_attention
+from uniattn_pl.kernels.triton_maps.availability import can_compute
 from uniattn_pl.kernels.triton_maps.kept_rows import RowMap
 from uniattn_pl.kernels.triton_maps.kept_tiles import TiledMap
 from uniattn_pl.kernels.triton_maps.tile_layout import TileShape
@@ -160,6 +164,46 @@ def test_a_mask_without_structure_is_replayed(device: str, handles: Seen) -> Non
         model.config.reuse_mode = "materialise"
         torch.testing.assert_close(found, model(ids, attention_mask=mask).logits, **CLOSE)
     assert TiledMap not in handles
+
+
+def test_heads_too_large_for_a_card_and_masks_of_each_head_are_not_for_these_kernels() -> None:
+    query, mask = torch.zeros(1, 4, 8, 256), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    assert can_compute(query, mask, {"scaling": 1.0, "s_aux": torch.zeros(4)})
+    assert not can_compute(torch.zeros(1, 4, 8, 512), mask, {})
+    assert not can_compute(query, mask.expand(1, 4, 8, 8), {})
+    assert not can_compute(query, mask.float(), {})
+    assert not can_compute(query, mask, {"position_bias": mask})
+
+
+def test_a_chunk_counts_with_all_keys_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked_attention, "tiles_for", lambda *_: TileShape())
+    monkeypatch.setattr(asked_attention, "card_of", lambda _: "a card")
+    attention = SimpleNamespace(config=SimpleNamespace(map_memory_mib=1))  # 2**20 bytes: 2**18 weights in float32
+    query, key = torch.zeros(1, 4, 256, 8), torch.zeros(1, 2, 256, 8)
+    assert asked_attention.measured_tiles_for(query, key, attention) is not None  # 4 * 256 * 128 weights
+    assert asked_attention.measured_tiles_for(query, torch.zeros(1, 2, 512, 8), attention) is None  # 4 * 256 * 384
+    assert asked_attention.measured_tiles_for(query[..., :1, :], key, attention) is None, "a step keeps its row"
+
+
+@pytest.mark.parametrize("mode", ["tiles", "tiles_fp8"])
+@pytest.mark.parametrize("command", [["fit", "--dry-run"], ["bench", "--dry-run"], ["evaluate"]])
+def test_tiles_are_refused_where_there_is_no_card(
+    command: list[str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "name: a\nmodel: {source: tiny-llama}\narchitecture: {name: uniattn, superblock_size: 3, num_superblocks: 1}\n"
+        "evaluation: {probes: [held_out]}\ntrainer: {accelerator: cpu, devices: 1}\n"
+    )
+    assert main([command[0], "--config", "a.yaml", f"model.reuse={mode}", *command[1:]]) == 2
+    message = capsys.readouterr().err
+    assert f"model.reuse={mode} needs Triton and a CUDA card of compute capability 8." in message
+    assert "Traceback" not in message
+
+
+def test_tiles_are_for_sdpa(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "model.source=tiny-llama", "model.reuse=tiles", "model.attn_implementation=eager"]) == 2
+    assert "tiles are kept by kernels in the place of sdpa, not of eager" in capsys.readouterr().err
 
 
 def test_auto_keeps_tiles_where_they_were_measured_to_win(

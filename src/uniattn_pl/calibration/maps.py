@@ -7,6 +7,7 @@ import torch
 from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.grouped import additive_mask
 from uniattn_pl.kernels.map_handles import ReplayedMap
+from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
 
 
 def map_rows(replayed: ReplayedMap, sequence: int, start: int, stop: int) -> torch.Tensor:
@@ -37,7 +38,5 @@ def _whole_mask(replayed: ReplayedMap) -> torch.Tensor | None:
         raise UserError("flex_attention takes functions as masks, by which no map can be computed; use sdpa.")
     if mask is not None and mask.dim() == 4:
         return mask
-    column = torch.arange(keys, device=replayed.key.device)
-    distance = (column[keys - queries :, None] - column)[None, None]  # [1, 1, L, S]: how far back a key is
-    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    seen = MaskStructure(keys - queries, window).as_mask(queries, keys, replayed.key.device)
     return seen if mask is None else seen & mask.bool()[:, None, None]

@@ -52,10 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
     from uniattn_pl.inference.device import trainer_device
     from uniattn_pl.kernels.kernel_presence import check_kernel
+    from uniattn_pl.kernels.triton_maps.availability import check_reuse_mode
 
     device = trainer_device(loaded.config)
     for name in bench.backends:
         check_kernel(name, device=device)
+    check_reuse_mode(loaded.config.model.reuse, device)
     if arguments.dry_run:
         print(
             f"dry run: would measure {', '.join([*REFERENCES, *measured.plans])} on {loaded.config.model.source} at "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from uniattn_pl.display.text_table import print_table
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.plan.card_rates import CardRates
+from uniattn_pl.plan.card_rates import GIB, CardRates
 from uniattn_pl.plan.predicted_times import (
     ATTENTIONS,
     EAGER_MAPS,
@@ -34,7 +34,7 @@ def print_predicted(
             for seconds in (prefill_seconds, decode_seconds):
                 models = (plan, LayerPlan.unmodified(shape.num_layers))
                 of_prompt = attention == EAGER_MAPS and seconds is prefill_seconds
-                fits = [held_bytes(m, shape, case, prompt=of_prompt) <= card.memory_gib * 2**30 for m in models]
+                fits = [held_bytes(m, shape, case, prompt=of_prompt) <= card.memory_gib * GIB for m in models]
                 times = [seconds(model, shape, card, case) for model in models]
                 cells += [_ms(time) if fit else "no room" for time, fit in zip(times, fits, strict=True)]
                 cells.append(f"{times[0] / times[1]:.3f}")

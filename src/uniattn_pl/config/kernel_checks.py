@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS, FLASH_PACKAGES, WITH_MAPS
+from uniattn_pl.plan.roles import TILED_MODES
+
+TILED_KERNEL = "sdpa"
 
 
 def _kept_maps(config: ExperimentConfig) -> str | None:
@@ -17,9 +20,16 @@ def _kept_maps(config: ExperimentConfig) -> str | None:
         for name in (config.model.attn_implementation, *config.bench.backends)
         if name in ATTENTION_BACKENDS and name not in WITH_MAPS
     ]
-    if config.model.reuse in ("auto", "replay") or not without:
+    if config.model.reuse != "materialise" or not without:
         return None
     return f"{without[0]} takes no masks that fit a map, so none is kept; use auto, or {' or '.join(WITH_MAPS)}."
+
+
+def _tiles(config: ExperimentConfig) -> str | None:
+    others = [name for name in (config.model.attn_implementation, *config.bench.backends) if name != TILED_KERNEL]
+    if config.model.reuse not in TILED_MODES or not others:
+        return None
+    return f"{config.model.reuse} are kept by kernels in the place of {TILED_KERNEL}, not of {others[0]}; use auto."
 
 
 def _half_dtype(config: ExperimentConfig) -> str | None:
@@ -49,6 +59,7 @@ def _packed_rows(config: ExperimentConfig) -> str | None:
 
 KERNEL_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ExperimentConfig], str | None]], ...] = (
     (("model.reuse", "model.attn_implementation", "bench.backends"), _kept_maps),
+    (("model.reuse", "model.attn_implementation", "bench.backends"), _tiles),
     (("model.dtype", "model.attn_implementation", "bench.backends"), _half_dtype),
     (("training.precision", "model.attn_implementation"), _half_precision),
     (("training.micro_batch_size", "data.packing", "model.attn_implementation"), _packed_rows),

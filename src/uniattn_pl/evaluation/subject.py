@@ -72,6 +72,7 @@ class Subject:
         """
         from uniattn_pl.inference.device import trainer_device
         from uniattn_pl.kernels.kernel_presence import check_kernel
+        from uniattn_pl.kernels.triton_maps.availability import check_reuse_mode
         from uniattn_pl.modeling.loading.pretrained import (
             load_folder,
             load_folder_tokenizer,
@@ -80,6 +81,7 @@ class Subject:
         )
 
         config, device = loaded.config.model, trainer_device(loaded.config)
+        check_reuse_mode(config.reuse, device)
         if self.folder is not None:
             model, tokenizer = load_folder(self.folder), load_folder_tokenizer(self.folder)
         else:

@@ -38,7 +38,7 @@ def generate(
     """
     import torch
 
-    from uniattn_pl.inference.compiled_decoding import check_compilable, step_config
+    from uniattn_pl.inference.compiled_decoding import check_compilable, static_cache, step_config
     from uniattn_pl.inference.decoding import decoding, own_defaults
     from uniattn_pl.modeling.caches.h2o_cache import H2OCache
     from uniattn_pl.modeling.conversion.convert import unmodified_copy
@@ -51,16 +51,25 @@ def generate(
     if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
         model = unmodified_copy(model)
     settings = decoding(model, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
+    fixed = None
     if compiled:
         check_compilable(model)
-        settings.cache_implementation, settings.compile_config = "static", step_config(model.device)
+        settings.compile_config = step_config(model.device)
+        fixed = static_cache(
+            model, max(map(len, encoded)) + max_new_tokens
+        )  # of one size, so that one graph serves all
     if seed is not None:
         torch.manual_seed(seed)
     texts = []
     for ids in encoded:
         inputs = torch.tensor([ids], device=model.device)
-        cache = {} if h2o_retain_rate is None else {"past_key_values": H2OCache(model, h2o_retain_rate)}
+        cache: dict[str, Any] = {}
+        if h2o_retain_rate is not None:
+            cache = {"past_key_values": H2OCache(model, h2o_retain_rate)}
         with torch.inference_mode(), own_defaults(model, tokenizer):
+            if fixed is not None:
+                fixed.reset()
+                cache = {"past_key_values": fixed}
             output = model.generate(inputs, generation_config=settings, attention_mask=torch.ones_like(inputs), **cache)
         texts.append(str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)))
     return texts

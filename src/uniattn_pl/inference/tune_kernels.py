@@ -33,6 +33,7 @@ SHAPES = (
     TileShape(rows=128, columns=128, warps=8, stages=2),
     TileShape(rows=64, columns=64, warps=4, stages=3),
     TileShape(rows=64, columns=32, warps=4, stages=2),
+    TileShape(rows=32, columns=16, warps=4, stages=1),  # fits any card, whatever the head and the dtype
 )
 READERS = 3
 COLUMNS = ("tokens", "fused kernel", "source", "reader", f"1 + {READERS} layers", "tile", "kept by auto")
@@ -79,7 +80,6 @@ def measured_tiles(
         rounds: timings of each, after one that compiles.
         shapes: of tiles; one that does not fit the card's shared memory is left out.
     """
-
     stock: list[float] = []
     source, reader = defaultdict[TileShape, list[float]](list), defaultdict[TileShape, list[float]](list)
     left = list(shapes)

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 
 from uniattn_pl.families.attention_kernels import WITH_MAPS
 from uniattn_pl.kernels.stock import EAGER, SDPA
+from uniattn_pl.plan.roles import TILED_MODES
 
-GROUPED, FAMILY, BACKEND, ROWS, TILES = "grouped", "family", "backend", "rows", "tiles"
-TILED_MODES = ("tiles", "tiles_fp8")
-"""What a user who wants tiles whatever was measured says for `reuse`."""
+GROUPED, FAMILY, BACKEND, ROWS, TILED = "grouped", "family", "backend", "rows", "tiles"
 PLAIN_ARGUMENTS = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "return_dict"}
 
 
@@ -80,9 +79,9 @@ def choose(call: AttentionCall) -> Choice:
         if call.queries == 1 and keeps:
             return Choice(ROWS, True, f"{reason}; readers take its scores and their own values")
         if call.queries > 1 and call.reuse_mode in TILED_MODES:
-            return Choice(TILES, True, f"reuse={call.reuse_mode}")
+            return Choice(TILED, True, f"reuse={call.reuse_mode}")
         if call.queries > 1 and call.reuse_mode == "auto" and call.tiles_faster and not call.compiling:
-            return Choice(TILES, True, "a prompt on a card where tiles were measured to be faster")
+            return Choice(TILED, True, "a prompt on a card where tiles were measured to be faster")
     can_group = call.backend == SDPA and call.plain and not call.gradient and not call.compiling
     if keeps or call.map_observed:
         if can_group:

@@ -18,7 +18,7 @@ from uniattn_pl.kernels.choice import (
     GROUPED,
     PLAIN_ARGUMENTS,
     ROWS,
-    TILES,
+    TILED,
     AttentionCall,
     Choice,
     choose,
@@ -27,10 +27,9 @@ from uniattn_pl.kernels.grouped import grouped_attention
 from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
 from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention
-from uniattn_pl.kernels.triton_maps.asked_attention import keep_row, keep_tiles, measured_shape, triton_can
+from uniattn_pl.kernels.triton_maps.asked_attention import keep_row, keep_tiles, measured_tiles_for, triton_can
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
-
-FP8_MODE = "tiles_fp8"
+from uniattn_pl.plan.roles import TILES_FP8
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,17 @@ def attend(
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D], mask [B or 1, 1, L, S] as the stock kernel takes it.
     """
     attention, arguments, visible = request.attention, request.arguments, request.visible_mask
-    choice = choose(_call(query, key, request))
+    tiles = measured_tiles_for(query, key, attention) if request.map_read else None
+    choice = choose(_call(query, key, request, tiles_faster=tiles is not None))
     if choice.kernel == ROWS:
         output, row = keep_row(query, key, value, visible, arguments)
         return Attended(output, None, row)
-    if choice.kernel == TILES:
+    if choice.kernel == TILED:
         structure = request.structure(mask, query.shape[-2], arguments.get("sliding_window"))
         if structure is not None:
-            fp8, shape = attention.config.reuse_mode == FP8_MODE, measured_shape(query, attention)
-            output, tiles = keep_tiles(query, key, value, structure, arguments, fp8=fp8, shape=shape)
-            return Attended(output, None, tiles)
+            fp8 = attention.config.reuse_mode == TILES_FP8
+            output, tiled_map = keep_tiles(query, key, value, structure, arguments, fp8=fp8, shape=tiles)
+            return Attended(output, None, tiled_map)
         choice = Choice(BACKEND, False, "the mask has no structure that tiles could follow")
     attention_map: torch.Tensor | None
     if choice.kernel == GROUPED:
@@ -130,10 +130,10 @@ def apply_map(
     return handle.apply(value, attention, heads)
 
 
-def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest) -> AttentionCall:
+def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest, *, tiles_faster: bool) -> AttentionCall:
     config, arguments = request.attention.config, request.arguments
     triton = request.map_read and triton_can(
-        query, request.visible_mask, arguments, fp8=config.reuse_mode == FP8_MODE and query.shape[-2] > 1
+        query, request.visible_mask, arguments, fp8=config.reuse_mode == TILES_FP8 and query.shape[-2] > 1
     )
     return AttentionCall(
         backend=backend_name(config),
@@ -150,5 +150,5 @@ def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest) -> 
         map_observed=request.map_observed,
         evicting=request.evicting,
         triton=triton,
-        tiles_faster=triton and measured_shape(query, request.attention) is not None,
+        tiles_faster=tiles_faster,
     )

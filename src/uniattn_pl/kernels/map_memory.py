@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from uniattn_pl.kernels.choice import TILED_MODES
 from uniattn_pl.kernels.stock import EAGER, backend_name
+from uniattn_pl.plan.roles import TILED_MODES
 
 GROWTH = 1.5
 MAP_BYTES = {"cpu": 2**26}

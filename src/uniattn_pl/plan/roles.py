@@ -97,5 +97,6 @@ ROLES: dict[str, Role] = {
 FULL = "full"
 
 # How readers of a map get it: kept, or computed again from the source's queries and keys; auto decides per forward.
-# tiles: a prompt's map is kept in packed tiles by Triton kernels, in bfloat16 or in 8 bits.
-REUSE_MODES = ("auto", "materialise", "replay", "tiles", "tiles_fp8")
+# tiles: a prompt's map is kept in packed tiles by Triton kernels, in the dtype of the queries or in 8 bits.
+TILED_MODES = (TILES, TILES_FP8) = ("tiles", "tiles_fp8")
+REUSE_MODES = ("auto", "materialise", "replay", *TILED_MODES)

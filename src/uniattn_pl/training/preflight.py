@@ -21,6 +21,7 @@ from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder
 from uniattn_pl.kernels.kernel_presence import check_kernel
+from uniattn_pl.kernels.triton_maps.availability import check_reuse_mode
 from uniattn_pl.modeling.loading.hub_connection import UnopenedModelError
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_tokenizer
@@ -98,6 +99,7 @@ def check_fit(
     cluster = found.of(Cluster, config)
     if cluster is not None:
         found.of(check_kernel, config.model.attn_implementation, device=cluster.device)
+        found.of(check_reuse_mode, config.model.reuse, cluster.device)
     found.of(check_run_folder, folder)
     found.of(check_store, config.tracking)
     planned = found.of(_planned, loaded)

@@ -21,18 +21,20 @@ def triton_can(query: torch.Tensor, mask: torch.Tensor | None, arguments: Mappin
     return triton_runs_on(query.device.type, fp8=fp8) and can_compute(query, mask, arguments)
 
 
-def measured_shape(query: torch.Tensor, attention: Any) -> TileShape | None:
+def measured_tiles_for(query: torch.Tensor, key: torch.Tensor, attention: Any) -> TileShape | None:
     """The shape by which the tiles of this prompt's map win on this card; None: they do not, or are too large.
 
     Args:
         query: [B, H, L, D].
+        key: [B, Hkv, S, D].
         attention: the source, which knows how many layers read its map.
     """
-    card = None if torch.compiler.is_compiling() else card_of(query.device)
+    batch, heads, length, head_dim = query.shape
+    card = None if length == 1 or torch.compiler.is_compiling() else card_of(query.device)
     if card is None:
         return None
-    batch, heads, length, head_dim = query.shape
-    if batch * heads * length**2 // 2 * query.element_size() > tiled_limit(attention.config):
+    pairs = length * (key.shape[-2] - length // 2)  # of a chunk: all that came before, and half of itself
+    if batch * heads * pairs * query.element_size() > tiled_limit(attention.config):
         return None
     return tiles_for(card, query.dtype, head_dim, length, getattr(attention, "map_readers", 1))
 

@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 
+from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.choice import PLAIN_ARGUMENTS
+from uniattn_pl.plan.roles import TILED_MODES, TILES_FP8
 
 ARGUMENTS = PLAIN_ARGUMENTS | {"softcap", "s_aux"}
 """What a family may ask of these kernels: caps of scores and sinks besides what is plain."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY, LEAST_FP8_CAPABILITY = (8, 0), (8, 9)
+LARGEST_HEAD = 256
+"""Numbers of a head whose tiles fit a card's shared memory."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -32,8 +36,19 @@ def can_compute(query: torch.Tensor, mask: torch.Tensor | None, arguments: Mappi
     """Whether all that a layer asks for, by its mask and by the arguments of its family, is in the kernels."""
     asked = all(value is None or name in ARGUMENTS for name, value in arguments.items())
     causal = arguments.get("is_causal") is not False
-    boolean = mask is None or (mask.dtype == torch.bool and mask.dim() == 4)
-    return asked and causal and boolean and query.dtype in DTYPES
+    boolean = mask is None or (mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1)
+    return asked and causal and boolean and query.dtype in DTYPES and query.shape[-1] <= LARGEST_HEAD
+
+
+def check_reuse_mode(mode: str, device: torch.device) -> None:
+    """Raise UserError where a user wants tiles and they cannot be had: elsewhere maps would be computed again."""
+    if mode not in TILED_MODES or triton_runs_on(device.type, fp8=mode == TILES_FP8):
+        return
+    least = ".".join(map(str, LEAST_FP8_CAPABILITY if mode == TILES_FP8 else LEAST_CAPABILITY))
+    raise UserError(
+        f"model.reuse={mode} needs Triton and a CUDA card of compute capability {least} or more, which {device} is "
+        "not; use auto."
+    )
 
 
 @lru_cache(maxsize=1)

@@ -115,7 +115,7 @@ def tiled_attention(
             lse,
             layout.first_tiles,
             layout.tile_starts,
-            structure.starts,
+            None if structure.starts is None else structure.starts.expand(batch).contiguous(),
             sinks,
             *query.stride()[:3],
             *key.stride()[:3],
