@@ -22,7 +22,7 @@ from typing import Any
 
 def prepare(arguments: argparse.Namespace, samples: int) -> dict[str, Any]:
     from uniattn_pl.architectures import UniAttn
-    from uniattn_pl.config.schema import DataConfig
+    from uniattn_pl.config.sections.data_section import DataConfig
     from uniattn_pl.data import InstructionDataModule
     from uniattn_pl.families.model_shape import shape_of
     from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer

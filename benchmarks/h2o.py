@@ -19,7 +19,7 @@ from typing import Any
 
 def rows_of(run: Path, count: int) -> tuple[list[dict[str, Any]], Any]:
     """The held-out rows of a run, one per batch, and its config."""
-    from uniattn_pl.config.schema import DataConfig
+    from uniattn_pl.config.sections.data_section import DataConfig
     from uniattn_pl.data import InstructionDataModule
     from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 

@@ -93,7 +93,7 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
     import torch
 
     from uniattn_pl import apply_architecture, load_model
-    from uniattn_pl.config.schema import StageConfig
+    from uniattn_pl.config.sections.training_section import StageConfig
     from uniattn_pl.families.model_shape import shape_of
     from uniattn_pl.plan.training_memory import training_memory
     from uniattn_pl.training.lightning_module import PostTrainingModule

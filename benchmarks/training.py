@@ -26,7 +26,8 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 import uniattn_pl
-from uniattn_pl.config.schema import StageConfig, TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.loading.pretrained import load_model

@@ -12,7 +12,7 @@ import pytest
 from uniattn_pl.architectures import available
 from uniattn_pl.cli import main
 from uniattn_pl.commands import COMMANDS
-from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.config.sections.calibration_section import INITIALISERS
 from uniattn_pl.families.catalogue import named_model
 
 TINY = ["model.source=tiny-llama", "architecture.num_superblocks=1"]

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from uniattn_pl import printed_commands
 from uniattn_pl.cli import main
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.mlflow_store import check_experiment, connect, find_or_create_run
 

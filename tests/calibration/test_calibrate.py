@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.calibration.solvers import make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
-from uniattn_pl.config.schema import INITIALISERS
+from uniattn_pl.config.sections.calibration_section import INITIALISERS
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan

@@ -4,7 +4,7 @@ from dataclasses import astuple
 
 import pytest
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import embedded_rows, load_split
 from uniattn_pl.data.embedded import EMBEDDED_ROWS
 from uniattn_pl.data.embedded_facts import CAUTIONS, CONDITIONS, LAB_TESTS

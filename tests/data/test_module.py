@@ -4,7 +4,7 @@ from itertools import chain
 import pytest
 import torch
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import InstructionDataModule, load_split
 from uniattn_pl.errors import UserError
 

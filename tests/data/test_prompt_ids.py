@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.conftest import byte_tokenizer
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import InstructionDataModule, Row, encode_rows, format_prompt
 from uniattn_pl.data.prompt_ids import prompt_ids, text_ids
 

@@ -17,7 +17,7 @@ import torch
 from tests.data.conftest import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import InstructionDataModule, Row, encode_rows, token_cache
 from uniattn_pl.data.token_cache import encode_cached
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import uniattn_pl
 from uniattn_pl import architectures
 from uniattn_pl.cli import main
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data.rows import FORMATS
 from uniattn_pl.data.sources import read_source
 

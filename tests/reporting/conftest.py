@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tests.reporting.tracked import Tracked
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.tracking.mlflow_store import connect
 
 

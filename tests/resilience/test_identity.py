@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import Row, load_split
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.families.catalogue import byte_tokenizer

@@ -20,7 +20,7 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.tracking import delivery, mlflow_store
 from uniattn_pl.tracking.delivery_state import DeliveryState
 from uniattn_pl.tracking.mlflow_run import MLflowRun

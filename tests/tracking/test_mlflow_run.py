@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 from uniattn_pl.tracking.stage_logger import StageLogger

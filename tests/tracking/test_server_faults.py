@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from tests.tracking.mlflow_server import MLflowServer
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.tracking import delivery
 from uniattn_pl.tracking.mlflow_run import MLflowRun, deliver_pending
 

@@ -12,7 +12,7 @@ import torch
 from tests.trainers import fit
 from tests.training.test_module import batches, converted
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.resilience.checkpoints import CheckpointStore
 from uniattn_pl.training.callbacks.rng_state import RngState
 from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint

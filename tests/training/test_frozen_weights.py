@@ -13,7 +13,7 @@ from tests.training.test_module import SIZES, batches
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.modeling.conversion.convert import apply_architecture
 from uniattn_pl.training.callbacks.release import ReleaseTrainingState
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage

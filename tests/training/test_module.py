@@ -12,7 +12,7 @@ from tests.trainers import fit
 from torch.utils.data import DataLoader
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.modeling.conversion.convert import apply_architecture
 from uniattn_pl.training.lightning_module import PostTrainingModule

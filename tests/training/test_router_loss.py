@@ -20,7 +20,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
 from uniattn_pl.config.loaded_config import plain_config
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.data import EncodedRows, PackCollator, PackedRows
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import family_module

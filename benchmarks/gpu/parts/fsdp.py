@@ -7,7 +7,7 @@ from benchmarks.gpu.models import build
 from benchmarks.gpu.result_file import CheckOptions, PartRows
 from benchmarks.gpu.train import train
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.strategies import ShardedStrategy

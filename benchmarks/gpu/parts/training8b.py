@@ -9,7 +9,7 @@ from benchmarks.gpu.models import build
 from benchmarks.gpu.result_file import CheckOptions, PartRows
 from benchmarks.gpu.train import train
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.lora import lora_config
 from uniattn_pl.plan.training_memory import training_memory

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uniattn_pl.config.schema import INITIALISERS, LEAST_SQUARES
+from uniattn_pl.config.sections.calibration_section import INITIALISERS, LEAST_SQUARES
 from uniattn_pl.resilience.ranks import sum_over_ranks, sum_rows_over_ranks
 
 DEFAULT_RIDGE = 1e-2

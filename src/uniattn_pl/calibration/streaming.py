@@ -34,7 +34,7 @@ from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
 from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
-from uniattn_pl.config.schema import LEAST_SQUARES
+from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation

@@ -71,7 +71,7 @@ def _models() -> None:
 
 
 def _initialisers() -> None:
-    from uniattn_pl.config.schema import INITIALISERS
+    from uniattn_pl.config.sections.calibration_section import INITIALISERS
 
     rows = list(INITIALISERS.items())
     print_table("Initialisers of W_c (calibration.initialiser=NAME)", ("name", "what it does"), rows)

@@ -12,7 +12,7 @@ from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.checks import looks_like_path
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.plain_layer import PLACES, plain_layer
-from uniattn_pl.config.schema import DATA_SUFFIXES
+from uniattn_pl.config.sections.data_section import DATA_SUFFIXES
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.manifest import OTHERS, Manifest
 from uniattn_pl.run_folder import MANIFEST, is_run

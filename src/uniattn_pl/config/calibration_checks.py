@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from uniattn_pl.config.schema import LEAST_SQUARES, ExperimentConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.plan import AUTO_RANK
 
 

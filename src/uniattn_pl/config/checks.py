@@ -13,7 +13,9 @@ from pathlib import Path
 from uniattn_pl.config.calibration_checks import CALIBRATION_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
-from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED, EVERY_KERNEL, PROBES, ExperimentConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, EMBEDDED
+from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from uniattn_pl.config.schema import DATA_SUFFIXES
+from uniattn_pl.config.sections.data_section import DATA_SUFFIXES
 from uniattn_pl.data.json_rows import read_json
 from uniattn_pl.data.parquet_rows import read_parquet
 from uniattn_pl.data.records import Record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from uniattn_pl.config.schema import DataConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.data_report import DataReport
 from uniattn_pl.data.encoding import EncodedRows, encode_rows

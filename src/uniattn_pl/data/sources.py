@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniattn_pl.config.checks import looks_like_path
-from uniattn_pl.config.schema import DATA_SUFFIXES, EMBEDDED
+from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, EMBEDDED
 from uniattn_pl.data.data_files import read_file
 from uniattn_pl.data.embedded import embedded_rows
 from uniattn_pl.data.hub import read_hub

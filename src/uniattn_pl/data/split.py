@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniattn_pl.config.schema import EMBEDDED, DataConfig
+from uniattn_pl.config.sections.data_section import EMBEDDED, DataConfig
 from uniattn_pl.data.embedded import EMBEDDED_TRAIN_ROWS
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS
 from uniattn_pl.resilience.known_digests import known_digest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking.tags import drop_variant, h2o_variant

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from uniattn_pl.config.schema import EVERY_KERNEL
+from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL
 from uniattn_pl.display.notices import tell_once
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniattn_pl.config.report_checks import ANALYSES
-from uniattn_pl.config.schema import PROBES, EvaluationConfig, ExperimentConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.measuring_sections import PROBES, EvaluationConfig
 from uniattn_pl.errors import did_you_mean
 from uniattn_pl.printed_commands import config_words, uniattn
 from uniattn_pl.reporting.cells import Table

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean
 from uniattn_pl.redaction import redact
 from uniattn_pl.sweeps.points import Point

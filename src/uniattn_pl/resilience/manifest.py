@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.config.loaded_config import flatten
-from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role

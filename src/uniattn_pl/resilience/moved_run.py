@@ -6,7 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.tracking.lost_run import is_in_store, rename_owner

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from uniattn_pl.config.schema import EvaluationConfig
+from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import fingerprint
 from uniattn_pl.evaluation.scored_contents import scored_contents

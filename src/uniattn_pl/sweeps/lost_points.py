@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.evaluation.evaluate import FOLDER as EVALUATION
 from uniattn_pl.evaluation.mlflow_logging import FILES
 from uniattn_pl.resilience.manifest import FILE_NAME, Manifest

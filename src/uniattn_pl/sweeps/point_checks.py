@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uniattn_pl.config.schema import EMBEDDED, DataConfig
+from uniattn_pl.config.sections.data_section import EMBEDDED, DataConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.training.preflight import check_fit

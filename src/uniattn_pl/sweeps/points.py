@@ -14,7 +14,8 @@ from typing import Any
 
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.interpolation import escape
-from uniattn_pl.config.schema import ExperimentConfig, SweepConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.sweep_sections import SweepConfig
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.errors import UserError, did_you_mean

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice, takewhile
 from typing import Any
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.files import atomic_file
 from uniattn_pl.tracking import mlflow_store
 from uniattn_pl.tracking.delivery_state import FILE, DeliveryState

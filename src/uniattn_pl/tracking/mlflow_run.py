@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uniattn_pl.config.schema import TrackingConfig
+from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.file_contents import unwritable
 from uniattn_pl.tracking.mlflow_store import check_experiment, check_uri, database, is_local

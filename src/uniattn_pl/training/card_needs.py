@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uniattn_pl.calibration.device_copies import STREAMS_SHARE
-from uniattn_pl.config.schema import CalibrationConfig, ExperimentConfig, LoraConfig, TrainingConfig
+from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.calibration_section import CalibrationConfig
+from uniattn_pl.config.sections.training_section import LoraConfig, TrainingConfig
 from uniattn_pl.display.text_table import bytes_text
 from uniattn_pl.kernels.map_memory import CHUNK_WITHOUT_MAPS
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.losses.router_loss import adds_router_loss, coefficient, router_logits_of, router_loss
 from uniattn_pl.training.callbacks.sharding import Sharding

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from uniattn_pl.config.schema import StageConfig
+from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.plan import LayerPlan

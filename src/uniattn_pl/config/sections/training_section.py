@@ -1,0 +1,77 @@
+"""`training`: the two stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from uniattn_pl.config.sections.limits import LARGEST_BATCH
+from uniattn_pl.options import option
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+STRATEGIES = {
+    "auto": "one device: single; several: ddp where a full copy of the training state fits on each, else fsdp",
+    "single": "one device",
+    "ddp": "every device holds the whole model",
+    "fsdp": "weights, gradients and optimizer state are sharded over all devices (FSDP2)",
+}
+CHECKPOINT_FORMATS = {
+    "full": "one file that any strategy reads, gathered on rank 0",
+    "sharded": "a folder in which each rank writes its own part; fsdp only",
+}
+
+
+@dataclass
+class StageConfig:
+    """One stage of training (stage 1: only W_c; stage 2: everything)."""
+
+    enabled: bool = option(True, "run this stage")
+    learning_rate: float = option(2e-5, "peak learning rate of AdamW", minimum=0.0)
+    weight_decay: float = option(0.0, "AdamW weight decay", minimum=0.0)
+    max_epochs: int = option(1, "epochs over the training rows", minimum=1)
+    max_steps: int | None = option(None, "optimizer steps at most; default: all of max_epochs", minimum=1)
+    warmup_ratio: float = option(0.03, "fraction of the stage's steps with a linear warm-up", minimum=0.0)
+    schedule: str = option("cosine", "decay after warm-up", allowed=("cosine", "linear", "constant"))
+
+
+@dataclass
+class EarlyStopConfig:
+    """When stage 1 ends: the exponential moving average of its loss stops falling (paper Algorithm 1)."""
+
+    enabled: bool = option(True, "stop stage 1 early")
+    decay: float = option(0.9, "decay of the moving average", minimum=0.0)
+    patience: int = option(20, "steps without improvement", minimum=1)
+    min_delta: float = option(1e-3, "smallest improvement that counts", minimum=0.0)
+
+
+@dataclass
+class LoraConfig:
+    """Stage 2 as low-rank updates (peft) instead of a full fine-tune; W_c and a re-fitted W_o train in full."""
+
+    enabled: bool = option(False, "train low-rank updates in stage 2; the final model has them merged")
+    rank: int = option(16, "rank of the updates", minimum=1)
+    alpha: float | None = option(None, "scale, divided by the rank; default: twice the rank", minimum=0.0)
+    dropout: float = option(0.0, "dropout in front of the updates", minimum=0.0)
+    target_modules: list[str] = option([], "projections that get updates; default: those of the attention")
+
+
+@dataclass
+class TrainingConfig:
+    """The two-stage post-training."""
+
+    batch_size: int = option(
+        48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1, maximum=LARGEST_BATCH
+    )
+    micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1, maximum=LARGEST_BATCH)
+    precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
+    strategy: str = option("auto", "how the work is divided over devices", allowed=tuple(STRATEGIES))
+    cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    chunked_loss: bool = option(False, "compute logits and loss in pieces: less memory with large vocabularies")
+    router_loss: bool | None = option(None, "add the family's loss of its routers; null: if the model's config has it")
+    max_grad_norm: float | None = option(1.0, "clip the global gradient norm; null: never", minimum=0.0)
+    checkpoint_every_steps: int = option(50, "steps between resumable checkpoints", minimum=1)
+    checkpoint_format: str = option("full", "how a resumable checkpoint is written", allowed=tuple(CHECKPOINT_FORMATS))
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    stage1: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
+    stage2: StageConfig = field(default_factory=StageConfig)
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
