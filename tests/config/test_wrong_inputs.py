@@ -234,6 +234,9 @@ WRONG = {
         "a.yaml:2, a.yaml:1: calibration.head_alignment",
         "leaves nothing to fit",
     ),
+    "bias of nothing": config(
+        "architecture: {compensation: false}\ncalibration: {bias: true}", "a.yaml:2, a.yaml:1: calibration.bias", "W_c"
+    ),
     "no row left to calibrate on": fitted("calibration: {skip_samples: 100}", "leaves no row to calibrate on"),
     "rank that is a word": override("calibration.rank=most", "expected auto or a whole number of at least 1", "'most'"),
     "rank chosen without knowing the error": override(

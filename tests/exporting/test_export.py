@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import byte_tokenizer
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.plan.drawing import draw
 
@@ -65,9 +66,17 @@ def test_a_card_has_the_plan_and_the_costs(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "run"]
 
 
-@pytest.mark.parametrize("name", ["uniattn", "mixed"])
+def with_biases() -> PreTrainedModel:
+    model = apply_plan(stock_llama(), PLANS["uniattn"].add_bias())
+    for row in model.layer_plan.rows:  # type: ignore[union-attr]
+        if row.compensated:
+            torch.nn.init.normal_(model.get_submodule(f"model.layers.{row.index}.self_attn.w_c").bias)
+    return model
+
+
+@pytest.mark.parametrize("name", ["uniattn", "mixed", "biased"])
 def test_a_standalone_folder_loads_without_the_package(name: str, tmp_path: Path) -> None:
-    model = converted(name)
+    model = with_biases() if name == "biased" else converted(name)
     folder = export(saved(model, tmp_path / "run"), tmp_path / "exported", standalone=True)
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     file = tmp_path / "output.pt"

@@ -49,7 +49,7 @@ def test_a_plan_without_w_c_costs_nothing_for_it() -> None:
 
 def test_plan_shows_both_and_what_a_rank_makes_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for words in ([], ["calibration.rank=8"], ["calibration.rank=auto"]):
+    for words in ([], ["calibration.rank=8"], ["calibration.rank=auto"], ["calibration.bias=true"]):
         assert main([*TINY, *words]) == 0
         printed = capsys.readouterr().out
         shown[" ".join(words)] = printed.split(TITLE)[1].splitlines()[2].split()
@@ -60,5 +60,7 @@ def test_plan_shows_both_and_what_a_rank_makes_of_it(capsys: pytest.CaptureFixtu
     assert full == "uniattn 3.07 k 4.61 k 66.7% 6.14 k 9.22 k 66.7%"
     assert thin == "uniattn 1.54 k 4.61 k 33.3% 3.07 k 9.22 k 33.3%"
     assert shown["calibration.rank=auto"] == shown[""]
+    assert shown["calibration.bias=true"][1] == "3.17", "k: three vectors of 32 more"
+    assert "+ x W_c + b" in printed
     assert main([*TINY, "architecture.compensation=false"]) == 0
     assert TITLE not in capsys.readouterr().out

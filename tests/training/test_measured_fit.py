@@ -166,6 +166,7 @@ ALIGNED = [
     "architecture.num_superblocks=1",
     "calibration.head_alignment=output_error",
     "calibration.rank=4",
+    "calibration.bias=true",
     "training.stage1.enabled=true",
     "training.stage1.max_steps=2",
 ]
@@ -198,17 +199,29 @@ def test_aligned_heads_and_thin_compensations_are_saved_and_load_again(aligned: 
     assert [row["index"] for row in rows] == [5, 6, 7]
     assert all(len(row["heads_from"]) == 4 for row in rows), "the model has 4 heads"
     assert any(row["heads_from"] != [0, 1, 2, 3] for row in rows)
-    assert [row["compensation"]["rank"] for row in rows] == [4, 4, 4]
+    assert [(row["compensation"]["rank"], row["compensation"]["bias"]) for row in rows] == [(4, True)] * 3
     loaded = AutoModelForCausalLM.from_pretrained(folder / RUN / "final")
     assert loaded.layer_plan == LayerPlan.from_dict(plan)
     with torch.no_grad():
         assert torch.equal(loaded(IDS).logits, expected)
 
 
-def test_stage_1_trains_both_factors_and_nothing_else(aligned: tuple[Path, torch.Tensor]) -> None:
+def test_stage_1_trains_both_factors_and_the_bias_and_nothing_else(aligned: tuple[Path, torch.Tensor]) -> None:
     before, after = (load_file(aligned[0] / RUN / name / "model.safetensors") for name in ("initial", "stage1"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    factors = {f"model.layers.{i}.self_attn.w_c.{factor}.weight" for i in (5, 6, 7) for factor in ("down", "up")}
+    parts = ("down.weight", "up.weight", "up.bias")
+    factors = {f"model.layers.{i}.self_attn.w_c.{part}" for i in (5, 6, 7) for part in parts}
     assert changed == factors
-    assert all(before[name].abs().sum() > 0 for name in factors), "both start where calibration put them"
+    assert all(before[name].abs().sum() > 0 for name in factors), "all start where calibration put them"
+
+
+def test_a_searched_plan_gets_the_bias_of_the_config(folder: Path) -> None:
+    assert main([*FIT, "calibration.bias=true", "architecture.candidates=1", "architecture.budget=0.95"]) == 0
+    compensations = [row["compensation"] for row in prepared(folder)["plan"]["rows"]]
+    assert compensations
+    assert all(placed["bias"] for placed in compensations)
+    weights = load_file(folder / RUN / "final" / "model.safetensors")
+    biases = [weight for name, weight in weights.items() if name.endswith("w_c.bias")]
+    assert len(biases) == len(compensations)
+    assert all(weight.any() for weight in biases)

@@ -43,6 +43,12 @@ def _rank_keeps(config: ExperimentConfig) -> str | None:
     return None if share > 0 else f"is a share, above 0 and at most 1; got {share:g}."
 
 
+def _bias(config: ExperimentConfig) -> str | None:
+    if not config.calibration.bias or config.architecture.get("compensation", True):
+        return None
+    return "a bias is part of W_c, and architecture.compensation=false leaves none."
+
+
 def _alignment(config: ExperimentConfig) -> str | None:
     if config.calibration.head_alignment == "none" or config.architecture.get("compensation", True):
         return None
@@ -53,5 +59,6 @@ CALIBRATION_CHECKS: list[tuple[tuple[str, ...], Callable[[ExperimentConfig], str
     (("calibration.ridge",), _ridge),
     (("calibration.rank", "calibration.initialiser"), _rank),
     (("calibration.rank_keeps", "calibration.rank"), _rank_keeps),
+    (("calibration.bias", "architecture.compensation"), _bias),
     (("calibration.head_alignment", "architecture.compensation"), _alignment),
 ]

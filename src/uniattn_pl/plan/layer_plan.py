@@ -91,6 +91,10 @@ class LayerPlan:
         """Let every W_c of the plan have this rank, or get one when it is fitted (`AUTO_RANK`); None: leave each."""
         return self if rank is None else self._with_compensations(rank=rank)
 
+    def add_bias(self) -> LayerPlan:
+        """Let every W_c of the plan add a constant vector, too."""
+        return self._with_compensations(bias=True)
+
     def choose_rank(self, layer: int, rank: int | None) -> LayerPlan:
         """Let the W_c of one layer have this rank; None: in full."""
         compensation = replace(self.rows[layer].compensation or Compensation(), rank=rank)

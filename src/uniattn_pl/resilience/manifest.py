@@ -52,7 +52,7 @@ AFTERWARDS = frozenset(
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
-ADDED_KEYS = frozenset({"training.router_loss", "calibration.rank_keeps"})
+ADDED_KEYS = frozenset({"training.router_loss", "calibration.rank_keeps", "calibration.bias"})
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,

@@ -16,6 +16,7 @@ from uniattn_pl.resilience.identity import MODEL, digests_of
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.planning import with_configured_compensation
 
 MEASURED_TOKENS = 2000
 SEARCH_FOLDER = "search"
@@ -34,13 +35,14 @@ def fit_plan(
         return LayerPlan.from_dict(recorded)
     if experiment.compiled_plan is not None:
         return experiment.compiled_plan
-    architecture, rank = experiment.loaded.architecture, experiment.config.calibration.rank
+    architecture = experiment.loaded.architecture
     chosen: dict[str, Any] = {}
     if cluster.is_main:
         with ProgressReporter(f"choosing layers ({architecture.name})", console) as progress:
             measurements = model_measurements(experiment, models.original, progress)
             chosen = architecture.choose(experiment.shape, measurements).to_dict()
-    plan = LayerPlan.from_dict(cluster.broadcast(chosen)).limit_rank(rank)
+    plan = LayerPlan.from_dict(cluster.broadcast(chosen))
+    plan = with_configured_compensation(plan, experiment.config.calibration)
     plan.check(experiment.shape)
     return plan
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.config.sections.calibration_section import CalibrationConfig
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import beyond_positions
@@ -45,8 +46,14 @@ def compiled_plan(loaded: LoadedConfig, shape: ModelShape) -> LayerPlan | None:
 
 
 def _compiled(loaded: LoadedConfig, shape: ModelShape) -> LayerPlan:
-    """What the architecture compiles to, with W_c of the configured rank; not checked."""
-    return loaded.architecture.compile(shape).limit_rank(loaded.config.calibration.rank)
+    """What the architecture compiles to, with W_c as configured; not checked."""
+    return with_configured_compensation(loaded.architecture.compile(shape), loaded.config.calibration)
+
+
+def with_configured_compensation(plan: LayerPlan, calibration: CalibrationConfig) -> LayerPlan:
+    """A plan whose every W_c has the rank, and the bias, that a config gives it."""
+    plan = plan.limit_rank(calibration.rank)
+    return plan.add_bias() if calibration.bias else plan
 
 
 def checked_shape(loaded: LoadedConfig) -> ModelShape:

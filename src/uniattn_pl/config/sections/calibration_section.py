@@ -33,6 +33,7 @@ class CalibrationConfig:
     ridge: float | str = option(1e-2, "times the Gram matrix's mean diagonal; auto: on held-out rows, by layer")
     rank: int | str | None = option(None, "of W_c as two thin matrices; auto: chosen by layer; null: full", minimum=1)
     rank_keeps: float | None = option(None, "share of the repaired error rank=auto keeps; default: 0.95", maximum=1)
+    bias: bool | None = option(None, "W_c adds a constant vector, too; null: no")
     head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
     memory_limit_gib: float = option(0.0, "hidden streams beyond this go to temporary files ($TMPDIR)", minimum=0.0)
     device_memory_limit_gib: float | None = option(
