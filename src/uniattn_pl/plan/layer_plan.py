@@ -57,6 +57,14 @@ class LayerPlan:
         """Remove the attention of `layers`; a W_c that stays is left where it is."""
         return self.assign(layers, "drop", compensated=compensated, keep_compensation=True)
 
+    def skip(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
+        """Leave whole blocks out; a W_c then reads the stream that enters its block and adds to it."""
+        return self.assign(layers, "skip", compensated=compensated)
+
+    def replace_run(self, first: int, last: int) -> LayerPlan:
+        """Leave out the blocks from `first` to `last` and let one W_c, of the first, stand for them all (ReplaceMe)."""
+        return self.skip(range(first, last + 1), compensated=False).skip([first], compensated=True)
+
     def assign(
         self,
         layers: Iterable[int],
@@ -169,6 +177,14 @@ class LayerPlan:
         """The uppermost layer that uses the attention map of layer `index`: itself, when none does."""
         return max((row.index for row in self.readers(index) if row.traits.reads == MAP), default=index)
 
+    def replaced_until(self, index: int) -> int:
+        """The last block that a W_c of block `index` stands for: it, or of those left out behind it without one."""
+        last = index
+        if not self.rows[index].traits.feed_forward:
+            behind = self.rows[index + 1 :]
+            last += next((i for i, row in enumerate(behind) if row.traits.feed_forward or row.compensated), len(behind))
+        return last
+
     def root(self, index: int) -> int:
         """The layer whose keys layer `index` attends to in the end: a map may be computed over shared keys."""
         source = self.rows[index].source
@@ -259,7 +275,9 @@ def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
 
 
 def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
-    """Whether `new` needs nothing that `old` no longer has: no projection, and no W_c but the one in its place."""
+    """Whether `new` needs nothing `old` no longer has: projection, feed-forward, a W_c but the one in its place."""
+    if new.traits.feed_forward != old.traits.feed_forward:  # a W_c would read another stream
+        return not new.traits.feed_forward and not new.compensated
     return not new.traits.computes and new.compensation in (None, old.compensation)
 
 
