@@ -12,6 +12,7 @@ from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import KEY_VALUE, MAP, Role
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
+from uniattn_pl.plan.shape_checks import head_problems, rank_problems, source_size_problems
 
 # What a reader takes -> (what it does, why a layer that does not give it cannot be its source).
 _READING = {
@@ -200,15 +201,15 @@ class LayerPlan:
         """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
         if len(self.rows) != shape.num_layers:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
-        problems = _rank_problems(self.rows, shape)
+        problems = rank_problems(self.rows, shape)
         if self.rows and not any(row.traits.attends for row in self.rows):
             roles = ", ".join(sorted({row.role for row in self.rows}))
             problems.append(f"no layer attends to other tokens (roles: {roles}); a model needs at least one that does.")
         for row in self.rows:
-            problems += _head_problems(row, shape)
+            problems += head_problems(row, shape)
             if row.source is None:
                 continue
-            problems += _size_problems(row, shape)
+            problems += source_size_problems(row, shape)
             own, source = shape.layers[row.index].window, self.window(row.index, shape)
             if source is not None and (own is None or own > source):
                 sees = "every token" if own is None else f"the last {own} tokens"
@@ -279,32 +280,6 @@ def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
     if new.traits.feed_forward != old.traits.feed_forward:  # a W_c would read another stream
         return not new.traits.feed_forward and not new.compensated
     return not new.traits.computes and new.compensation in (None, old.compensation)
-
-
-def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
-    """What does not fit this model about aligned heads."""
-    heads, most = row.heads_from, shape.layers[row.index].heads.queries
-    if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
-        return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
-    return []
-
-
-def _size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
-    """What does not fit about the heads of a layer and of its source; only the size of values may differ, for a map."""
-    own, source = shape.layers[row.index].heads, shape.layers[row.source or 0].heads
-    if own == source or (row.traits.reads == MAP and replace(own, value_size=source.value_size) == source):
-        return []
-    return [f"layer {row.index} has {own}, but its source, layer {row.source}, {source}; choose one of the same heads."]
-
-
-def _rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
-    """Ranks that W_c cannot have, each once, however many layers have it."""
-    ranks = {row.compensation.thin for row in rows if row.compensation is not None}
-    return [
-        f"the plan gives W_c rank {rank}; it must be from 1 to {shape.hidden_size}."
-        for rank in sorted(rank for rank in ranks if rank is not None)
-        if not 1 <= rank <= shape.hidden_size
-    ]
 
 
 def _list(numbers: Iterable[int]) -> str:

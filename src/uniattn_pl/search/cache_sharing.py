@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -35,7 +36,7 @@ def cache_distances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[li
         held = mask[:, None, :, None].float()
         rows[:, : mask.shape[1]] += held.sum(0)
         for index, layer in enumerate(cache.layers):
-            kept: Sequence[torch.Tensor] = (layer.keys, layer.values)  # type: ignore[union-attr]  # [B, Hkv, S, D]
+            kept: Any = (layer.keys, layer.values)  # type: ignore[union-attr]  # [B, Hkv, S, D]
             parts = [(states.float() * held).sum(0) for states in kept]
             if index == len(sums):
                 sums.append([part.new_zeros(part.shape[0], POSITIONS, part.shape[2]) for part in parts])
