@@ -61,6 +61,36 @@ def test_another_architecture_drops_the_options_of_the_former_one(tmp_path: Path
     assert load_config([file], ["architecture.name=uniattn"]).architecture == UniAttn(superblock_size=2, first_layer=3)
 
 
+def test_text_of_the_model_has_a_short_form(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data:\n  source: {self: 500, prompts: embedded, tokens: 64}\n")
+    short = load_config([tmp_path / "a.yaml"], ["data.self_text.tokens=32"])
+    words = [
+        "data.source=self",
+        "data.self_text.rows=500",
+        "data.self_text.prompts=embedded",
+        "data.self_text.tokens=32",
+    ]
+    assert short.config == load_config([], words).config
+    assert short.config == load_config([], ["data.source={self: 500, prompts: embedded, tokens: 32}"]).config
+    assert short.provenance["data.self_text.rows"].endswith("a.yaml:2")
+
+
+def test_all_that_is_wrong_with_text_of_the_model_is_told_at_once(tmp_path: Path) -> None:
+    source = "{self: 4, tokns: 7, temperature: 0}"
+    (tmp_path / "a.yaml").write_text(f"data:\n  source: {source}\n  further_sources: [wiki.raw]\n")
+    with pytest.raises(UserError) as caught:
+        load_config([tmp_path / "a.yaml"])
+    expected = (
+        "a.yaml:2: unknown key 'data.self_text.tokns'. Did you mean 'data.self_text.tokens'?",
+        "data.further_sources: there is no data file 'wiki.raw'",
+        "data.validation_source: is needed: text that begins with bos has no held-out rows.",
+        "a.yaml:2: data.self_text.temperature: must be above 0, got 0",
+    )
+    assert len(caught.value.problems) == len(expected)
+    for problem, part in zip(caught.value.problems, expected, strict=True):
+        assert part in problem
+
+
 def test_text_stays_as_it_was_written() -> None:
     config = load_config([], ["model.revision=1e5", "name=1.10", "tracking.experiment=no"]).config
     assert (config.model.revision, config.name, config.tracking.experiment) == ("1e5", "1.10", "no")

@@ -113,6 +113,21 @@ WRONG = {
     "unfinished interpolation": config("name: 'a${seed'", "a.yaml:1: name:", "not a complete interpolation"),
     "forbidden resolver": config("name: ${oc.decode:x}", "a.yaml:1: name:", "calls 'oc.decode'"),
     "unset variable": config("name: ${oc.env:UNIATTN_NOPE}", "variable UNIATTN_NOPE is not set"),
+    "a source trained on twice": config(
+        "data: {source: embedded, further_sources: [self, embedded]}",
+        "a.yaml:1: data.further_sources: 'embedded' is trained on already",
+    ),
+    "text of the model held out": config(
+        "data: {validation_source: self}", "a.yaml:1: data.validation_source: held-out rows are not sampled"
+    ),
+    "prompts of the model's own text": config(
+        "data: {source: {self: 4, prompts: self}}",
+        "data.self_text.prompts: its own text has no prompts; expected 'bos'",
+    ),
+    "texts beyond the positions": config(
+        "data: {source: {self: 4, prompts: embedded, tokens: 5000}}",
+        "a.yaml:1: data.self_text.tokens: 5000 tokens are more than the 2048 positions",
+    ),
     "micro batches": config(
         "training:\n  batch_size: 6\n  micro_batch_size: 4",
         "a.yaml:3, a.yaml:2: training.micro_batch_size: 4 does not divide training.batch_size=6. It may be 1, 2, 3, 6.",

@@ -27,6 +27,8 @@ SYSTEM = {"role": "system", "content": "Be brief."}
             {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
             Row("", "Why?", "Because."),
         ),
+        ("text", {"text": "It rains."}, Row("", "", "It rains.")),
+        ("text", {"text": "It ra", "continues": True}, Row("", "", "It ra", continues=True)),
     ],
 )
 def test_each_format_maps_to_a_row_and_is_detected(format_name, raw, expected):

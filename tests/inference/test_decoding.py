@@ -13,9 +13,9 @@ from uniattn_pl.cli import main
 from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.data.prompts import format_prompt
 from uniattn_pl.display import notices
-from uniattn_pl.inference.decoding import own_defaults
 from uniattn_pl.inference.generation import generate
 from uniattn_pl.modeling.conversion.convert import apply_architecture
+from uniattn_pl.modeling.decoding import own_defaults
 from uniattn_pl.modeling.loading.pretrained import load_folder, load_model, load_tokenizer
 
 PROMPT = "The heart pumps blood through the body."

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.resilience.manifest import Manifest, exclusive
+from uniattn_pl.resilience.manifest import Manifest, exclusive, key_of
 
 
 def test_a_commit_survives_and_moves_on(tmp_path: Path) -> None:
@@ -31,6 +31,16 @@ def test_a_write_that_dies_leaves_the_former_manifest(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="power"):
         Manifest({"seed": 2}).write(tmp_path)
     assert Manifest.read(tmp_path) == before
+
+
+def test_settings_of_sampled_text_count_where_text_is_sampled() -> None:
+    former = {"data": {"source": "rows.jsonl"}}  # of a version that had none
+    now = {"data": {"source": "rows.jsonl", "further_sources": None, "self_text": {"rows": 1000}}}
+    assert Manifest(former).changes(now) == {}
+    assert key_of(former) == key_of(now)
+    sampled, more = ({"data": {"source": "self", "self_text": {"rows": rows}}} for rows in (5, 6))
+    assert Manifest(sampled).changes(more) == {"data.self_text.rows": (5, 6)}
+    assert key_of(sampled) != key_of(more)
 
 
 def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def _dry_run(loaded: LoadedConfig, *, allow_changes: bool) -> None:
     if found.split is not None:
         train, validation = len(found.split.train), len(found.split.validation)
         print(f"data: {config.data.source}, {train} rows to train on, {validation} to validate")
+    if found.unsampled is not None:
+        print(f"data: {found.unsampled}")
     if compensated != "0":
         samples = config.calibration.num_samples
         print(f"calibration: {config.calibration.initialiser} of {compensated} W_c on {samples} samples")

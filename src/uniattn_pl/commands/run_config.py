@@ -9,10 +9,10 @@ from typing import Any
 
 from uniattn_pl.commands.arguments import load
 from uniattn_pl.config import LoadedConfig, load_config
-from uniattn_pl.config.checks import looks_like_path
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.plain_layer import PLACES, plain_layer
 from uniattn_pl.config.sections.data_section import DATA_SUFFIXES
+from uniattn_pl.config.source_paths import looks_like_path
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.manifest import OTHERS, Manifest
 from uniattn_pl.run_folder import MANIFEST, is_run
@@ -21,7 +21,7 @@ STORE = ("tracking.uri", "tracking.artifact_location")
 SQLITE = "sqlite:///"
 # Sections of other commands, and where the fit ran.
 ELSEWHERE = (*OTHERS, "trainer.", "tracking.parent_run")
-ROWS = ("data.source", "data.validation_source")
+ROWS = ("data.source", "data.further_sources", "data.validation_source", "data.self_text.prompts")
 
 
 def load_of_run(arguments: argparse.Namespace, source: Path | None) -> LoadedConfig:
@@ -67,19 +67,23 @@ def check_rows(loaded: LoadedConfig) -> None:
         UserError: naming the file that is gone.
     """
     values = loaded.flatten()
+    sources = [(key, place) for key in ROWS for place in _places(values[key])]
     gone = [
-        key
-        for key in ROWS
-        if values[key] and looks_like_path(values[key], DATA_SUFFIXES) and not Path(values[key]).exists()
+        (key, place) for key, place in sources if looks_like_path(place, DATA_SUFFIXES) and not Path(place).exists()
     ]
     if gone:
         raise UserError(
             *(
-                f"{key}: the rows of this run, '{values[key]}' ({loaded.provenance[key]}), are not there any more; "
+                f"{key}: the rows of this run, '{place}' ({loaded.provenance[key]}), are not there any more; "
                 f"give {key}=FILE with the same rows."
-                for key in gone
+                for key, place in gone
             )
         )
+
+
+def _places(value: str | list[str] | None) -> list[str]:
+    """The sources that the value of a key names."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _project(config: Mapping[str, Any], run: Path) -> Path:
@@ -92,6 +96,8 @@ def _project(config: Mapping[str, Any], run: Path) -> Path:
 
 def _from_here(key: str, value: Any, root: Path) -> Any:
     """A path of a run's config as it is named from the present working folder, where there is something at it."""
+    if isinstance(value, list):
+        return [_from_here(key, item, root) for item in value]
     path = _path_in(value)
     if root == Path.cwd() or key not in (*PLACES, *STORE) or path.is_absolute() or not (root / path).exists():
         return value

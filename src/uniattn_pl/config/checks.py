@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from uniattn_pl.config.calibration_checks import CALIBRATION_CHECKS
+from uniattn_pl.config.data_checks import DATA_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, EMBEDDED
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
+from uniattn_pl.config.source_paths import missing_path
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean
@@ -42,25 +43,12 @@ def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[
         origin: maps a dotted key to where its value was set.
     """
     problems = []
-    for keys, check in (*REPORT_CHECKS, *CALIBRATION_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
+    for keys, check in (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
         problem = None if reported.intersection(keys) else check(config)
         if problem:
             places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)
             problems.append(f"{at(', '.join(places) or DEFAULT)}{keys[0]}: {problem}")
     return problems
-
-
-def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a source can only be meant as a file or folder: a hub id has one slash at most and no file suffix."""
-    is_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
-    return is_path or source.lower().endswith(suffixes)
-
-
-def _missing_path(source: str, suffixes: tuple[str, ...], kind: str) -> str | None:
-    path = Path(source)
-    if path.exists() or not looks_like_path(source, suffixes):
-        return None
-    return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
 
 
 @_check("name")
@@ -72,7 +60,7 @@ def _name(config: ExperimentConfig) -> str | None:
 def _model_source(config: ExperimentConfig) -> str | None:
     if not config.model.source.strip():
         return "expected a hub id, a local folder, a .gguf file or a name from `list models`; got nothing."
-    return _missing_path(config.model.source, (".gguf",), "model folder or file") or _unknown_model(config.model.source)
+    return missing_path(config.model.source, (".gguf",), "model folder or file") or _unknown_model(config.model.source)
 
 
 def _unknown_model(source: str) -> str | None:
@@ -81,29 +69,6 @@ def _unknown_model(source: str) -> str | None:
     if source in MODELS or "/" in source or Path(source).exists():
         return None
     return no_such_model(source)
-
-
-@_check("data.source")
-def _data_source(config: ExperimentConfig) -> str | None:
-    if not config.data.source.strip():
-        return f"expected '{EMBEDDED}', a {' / '.join(DATA_SUFFIXES)} file or a hub data set name; got nothing."
-    return _missing_path(config.data.source, DATA_SUFFIXES, "data file")
-
-
-@_check("data.validation_source")
-def _validation_source(config: ExperimentConfig) -> str | None:
-    source = config.data.validation_source
-    return None if source is None else _missing_path(source, DATA_SUFFIXES, "data file")
-
-
-@_check("data.num_samples", "data.validation_size", "data.validation_source")
-def _enough_rows(config: ExperimentConfig) -> str | None:
-    data = config.data
-    if data.num_samples is None:
-        return None
-    if data.validation_source is None and data.num_samples <= data.validation_size:
-        return f"{data.num_samples} rows leave none to train on after data.validation_size={data.validation_size}."
-    return None
 
 
 @_check("training.micro_batch_size", "training.batch_size", "trainer.devices", "trainer.num_nodes")

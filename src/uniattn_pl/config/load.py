@@ -20,6 +20,7 @@ from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.paths import path_argument
 from uniattn_pl.config.plain_layer import PLACES
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
 from uniattn_pl.config.yaml_documents import (
     DEFAULT,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from uniattn_pl.architectures import Architecture
 
 NAME = (ARCHITECTURE, "name")
+DATA_SOURCE, SELF_TEXT = ("data", "source"), ("data", "self_text")
 Field = tuple[Any, dataclasses.Field[Any]]
 
 
@@ -106,7 +108,7 @@ class _Assembly:
 
     def _apply(self, layer: Layer) -> None:
         """Lay one layer over what is set so far."""
-        accepted = [entry for entry in map(_spell_out, layer.entries) if self._is_known(entry)]
+        accepted = [entry for short in layer.entries for entry in _spell_out(short) if self._is_known(entry)]
         name = next((entry for entry in reversed(accepted) if entry.path == NAME), None)
         former = self.entries[NAME].value if NAME in self.entries else "uniattn"
         if name is not None and name.value != former:
@@ -233,11 +235,18 @@ class _Assembly:
             return None
 
 
-def _spell_out(entry: Entry) -> Entry:
-    """Read the short form `architecture: cla` as `architecture: {name: cla}`."""
+def _spell_out(entry: Entry) -> list[Entry]:
+    """Read the short forms: `architecture: cla`, and `data.source: {self: 500}` for `data.self_text: {rows: 500}`."""
     if entry.path == (ARCHITECTURE,) and isinstance(entry.value, str):
-        return dataclasses.replace(entry, path=NAME, origins=entry.origins * 2)
-    return entry
+        return [dataclasses.replace(entry, path=NAME, origins=entry.origins * 2)]
+    if entry.path == DATA_SOURCE and isinstance(entry.value, Mapping):
+        options = {"rows" if key == SELF else str(key): value for key, value in entry.value.items()}
+        spelled = [
+            Entry((*SELF_TEXT, key), (*entry.origins, entry.origin), value, value if isinstance(value, str) else None)
+            for key, value in options.items()
+        ]
+        return [dataclasses.replace(entry, value=SELF, text=SELF), *spelled]
+    return [entry]
 
 
 def _schema(cls: type, path: KeyPath) -> Iterable[tuple[KeyPath, Field]]:

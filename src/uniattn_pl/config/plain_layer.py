@@ -12,7 +12,15 @@ from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.redaction import HIDDEN
 
 # Places that a run was made from: whoever needs one says so where it is gone.
-PLACES = ("model.source", "data.source", "data.validation_source", "evaluation.text", "evaluation.data_dir")
+PLACES = (
+    "model.source",
+    "data.source",
+    "data.further_sources",
+    "data.validation_source",
+    "data.self_text.prompts",
+    "evaluation.text",
+    "evaluation.data_dir",
+)
 
 
 def plain_layer(plain: Mapping[str, Any], origin: str) -> Layer:

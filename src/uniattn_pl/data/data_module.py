@@ -15,6 +15,7 @@ from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.packing import PackCollator, PackedRows
 from uniattn_pl.data.rows import Row
+from uniattn_pl.data.self_text import Original
 from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.data.token_cache import encode_cached
 from uniattn_pl.errors import UserError
@@ -36,6 +37,7 @@ class InstructionDataModule(pl.LightningDataModule):
         micro_batch_size: sequences per forward on one device.
         eval_batch_size: sequences per forward of the validation loader.
         seed: of the training order; with the epoch.
+        original: the model whose text is sampled, where a source is `self`.
         rank, world_size: this process among those that divide the data; None: asks the attached Trainer, else 0 of 1.
     """
 
@@ -50,11 +52,13 @@ class InstructionDataModule(pl.LightningDataModule):
         seed: int,
         rank: int | None = None,
         world_size: int | None = None,
+        original: Original | None = None,
     ) -> None:
         super().__init__()
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self._rank, self._world_size = rank, world_size
+        self._original = original
         self._train: EncodedRows | None = None
         self._validation: EncodedRows | None = None
         self._packs: PackedRows | None = None
@@ -69,7 +73,7 @@ class InstructionDataModule(pl.LightningDataModule):
         """
         if self._report is not None:
             return
-        split = load_split(self.config)
+        split = load_split(self.config, self._original)
         max_length = self.config.max_length
         trained, held_out = split.train_contents(), split.validation_contents()
         self._contents = {TRAINING_ROWS: trained, HELD_OUT_ROWS: held_out}
@@ -200,7 +204,7 @@ def _report(
     sources = [source for source in (split.source, split.validation_source) if source]
     both = (train, validation)
     return DataReport(
-        source=config.source,
+        source=split.source.source,
         format=split.source.format,
         rows_read=sum(source.read for source in sources),
         skipped=sum(source.skipped for source in sources),
@@ -212,6 +216,7 @@ def _report(
         max_length=config.max_length,
         truncated=sum(part.truncated for part in both),
         dropped=sum(part.dropped for part in both),
+        dropped_train=train.dropped,
         ambiguous=validation.ambiguous,
         overlap=split.overlap,
         tokens=len(train.tokens),

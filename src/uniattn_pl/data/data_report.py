@@ -14,12 +14,12 @@ class DataReport:
         format: its row format.
         rows_read: records found, in all sources.
         skipped: bad rows left out (`on_bad_row: skip`).
-        filtered: conversations left out because they are not one round, or have an empty turn.
+        filtered: conversations left out because they are not one round or have an empty turn, and empty texts.
         train_rows, validation_rows: rows of the split.
         train, validation: sequences left of them after `dropped`.
         max_length: limit in tokens.
         truncated: sequences cut to `max_length`.
-        dropped: rows left out because their prompt alone fills `max_length`.
+        dropped: rows, training and validation, left out because their prompt alone fills `max_length`.
         ambiguous: validation rows whose answer is not checked because two choices begin with the same token.
         overlap: validation rows whose prompt is also a training row's.
         tokens: training tokens, prompt and response.
@@ -28,6 +28,7 @@ class DataReport:
         longest: tokens of the longest sequence.
         special_text: rows with the text of a special token, which stays text.
         special_tokens: rows in which the tokenizer makes real special tokens of such text all the same.
+        dropped_train: how many of `dropped` are training rows.
         packs: sequences of at most `max_length` that the training rows are packed into; 0: not packed.
     """
 
@@ -51,6 +52,7 @@ class DataReport:
     longest: int
     special_text: int = 0
     special_tokens: int = 0
+    dropped_train: int = 0
     packs: int = 0
 
     @property
@@ -77,7 +79,7 @@ class DataReport:
             )
         losses = (
             (self.skipped, "bad rows skipped"),
-            (self.filtered, "conversations left out (not one round, or an empty turn)"),
+            (self.filtered, "rows left out (conversations of more than one round or with an empty turn, empty texts)"),
             (self.truncated, f"sequences cut at {self.max_length} tokens"),
             (self.dropped, self._dropped_because()),
             (self.ambiguous, "validation answers not checked: two choices begin with the same token"),
@@ -88,7 +90,7 @@ class DataReport:
         return lines + [f"{count:,} {description}" for count, description in losses if count]
 
     def _dropped_because(self) -> str:
-        train, validation = self.train_rows - self.train, self.validation_rows - self.validation
+        train, validation = self.dropped_train, self.dropped - self.dropped_train
         return (
             f"rows dropped ({train:,} train, {validation:,} validation): the prompt alone has {self.max_length} tokens "
             "or more (data.max_length)"

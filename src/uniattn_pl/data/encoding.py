@@ -1,4 +1,7 @@
-"""Rows to token sequences: prompt and response tokenised apart, joined, closed with EOS, cut to a length."""
+"""Rows to token sequences: prompt and response tokenised apart, joined, closed with EOS, cut to a length.
+
+A plain text has no prompt: it is cut into as many sequences as it needs.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ class EncodedRows:
         lengths: int64 [N], tokens of each sequence.
         prompt_lengths: int64 [N], prompt tokens of each sequence.
         choices: (choice_ids, answer_index) of each row, empty where rows are not checkable.
-        source_rows: int64 [N], which of the rows that were encoded each sequence came from; default: all of them.
+        source_rows: int64 [N], which of the rows that were encoded each sequence came from; default: all of them. A
+            long plain text is several sequences.
         truncated: sequences cut at the end.
         dropped: rows without room for a response token.
         ambiguous: rows with two choices that begin with the same token; their answers are not checked.
@@ -128,7 +132,11 @@ def encode_rows(
     response are tokenised apart, so that the prompt has the same tokens at generation (`data/prompt_ids.py`). A
     sequence longer than `max_length` is cut at its end, as in the authors' code: it keeps its whole prompt, loses the
     end of its response and its EOS. When that would leave no response token, the row has nothing to learn and is
-    dropped.
+    dropped. A text that continues has no EOS.
+
+    A plain text is cut into sequences of `max_length` that lose nothing. Each begins as texts do, with BOS where the
+    tokenizer itself puts nothing there (EOS where it has none, behind which the next document begins in
+    pre-training): a text's first token is learned too.
 
     Args:
         rows: what to encode, in this order.
@@ -153,6 +161,7 @@ class _Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.prefix, self.eos = prefix_ids(tokenizer), [int(tokenizer.eos_token_id)]
+        self.text_start = text_start(tokenizer)
         self.special_text, self.special_ids = special_text(tokenizer), special_ids(tokenizer)
         self.pieces: list[torch.Tensor] = []
         self.lengths: list[int] = []
@@ -162,25 +171,42 @@ class _Encoder:
         self.read = self.truncated = self.dropped = self.ambiguous = self.with_text = self.with_tokens = 0
 
     def add(self, rows: Sequence[Row], with_choices: bool) -> None:
-        prompts = text_ids(self.tokenizer, [format_prompt(row.instruction, row.input) for row in rows])
+        prompts = text_ids(self.tokenizer, [prompt_text(row) for row in rows])
         responses = text_ids(self.tokenizer, [row.output for row in rows])
         tokens: list[int] = []
         for number, (row, prompt, response) in enumerate(zip(rows, prompts, responses, strict=True), self.read):
             self._count_special(row, prompt + response)
-            sequence = self.prefix + prompt + response + self.eos
+            response = response if row.continues else response + self.eos
+            if row.plain:
+                tokens += self._text_pieces(row, number, response, with_choices)
+                continue
+            sequence = self.prefix + prompt + response
             prompt_length = len(self.prefix) + len(prompt)
             if prompt_length >= self.max_length:
                 self.dropped += 1
                 continue
             self.truncated += len(sequence) > self.max_length
-            tokens += sequence[: self.max_length]
-            self.lengths.append(min(len(sequence), self.max_length))
-            self.prompt_lengths.append(prompt_length)
-            self.source_rows.append(number)
+            tokens += self._taken(sequence[: self.max_length], prompt_length, number)
             if with_choices:
                 self.choices.append(self._choices(row))
         self.pieces.append(torch.tensor(tokens, dtype=torch.int32))
         self.read += len(rows)
+
+    def _text_pieces(self, row: Row, number: int, text: list[int], with_choices: bool) -> list[int]:
+        """The tokens of all sequences of a plain text, each with what begins a text."""
+        tokens: list[int] = []
+        room = self.max_length - len(self.text_start)
+        for first in range(0, len(text), room):
+            tokens += self._taken(self.text_start + text[first : first + room], len(self.text_start), number)
+            if with_choices:
+                self.choices.append(self._choices(row))
+        return tokens
+
+    def _taken(self, sequence: list[int], prompt_length: int, number: int) -> list[int]:
+        self.lengths.append(len(sequence))
+        self.prompt_lengths.append(prompt_length)
+        self.source_rows.append(number)
+        return sequence
 
     def _count_special(self, row: Row, ids: list[int]) -> None:
         if not self.special_ids.isdisjoint(ids):
@@ -211,6 +237,17 @@ class _Encoder:
             special_text=self.with_text,
             special_tokens=self.with_tokens,
         )
+
+
+def prompt_text(row: Row) -> str:
+    """What precedes the row's response; nothing in front of a plain text."""
+    return "" if row.plain else format_prompt(row.instruction, row.input)
+
+
+def text_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a text without a prompt begins with, at training and as it is sampled; never nothing."""
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return prefix_ids(tokenizer) or [int(begin)]  # type: ignore[arg-type]  # there is an EOS: `encode_rows` looks
 
 
 def _first_tokens(

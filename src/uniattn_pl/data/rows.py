@@ -6,6 +6,7 @@
 | pmc | as alpaca, and source | the same |
 | tulu3 | `messages: [{role, content}]`, or the filtered form input, output | input, output; instruction empty |
 | infinity_instruct | `conversations: [{from, value}]` (ShareGPT) | input, output; instruction empty |
+| text | text, optionally continues | output; no prompt at all |
 
 Turns of either format may be spelled as in the other, with user or human, assistant or gpt; a text may be in parts
 (OpenAI's `[{type: text, text}]`).
@@ -34,9 +35,10 @@ class Row:
     Args:
         instruction: the task; empty where the data has none (Tulu-3).
         input: the context of the task; may be empty when there is an instruction.
-        output: the response to learn, never empty.
+        output: the response to learn, never empty; of a plain text (neither instruction nor input) all of it.
         answer: the checkable answer `output` begins with, one of `choices`.
         choices: the admissible answers; empty when the row is not checkable.
+        continues: the text goes on behind the end of `output`, where it was cut: no EOS is learned there.
     """
 
     instruction: str
@@ -44,6 +46,12 @@ class Row:
     output: str
     answer: str | None = None
     choices: tuple[str, ...] = ()
+    continues: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is a text without a prompt, of which every token is learned."""
+        return not (self.instruction.strip() or self.input.strip())
 
 
 class BadRow(ValueError):
@@ -81,7 +89,7 @@ def _check_unicode(row: Row) -> None:
 
 def has_row_keys(raw: RawRow) -> bool:
     """Whether these are the keys of a row of some format."""
-    return bool({"messages", "conversations"} & set(raw)) or {"output"} < set(raw)
+    return bool({"messages", "conversations", "text"} & set(raw)) or {"output"} < set(raw)
 
 
 def detect_format(raw: object) -> str:
@@ -99,11 +107,13 @@ def detect_format(raw: object) -> str:
         return "pmc" if "source" in keys else "alpaca"
     if {"input", "output"} <= keys:
         return "tulu3"
+    if "text" in keys:
+        return "text"
     key_list = ", ".join(sorted(map(str, keys))) or "none"
     raise BadRow(
         f"cannot tell the row format from its keys ({key_list}); "
         "expected instruction, input, output (alpaca; with source: pmc), messages or input, output (tulu3), "
-        "or conversations (infinity_instruct)" + _nearest_key(keys, ("instruction", "output", "input"))
+        "conversations (infinity_instruct) or text (text)" + _nearest_key(keys, ("instruction", "output", "input"))
     )
 
 
@@ -160,6 +170,13 @@ def _map_tulu3(raw: RawRow) -> Row | None:
 
 def _map_infinity_instruct(raw: RawRow) -> Row | None:
     return _one_round(_turns(raw, "conversations"))
+
+
+def _map_text(raw: RawRow) -> Row | None:
+    text, continues = _text(raw, "text", "text", ("text",)), raw.get("continues", False)
+    if not isinstance(continues, bool):
+        raise BadRow(f"'continues' is {_kind(continues)}; it must be true or false")
+    return Row("", "", text, continues=continues) if text.strip() else None
 
 
 def _turns(raw: RawRow, key: str) -> list[tuple[str, str]]:
@@ -260,4 +277,5 @@ FORMATS: dict[str, Callable[[RawRow], Row | None]] = {
     "pmc": _map_pmc,
     "tulu3": _map_tulu3,
     "infinity_instruct": _map_infinity_instruct,
+    "text": _map_text,
 }

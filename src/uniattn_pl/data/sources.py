@@ -1,14 +1,14 @@
-"""Reading rows: the embedded data set, a local .json / .jsonl / .parquet file, or a hub data set."""
+"""Reading rows: the embedded data set, a local file of rows or of plain text, or a hub data set."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uniattn_pl.config.checks import looks_like_path
-from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, EMBEDDED
+from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, EMBEDDED, SELF, TEXT_SUFFIXES
+from uniattn_pl.config.source_paths import looks_like_path
 from uniattn_pl.data.data_files import read_file
 from uniattn_pl.data.embedded import embedded_rows
 from uniattn_pl.data.hub import read_hub
@@ -17,7 +17,7 @@ from uniattn_pl.data.rows import BadRow, Row, detect_format, map_row
 from uniattn_pl.errors import UserError, did_you_mean
 
 # No rows are read from these, but a source that ends so is a missing file, not a hub name.
-OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".gz", ".zip", ".arrow")
+OTHER_SUFFIXES = (".csv", ".tsv", ".gz", ".zip", ".arrow")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class SourceRows:
         numbers: of each of them among the records of the source, counted from 1.
         read: records the source holds.
         skipped: bad rows (`on_bad_row: skip`).
-        filtered: conversations of more than one round, or with an empty turn.
+        filtered: conversations of more than one round or with an empty turn, and empty texts.
         first_problem: what was wrong with the first bad row.
     """
 
@@ -51,7 +51,7 @@ def read_source(source: str, *, split: str = "train", format: str = "auto", on_b
     Args:
         source: "embedded", a path, or a hub data set name.
         split: split of a hub data set.
-        format: a key of `rows.FORMATS`, or "auto" to look at the keys of the first row.
+        format: a key of `rows.FORMATS`, or "auto" to look at the keys of the first row; a plain text has its own.
         on_bad_row: "error" stops at the first bad row and names its place, "skip" counts bad rows.
 
     Raises:
@@ -60,14 +60,29 @@ def read_source(source: str, *, split: str = "train", format: str = "auto", on_b
     if source == EMBEDDED:
         rows = embedded_rows()
         return SourceRows(source, "alpaca", rows, array("q", range(1, len(rows) + 1)), read=len(rows))
+    if source.lower().endswith(TEXT_SUFFIXES):
+        format = "text"
     result = _collect(source, _records(source, split), format, skip_bad=on_bad_row == "skip")
     if not result.rows:
         first = f" The first bad row: {result.first_problem}." if result.first_problem else ""
         raise UserError(
             f"data source '{source}' has no usable row ({result.read} read, {result.skipped} bad, {result.filtered} "
-            f"left out as not one-round conversations).{first}"
+            f"left out as empty or not one-round conversations).{first}"
         )
     return result
+
+
+def joined_sources(parts: Sequence[SourceRows]) -> SourceRows:
+    """The rows of several sources, in order; a row's number counts the records of the sources before its own."""
+    formats = dict.fromkeys(part.format for part in parts)
+    joined = SourceRows(" + ".join(part.source for part in parts), " + ".join(formats))
+    for part in parts:
+        joined.rows += part.rows
+        joined.numbers.extend(joined.read + number for number in part.numbers)
+        joined.read += part.read
+        joined.skipped += part.skipped
+        joined.filtered += part.filtered
+    return joined
 
 
 def _collect(source: str, records: Iterable[Record], format_name: str, *, skip_bad: bool) -> SourceRows:
@@ -104,7 +119,7 @@ def _records(source: str, split: str) -> Iterator[Record]:
     in_a_folder = "/" in source and path.parent.is_dir()
     if in_a_folder or looks_like_path(source, (*DATA_SUFFIXES, *OTHER_SUFFIXES)):
         raise UserError(_no_such_file(source, path))
-    return read_hub(source, split, hint=did_you_mean(source, (EMBEDDED,)))
+    return read_hub(source, split, hint=did_you_mean(source, (EMBEDDED, SELF)))
 
 
 def _no_such_file(source: str, path: Path) -> str:

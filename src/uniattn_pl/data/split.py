@@ -1,4 +1,8 @@
-"""From a data configuration to training and validation rows."""
+"""From a data configuration to training and validation rows.
+
+One source is split; what else is trained on (further sources, text sampled from the original) is added to its training
+rows, so that a fit with it has the held-out rows of one without.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniattn_pl.config.sections.data_section import EMBEDDED, DataConfig
+from uniattn_pl.config.sections.data_section import BOS, EMBEDDED, SELF, DataConfig
 from uniattn_pl.data.embedded import EMBEDDED_TRAIN_ROWS
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
-from uniattn_pl.data.sources import SourceRows, read_source
+from uniattn_pl.data.self_text import Original, self_rows
+from uniattn_pl.data.sources import SourceRows, joined_sources, read_source
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.identity import Contents
 
@@ -23,7 +28,8 @@ class Split:
 
     Args:
         train, validation: rows in the order of the split's shuffle.
-        source: of the training rows (and of the validation rows, unless `validation_source` is given).
+        source: of the training rows (and of the validation rows, unless `validation_source` is given); of several
+            sources their names and counts together.
         train_numbers, validation_numbers: which record of its source each row was, counted from 1.
         validation_source: of the validation rows, if another one.
     """
@@ -46,30 +52,43 @@ class Split:
 
     @property
     def overlap(self) -> int:
-        """Validation rows whose instruction and input are also in the training rows."""
-        train_prompts = {(row.instruction, row.input) for row in self.train}
-        return sum((row.instruction, row.input) in train_prompts for row in self.validation)
+        """Validation rows whose instruction and input, or plain text, are also in the training rows."""
+        train_prompts = set(map(_asked, self.train))
+        return sum(_asked(row) in train_prompts for row in self.validation)
 
 
-def load_split(config: DataConfig) -> Split:
+def load_split(config: DataConfig, original: Original | None = None) -> Split:
     """Read the rows and split them.
 
     Rows are shuffled with `random.Random(shuffle_seed).shuffle`. The first `validation_size` are the validation
     rows and the next ones train, so that the validation rows do not change with `num_samples`, which counts both.
     With a `validation_source`, its first `validation_size` rows (all, if it has fewer) are the validation rows.
 
+    Where `source` is `self`, it is the source of the prompts that is split so, and text sampled for its training rows'
+    prompts takes their place. The rows of `further_sources` are shuffled among the training rows.
+
+    Args:
+        original: the model whose text is sampled; needed where a source is `self`.
+
     Raises:
         UserError: a source that cannot be read, or no row left to train on.
+        NotSampledError: text that is not sampled yet, and is not to be.
     """
     _check_validation_source(config)
-    source = _read(config, config.source)
-    order = _shuffled(source, config.shuffle_seed)
+    own = SourceRows(SELF, SELF) if config.split_source is None else _read(config, config.split_source)
+    order = _shuffled(own, config.shuffle_seed)
     other = _read(config, config.validation_source) if config.validation_source else None
     if other:
         validation = _shuffled(other, config.shuffle_seed)[: config.validation_size]
         candidates = order
     else:
         validation, candidates = order[: config.validation_size], order[config.validation_size :]
+    validation_rows, validation_numbers = _taken(other or own, validation)
+    source = own
+    if len(config.sources) > 1 or config.source == SELF:
+        source = _joined(config, _part(own, candidates), validation_rows, original)
+        candidates = _shuffled(source, config.shuffle_seed)
+        other = other or (own if config.source == SELF else None)
     available = len(candidates) + len(validation)
     used = _used_rows(config, len(validation), available)
     train = candidates[: used - len(validation)]
@@ -77,10 +96,9 @@ def load_split(config: DataConfig) -> Split:
         limit = f"data.num_samples={config.num_samples}" if used < available else f"the {available} rows"
         raise UserError(
             f"data.validation_size={config.validation_size} leaves no row to train on out of {limit} of "
-            f"'{config.source}'; it must be at most {max(0, used - 1)}."
+            f"'{source.source}'; it must be at most {max(0, used - 1)}."
         )
     train_rows, train_numbers = _taken(source, train)
-    validation_rows, validation_numbers = _taken(other or source, validation)
     return Split(
         train_rows,
         validation_rows,
@@ -98,6 +116,56 @@ def _check_validation_source(config: DataConfig) -> None:
             f"data.validation_source is the same as data.source ('{source}'), so every validation row would be "
             "trained on; leave it null to split validation_size rows off."
         )
+
+
+def _joined(config: DataConfig, own: SourceRows, held_out: Sequence[Row], original: Original | None) -> SourceRows:
+    """The training rows of all sources, one after another.
+
+    Args:
+        own: what is left of the source that was split.
+        held_out: rows whose prompts are not continued.
+    """
+    parts = {
+        name: read_source(name, split=config.split, on_bad_row=config.on_bad_row)
+        for name in config.further_sources or []
+        if name != SELF
+    }
+    if config.source == EMBEDDED:
+        own = _part(own, range(min(len(own.rows), EMBEDDED_TRAIN_ROWS)))
+    if SELF in config.sources:  # behind the others, whose problems show before anything is sampled
+        if original is None:
+            raise UserError(f"data.source={SELF} needs a model, whose text it is.")
+        parts[SELF] = self_rows(config.self_text, _prompts(config, own, held_out), original)
+    return joined_sources([parts.get(name, own) for name in config.sources])
+
+
+def _prompts(config: DataConfig, own: SourceRows, held_out: Sequence[Row]) -> list[Row]:
+    """Rows whose prompts the model continues; none: it begins with BOS."""
+    asked = config.self_text.prompts
+    if asked == BOS:
+        return []
+    if asked == config.source or config.source == SELF:
+        rows = own.rows
+    else:
+        other = read_source(asked, split=config.split, on_bad_row=config.on_bad_row)
+        rows = _taken(other, _shuffled(other, config.shuffle_seed))[0]
+    never = set(map(_asked, held_out))
+    prompts = [row for row in rows if not row.plain and _asked(row) not in never]
+    if not prompts:
+        raise UserError(
+            f"data.self_text.prompts: '{asked}' has no row with a prompt that is not held out; {BOS} begins with none."
+        )
+    return prompts
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    return (row.output,) if row.plain else (row.instruction, row.input)
+
+
+def _part(source: SourceRows, order: Sequence[int]) -> SourceRows:
+    """The source with these rows only."""
+    rows, numbers = _taken(source, order)
+    return replace(source, rows=rows, numbers=numbers)
 
 
 def _read(config: DataConfig, source: str) -> SourceRows:
@@ -123,9 +191,10 @@ def _counts_of(source: SourceRows) -> SourceRows:
 
 def _used_rows(config: DataConfig, validation: int, available: int) -> int:
     """Return how many rows are used, training and validation together."""
+    embedded = config.sources == [EMBEDDED]
     if config.num_samples is None:
-        return min(available, EMBEDDED_TRAIN_ROWS + validation) if config.source == EMBEDDED else available
-    if config.source == EMBEDDED and config.num_samples > available:
+        return min(available, EMBEDDED_TRAIN_ROWS + validation) if embedded else available
+    if embedded and config.num_samples > available:
         raise UserError(
             f"data.num_samples={config.num_samples} is more than the embedded data set has; at most {available}."
         )

@@ -92,14 +92,15 @@ class _Parts:
 
     def _held_out(self) -> Part:
         config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
-        source = config.data.validation_source or config.data.source
+        source = config.data.validation_source or config.data.split_source
 
         def measure(variant: Variant) -> list[Result]:
             self.console.print(f"held_out: rows of {source}", highlight=False, markup=False, soft_wrap=True)
             model, tokenizer = self.model.of(variant)
             size = 1 if variant.retain_rate is not None else self.options.batch_size
+            sizes = {"batch_size": size, "micro_batch_size": size, "eval_batch_size": size}
             data = InstructionDataModule(
-                config.data, tokenizer, batch_size=size, micro_batch_size=size, eval_batch_size=size, seed=config.seed
+                config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes
             )
             data.setup()
             self._tell_other_rows(data)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule, load_split, prompt_ids
+from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
@@ -18,6 +19,7 @@ from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.families.positions import beyond_positions, positions_of
+from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs
@@ -106,9 +108,14 @@ class LoadedModel:
     @cached_property
     def rows(self) -> dict[str, str]:
         """Digests of the experiment's rows. Raises UserError where they cannot be read."""
-        split = load_split(self.loaded.config.data)
+        split = load_split(self.loaded.config.data, self.original)
         contents = {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
         return digests_of(contents)
+
+    @cached_property
+    def original(self) -> Original:
+        """The experiment's model, where rows of its data are text of it."""
+        return Original(self.loaded.config.model, trainer_device(self.loaded.config))
 
     def _settings(self, variant: Variant) -> dict[str, Any]:
         settings: dict[str, Any] = {"model": self.identity, "h2o": variant.retain_rate}
@@ -149,7 +156,7 @@ class LoadedModel:
         if results is None:
             model, tokenizer = self._loaded
             sizes = {"batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1}
-            data = InstructionDataModule(config.data, tokenizer, seed=config.seed, **sizes)
+            data = InstructionDataModule(config.data, tokenizer, seed=config.seed, original=self.original, **sizes)
             data.setup()
             results = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
             self.files.keep(IMPORTANCE, settings, results)

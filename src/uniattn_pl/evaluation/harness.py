@@ -20,15 +20,15 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
-from uniattn_pl.inference.decoding import own_defaults
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+from uniattn_pl.modeling.decoding import own_defaults
 
 PROPORTIONS = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
 DEFAULT_FILTER = "none"
 
 
 class ProductHFLM(HFLM):
-    """The harness's hf model with this package's prompts (`data/prompt_ids.py`) and decoding (`inference/decoding.py`).
+    """The harness's hf model with this package's prompts (`data/prompt_ids.py`) and decoding (`modeling/decoding.py`).
 
     The same numbers wherever the tokenizer only ever begins a text and the checkpoint has no generation defaults. The
     harness's own lose the first token of every answer where a tokenizer closes texts with EOS, score BOS behind BOS in

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.checks import looks_like_path
+from uniattn_pl.config.source_paths import looks_like_path
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, no_such_model
 from uniattn_pl.resilience.manifest import FILE_NAME

@@ -39,9 +39,9 @@ def generate(
     import torch
 
     from uniattn_pl.inference.compiled_decoding import check_compilable, static_cache, step_config
-    from uniattn_pl.inference.decoding import decoding, own_defaults
     from uniattn_pl.modeling.caches.h2o_cache import H2OCache
     from uniattn_pl.modeling.conversion.convert import unmodified_copy
+    from uniattn_pl.modeling.decoding import decoding, own_defaults
     from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
 
     tokenizer: Any = load_folder_tokenizer(folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.config.loaded_config import flatten
+from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
@@ -50,14 +51,19 @@ AFTERWARDS = frozenset(
     f"evaluation.{field.name}" for field in fields(EvaluationConfig) if field.name not in ("num_samples", "batch_size")
 )
 OTHERS = ("bench.", "sweep.", "report.")  # sections of other commands
+SELF_TEXT = "data.self_text."  # settings that count where text is sampled
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
-ADDED_KEYS = frozenset({"training.router_loss", "calibration.rank_keeps", "calibration.bias"})
+ADDED_KEYS = frozenset(
+    {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"},
+)
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
     "model.revision": MODEL,
     "data.source": TRAINING_ROWS,
+    "data.further_sources": TRAINING_ROWS,
+    "data.self_text.prompts": TRAINING_ROWS,
     "data.validation_source": HELD_OUT_ROWS,
 }
 LOCK_NAME = ".lock"
@@ -198,8 +204,14 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
     nor what sweeps run it."""
     without = PLACEMENT | AFTERWARDS
-    values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(OTHERS)}
+    others = OTHERS if _samples_text(config) else (*OTHERS, SELF_TEXT)
+    values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(others)}
     return {k: v for k, v in values.items() if v is not None or k not in ADDED_KEYS}
+
+
+def _samples_text(config: Mapping[str, Any]) -> bool:
+    data = config.get("data", {})
+    return SELF in (data.get("source"), *(data.get("further_sources") or []))
 
 
 def key_of(config: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def check_points(points: Sequence[Point]) -> list[str]:
 
 
 def _are_here(data: DataConfig) -> bool:
-    sources = [source for source in (data.source, data.validation_source) if source is not None]
+    sources = [source for source in (*data.sources, data.validation_source) if source is not None]
     return all(source == EMBEDDED or Path(source).exists() for source in sources)
 
 

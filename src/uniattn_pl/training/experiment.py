@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_identity
@@ -60,6 +61,7 @@ class Experiment:
             seed=self.config.seed,
             rank=cluster.rank,
             world_size=cluster.world_size,
+            original=Original(self.config.model, cluster.device),
         )
         self.data.setup()
         check_positions(loaded, self.shape, self.data.report.longest)

@@ -23,15 +23,18 @@ import torch
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.display.quiet_libraries import quiet_libraries
-from uniattn_pl.files import atomic_file
+from uniattn_pl.errors import UserError
+from uniattn_pl.files import CACHE_VARIABLE, atomic_file
 from uniattn_pl.modeling.loading.dtypes import computes_in_bfloat16
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.redaction import redact
+from uniattn_pl.resilience import ranks
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.failures import failures_explained
-from uniattn_pl.resilience.identity import MODEL
+from uniattn_pl.resilience.identity import MODEL, TRAINING_ROWS
 from uniattn_pl.resilience.model_folders import file_sums, save_model
 from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.resilience.run_record import RunRecord
@@ -107,7 +110,18 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
 
 
 def _check_identity(experiment: Experiment, record: RunRecord, console: Console, *, allow_changes: bool) -> None:
-    """Check that the run rests on what it was begun with. Raises UserError as `RunRecord.rests_on`."""
+    """Check that the run rests on what it was begun with, and all ranks on the same.
+
+    Raises:
+        UserError: as `RunRecord.rests_on`, or ranks that share no cache folder have sampled other texts.
+    """
+    if SELF in experiment.config.data.sources:
+        sampled = ranks.gather(experiment.data.contents[TRAINING_ROWS].digest)
+        if len(set(sampled)) > 1:
+            raise UserError(
+                "the machines of this fit have not sampled the same text of the model, as other hardware rounds "
+                f"otherwise; let ${CACHE_VARIABLE} be one folder for all of them."
+            )
     identity = experiment.identity if record.cluster.is_main else {}
     for line in record.rests_on(identity, allow_changes=allow_changes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.sections.calibration_section import CalibrationConfig
+from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import beyond_positions
@@ -85,6 +86,10 @@ def check_positions(loaded: LoadedConfig, shape: ModelShape, longest: int | None
     problem = None if tokens is None else beyond_positions("data.max_length", tokens, shape.positions)
     if problem:
         raise UserError(f"{at(loaded.provenance['data.max_length'])}{problem} Set it to {shape.positions} at most.")
+    sampled = data.self_text.tokens if SELF in data.sources else 0
+    problem = beyond_positions("data.self_text.tokens", sampled, shape.positions)
+    if problem:
+        raise UserError(f"{at(loaded.provenance['data.self_text.tokens'])}{problem}")
 
 
 @contextmanager

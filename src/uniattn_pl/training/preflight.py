@@ -16,6 +16,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.data.data_module import no_usable_row
 from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.self_text import NotSampledError, Original
 from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
@@ -53,6 +54,7 @@ class Preflight:
         shape: of the model.
         plan: None where it is chosen by measurement.
         split: the rows; None where they were not asked for.
+        unsampled: why rows were not read that are text of the model; None: they were.
         unopened: why the model itself was not looked at, though nothing is known to be wrong with it; None: it was.
     """
 
@@ -60,6 +62,7 @@ class Preflight:
     plan: LayerPlan | None
     split: Split | None
     unopened: str | None
+    unsampled: str | None
 
 
 @dataclass
@@ -68,6 +71,7 @@ class _Findings:
 
     problems: list[str] = field(default_factory=list)
     unopened: str | None = None
+    unsampled: str | None = None
 
     def of(self, check: Callable[..., T], *words: Any, **options: Any) -> T | None:
         """What a check returns; None where it has found problems."""
@@ -75,6 +79,8 @@ class _Findings:
             return check(*words, **options)
         except UnopenedModelError as error:
             self.unopened = str(error)
+        except NotSampledError as error:
+            self.unsampled = str(error)
         except UserError as error:
             self.problems += error.problems
         return None
@@ -110,14 +116,14 @@ def check_fit(
     tokenizer = found.of(_check_model, loaded) if planned is not None else None
     if cluster is not None and planned is not None:
         found.of(_check_trainer, loaded, cluster, planned[1])
-    split = found.of(load_split, config.data) if rows else None
+    split = found.of(load_split, config.data, Original(config.model)) if rows else None
     if split is not None and tokenizer is not None:
         found.of(_check_rows, loaded, split, tokenizer)
     if resumes and not found.problems:
         found.of(_check_resumption, loaded, folder, split, tokenizer, allow_changes=allow_changes)
     if found.problems or planned is None:
         raise UserError(*dict.fromkeys(found.problems))
-    return Preflight(planned[1], planned[0], split, found.unopened)
+    return Preflight(planned[1], planned[0], split, found.unopened, found.unsampled)
 
 
 def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:

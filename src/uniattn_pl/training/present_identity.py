@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.sections.data_section import SELF
+from uniattn_pl.data.self_text import Original
 from uniattn_pl.data.split import load_split
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
@@ -25,15 +27,16 @@ class PresentIdentities:
     def of(self, loaded: LoadedConfig) -> tuple[dict[str, Contents], list[str]]:
         """What can be looked at of an experiment, and a line for each thing that cannot, with the reason."""
         config = loaded.config
+        sampled = [asdict(config.model)] if SELF in config.data.sources else []  # whose text rows are
         known: dict[str, Contents] = {}
         problems: list[str] = []
         looks: tuple[tuple[str, object, Look], ...] = (
-            (TRAINING_ROWS, config.data, _rows),
-            (MODEL, config.model, _model),
-            (TOKENIZER, config.model, _tokenizer),
+            (TRAINING_ROWS, [asdict(config.data), *sampled], _rows),
+            (MODEL, asdict(config.model), _model),
+            (TOKENIZER, asdict(config.model), _tokenizer),
         )
         for name, section, look in looks:
-            key = json.dumps([name, asdict(section)], sort_keys=True)  # type: ignore[call-overload]
+            key = json.dumps([name, section], sort_keys=True)
             if key not in self._seen:
                 try:
                     self._seen[key] = look(loaded)
@@ -48,7 +51,7 @@ class PresentIdentities:
 
 
 def _rows(loaded: LoadedConfig) -> dict[str, Contents]:
-    split = load_split(loaded.config.data)
+    split = load_split(loaded.config.data, Original(loaded.config.model))
     return {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
 
 

@@ -27,7 +27,6 @@ ATTENTIONS: dict[str, type[OperatedAttention]] = {
     "reuse": ReuseAttention,
     "share_kv": ShareKVAttention,
     "drop": DropAttention,
-    "skip": DropAttention,
 }
 """Role -> the attention of its layers; `full` layers keep their own."""
 
