@@ -87,7 +87,7 @@ def test_options_that_do_not_fit_are_named(architecture: Architecture, message: 
 
 
 def test_every_option_has_help() -> None:
-    for name in ("baseline", "uniattn", "cla", "llmdrop", "shared_attention"):
+    for name in architectures.ARCHITECTURES:
         architecture = architectures.get_architecture(name)
         assert architecture.summary
         assert all(field.metadata["help"] for field in fields(architecture))  # type: ignore[arg-type]

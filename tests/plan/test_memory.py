@@ -72,6 +72,7 @@ def saved_bytes(model: Any, scored: int = 0) -> int:
         ("uniattn", {"superblock_size": 3, "num_superblocks": 2}),
         ("cla", {"superblock_size": 2, "num_superblocks": 2}),
         ("llmdrop", {"layers": [3, 5], "compensation": True}),
+        ("shortgpt", {"layers": [3, 5], "compensation": True}),
     ],
 )
 def test_activations_are_what_autograd_saves(

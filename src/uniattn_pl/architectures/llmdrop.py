@@ -9,11 +9,19 @@ from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
 
+IMPORTANCE, CCA = "importance", "cca"
+
 
 @register
 @dataclass
 class LLMDrop(Architecture):
-    """Drop the attention of the given layers (settings in Table 6, there counted from 1).
+    """Drop the attention of the given layers (settings in Table 6, there counted from 1), or of the least important.
+
+    `ranking: cca` takes those where NBL bounds the error of a linear map in their place lowest (arXiv 2505.21077),
+    d - sum of rho_i^2 over the canonical correlations of the attention's input and the stream behind it.
+    With `among: all`, a W_c, `calibration: {initialiser: least_squares, bias: true}` and a small ridge it is NBL: its
+    linear minimum mean-square estimate W = C_yx C_xx^-1, b = E[y] - W E[x] is that fit. Unlike NBL's, which is
+    fitted to activations of the original, a W_c is fitted on the stream that layers dropped below it leave.
 
     Cost: dropped layers compute and cache nothing; with compensation their attention becomes `norm(x) W_c`.
     """
@@ -24,6 +32,11 @@ class LLMDrop(Architecture):
     layers: list[int] = option([], "0-based indices of the layers whose attention is dropped")
     num_dropped: int | None = option(
         None, "instead of layers: drop this many, those whose attention changes the stream least", minimum=1
+    )
+    ranking: str = option(
+        IMPORTANCE,
+        "by what num_dropped ranks layers: how much they change the stream, or NBL's bound",
+        allowed=(IMPORTANCE, CCA),
     )
     among: str = option("top_half", "where num_dropped looks (paper: the top half)", allowed=("top_half", "all"))
     compensation: bool = option(False, "give every dropped layer a W_c (the paper has none)")
@@ -46,8 +59,9 @@ class LLMDrop(Architecture):
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
         self.check(shape)
         first, number = self._first(shape), self.num_dropped or 0
-        importance = measurements.attention_importance()
-        ranked = sorted(range(first, shape.num_layers), key=lambda layer: importance[layer])
+        by_bound = self.ranking == CCA
+        ranks = measurements.linear_bounds() if by_bound else measurements.attention_importance()
+        ranked = sorted(range(first, shape.num_layers), key=lambda layer: ranks[layer])
         return LayerPlan.unmodified(shape.num_layers).drop(sorted(ranked[:number]), compensated=self.compensation)
 
     def compile(self, shape: ModelShape) -> LayerPlan:

@@ -17,6 +17,18 @@ class Measurements(Protocol):
     def attention_importance(self) -> Sequence[float]:
         """By layer, 1 - cosine between the residual stream before and after its attention (LLMDrop)."""
 
+    def linear_bounds(self) -> Sequence[float]:
+        """By layer, NBL's bound on the error of a linear map in place of its attention, by canonical correlations."""
+
+    def block_influence(self, span: int) -> Sequence[float]:
+        """By first block, 1 - cosine between the stream before and behind `span` blocks (ShortGPT, ReplaceMe)."""
+
+    def cache_distances(self) -> Sequence[Sequence[float]]:
+        """By two layers, the distance between their average keys and values; -inf where none can be (KVSharer)."""
+
+    def final_similarity(self, plan: LayerPlan) -> float:
+        """The cosine between the final hidden states under a plan, every W_c zero, and the original's."""
+
     def greedy(
         self,
         *,

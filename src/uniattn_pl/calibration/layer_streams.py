@@ -94,6 +94,12 @@ class LayerStreams:
         layer = decoder_layers(self.original)[row.index]
         return layer(hidden, **inputs.arguments[row.index])
 
+    def _behind_run(self, row: LayerRow, target: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
+        """What W_c repairs to [B, L, d]: the original's `target` here, or behind all blocks that W_c stands for."""
+        for index in range(row.index + 1, self.plan.replaced_until(row.index) + 1):
+            target = decoder_layers(self.original)[index](target, **inputs.arguments[index])
+        return target
+
     def _run_converted(self, row: LayerRow, hidden: torch.Tensor, batch: int, inputs: LayerInputs) -> torch.Tensor:
         """Run one converted layer with what its source published for this batch; keep what it publishes."""
         state = Publications()

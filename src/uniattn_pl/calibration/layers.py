@@ -102,7 +102,7 @@ def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Watc
     compensation = row.compensation or Compensation()
     if compensation.output == "heads":
         return WatchPoint(layer.self_attn.o_proj)
-    if compensation.output == "layer_output":
+    if compensation.output == "layer_output" or not row.traits.feed_forward:
         return WatchPoint(layer, leaving=True)
     return WatchPoint(getattr(layer, norm_after_attention))
 
@@ -115,7 +115,8 @@ def residual_multiplier(layer: Any) -> float:
 def repaired_per_unit(layer: Any, row: LayerRow) -> float:
     """How far the repaired point moves per unit of W_c's output: an error e there needs W_c x = e / that."""
     compensation = row.compensation or Compensation()
-    return residual_multiplier(layer) if compensation.output == "attention_output" else 1.0
+    scaled = compensation.output == "attention_output" and row.traits.feed_forward
+    return residual_multiplier(layer) if scaled else 1.0
 
 
 def read_point(attention: Any, row: LayerRow) -> WatchPoint:

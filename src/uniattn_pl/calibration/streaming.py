@@ -189,6 +189,7 @@ class _StreamingPass(LayerChoices):
             seen: dict[str, torch.Tensor] = {}
             with capture(points[0], seen, "target"):
                 hidden = self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
+            seen["target"] = self._behind_run(row, seen["target"], inputs)
             self._passed("original", row, batch, hidden)
             sample = self._unified_sample(row, batch, inputs, seen["target"], points[1])
             if batch < self.num_fitted:

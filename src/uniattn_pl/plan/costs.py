@@ -51,11 +51,12 @@ def parameters(plan: LayerPlan, shape: ModelShape) -> int:
 
 def active_parameters(plan: LayerPlan, shape: ModelShape) -> int:
     """Parameters that compute for one token: all, but of routed experts only those that serve it."""
-    return parameters(plan, shape) - _unread_experts(shape, 1)
+    return parameters(plan, shape) - _unread_experts(plan, shape, 1)
 
 
 def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """Parameters of one decoder layer under its row of a plan."""
+    layer = row.sized(layer)
     of_projection = {
         QUERY: layer.query + layer.query_norm,
         KEY: layer.key + layer.key_norm,
@@ -109,14 +110,15 @@ def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
     """
     table = shape.vocab_size * shape.hidden_size  # [V, d]
     untied = shape.embedding >= 2 * table
-    weights = parameters(plan, shape) - untied * table - _unread_experts(shape, batch_size)
+    weights = parameters(plan, shape) - untied * table - _unread_experts(plan, shape, batch_size)
     cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
     return weights * bytes_per_element + cache
 
 
-def _unread_experts(shape: ModelShape, tokens: int) -> int:
+def _unread_experts(plan: LayerPlan, shape: ModelShape, tokens: int) -> int:
     """Parameters of routed experts that serve none of `tokens` tokens, as expected."""
-    routed = [layer.experts for layer in shape.layers if layer.experts is not None]
+    layers = (row.sized(layer) for row, layer in zip(plan.rows, shape.layers, strict=True))
+    routed = (layer.experts for layer in layers if layer.experts is not None)
     return round(sum(experts.parameters - experts.read(tokens) for experts in routed))
 
 
@@ -133,6 +135,7 @@ def projection_sizes(layer: LayerShape, shape: ModelShape) -> dict[str, tuple[in
 
 def linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     """FLOPs per token of the projections a layer keeps, its feed-forward and its W_c: two per weight."""
+    layer = row.sized(layer)
     sizes = projection_sizes(layer, shape)
     projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)
     experts = layer.experts.per_token * layer.experts.matrices if layer.experts is not None else 0

@@ -12,6 +12,7 @@ from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import KEY_VALUE, MAP, Role
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
+from uniattn_pl.plan.shape_checks import head_problems, rank_problems, source_size_problems
 
 # What a reader takes -> (what it does, why a layer that does not give it cannot be its source).
 _READING = {
@@ -56,6 +57,14 @@ class LayerPlan:
     def drop(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
         """Remove the attention of `layers`; a W_c that stays is left where it is."""
         return self.assign(layers, "drop", compensated=compensated, keep_compensation=True)
+
+    def skip(self, layers: Iterable[int], *, compensated: bool) -> LayerPlan:
+        """Leave whole blocks out; a W_c then reads the stream that enters its block and adds to it."""
+        return self.assign(layers, "skip", compensated=compensated)
+
+    def replace_run(self, first: int, last: int) -> LayerPlan:
+        """Leave out the blocks from `first` to `last` and let one W_c, of the first, stand for them all (ReplaceMe)."""
+        return self.skip(range(first, last + 1), compensated=False).skip([first], compensated=True)
 
     def assign(
         self,
@@ -169,6 +178,14 @@ class LayerPlan:
         """The uppermost layer that uses the attention map of layer `index`: itself, when none does."""
         return max((row.index for row in self.readers(index) if row.traits.reads == MAP), default=index)
 
+    def replaced_until(self, index: int) -> int:
+        """The last block that a W_c of block `index` stands for: it, or of those left out behind it without one."""
+        last = index
+        if not self.rows[index].traits.feed_forward:
+            behind = self.rows[index + 1 :]
+            last += next((i for i, row in enumerate(behind) if row.traits.feed_forward or row.compensated), len(behind))
+        return last
+
     def root(self, index: int) -> int:
         """The layer whose keys layer `index` attends to in the end: a map may be computed over shared keys."""
         source = self.rows[index].source
@@ -184,15 +201,15 @@ class LayerPlan:
         """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
         if len(self.rows) != shape.num_layers:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
-        problems = _rank_problems(self.rows, shape)
+        problems = rank_problems(self.rows, shape)
         if self.rows and not any(row.traits.attends for row in self.rows):
             roles = ", ".join(sorted({row.role for row in self.rows}))
             problems.append(f"no layer attends to other tokens (roles: {roles}); a model needs at least one that does.")
         for row in self.rows:
-            problems += _head_problems(row, shape)
+            problems += head_problems(row, shape)
             if row.source is None:
                 continue
-            problems += _size_problems(row, shape)
+            problems += source_size_problems(row, shape)
             own, source = shape.layers[row.index].window, self.window(row.index, shape)
             if source is not None and (own is None or own > source):
                 sees = "every token" if own is None else f"the last {own} tokens"
@@ -259,34 +276,10 @@ def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
 
 
 def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
-    """Whether `new` needs nothing that `old` no longer has: no projection, and no W_c but the one in its place."""
+    """Whether `new` needs nothing `old` no longer has: projection, feed-forward, a W_c but the one in its place."""
+    if new.traits.feed_forward != old.traits.feed_forward:  # a W_c would read another stream
+        return not new.traits.feed_forward and not new.compensated
     return not new.traits.computes and new.compensation in (None, old.compensation)
-
-
-def _head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
-    """What does not fit this model about aligned heads."""
-    heads, most = row.heads_from, shape.layers[row.index].heads.queries
-    if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
-        return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
-    return []
-
-
-def _size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
-    """What does not fit about the heads of a layer and of its source; only the size of values may differ, for a map."""
-    own, source = shape.layers[row.index].heads, shape.layers[row.source or 0].heads
-    if own == source or (row.traits.reads == MAP and replace(own, value_size=source.value_size) == source):
-        return []
-    return [f"layer {row.index} has {own}, but its source, layer {row.source}, {source}; choose one of the same heads."]
-
-
-def _rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
-    """Ranks that W_c cannot have, each once, however many layers have it."""
-    ranks = {row.compensation.thin for row in rows if row.compensation is not None}
-    return [
-        f"the plan gives W_c rank {rank}; it must be from 1 to {shape.hidden_size}."
-        for rank in sorted(rank for rank in ranks if rank is not None)
-        if not 1 <= rank <= shape.hidden_size
-    ]
 
 
 def _list(numbers: Iterable[int]) -> str:

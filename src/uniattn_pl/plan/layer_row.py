@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniattn_pl.plan.compensation import Compensation
 from uniattn_pl.plan.roles import FULL, KEYS, MAP, OUTPUT, ROLES, VALUE, VALUES, Role
+from uniattn_pl.plan.shape import LayerShape
 
 LACKING = {VALUE: "values", OUTPUT: "heads"}
 
@@ -53,7 +54,13 @@ class LayerRow:
     @property
     def reads_stream(self) -> bool:
         """Whether anything of the attention sublayer is left that reads the residual stream, and so needs its norm."""
-        return self.traits.computes or self.compensated
+        return self.traits.feed_forward and (self.traits.computes or self.compensated)
+
+    def sized(self, layer: LayerShape) -> LayerShape:
+        """The shape of the model's layer as this row has it: left out, it has no feed-forward and no norms."""
+        if self.traits.feed_forward:
+            return layer
+        return replace(layer, feed_forward=0, experts=None, attention_norms=0, other=0)
 
     def problems(self) -> list[str]:
         """What is impossible about this row by itself, in words."""

@@ -26,6 +26,7 @@ class Role:
         gives: what other layers may take from it.
         symbol, label: how it is drawn; the source's index follows the label.
         becomes: how a search that gives a full layer this role is described; None: no search proposes it.
+        feed_forward: whether the layer's feed-forward stays; without it the whole block is gone, its norms too.
     """
 
     summary: str
@@ -37,6 +38,7 @@ class Role:
     symbol: str
     label: str
     becomes: str | None = None
+    feed_forward: bool = True
 
     @property
     def attends(self) -> bool:
@@ -92,6 +94,17 @@ ROLES: dict[str, Role] = {
         symbol="·",
         label="dropped",
         becomes="have no attention (LLMDrop)",
+    ),
+    "skip": Role(
+        summary="is left out, attention and feed-forward: the stream passes it by (ShortGPT)",
+        projections=frozenset(),
+        products=0,
+        caches=frozenset(),
+        reads=None,
+        gives=frozenset(),
+        symbol="×",
+        label="block left out",
+        feed_forward=False,
     ),
 }
 FULL = "full"

@@ -86,7 +86,8 @@ def training_memory(
     saved = tokens * _saved_bytes(plan, shape, sizes, _Kept(stage, lora_rank), checkpointing=gradient_checkpointing)
     recomputed = tokens * _largest_layer(plan, shape, sizes) if gradient_checkpointing else 0
     # autocast keeps a cast of what trains until the backward pass is over
-    casts = trained - whole * sum(layer.experts.parameters for layer in shape.layers if layer.experts is not None)
+    routed = (layer.experts for _, layer in _layers(plan, shape) if layer.experts is not None)
+    casts = trained - whole * sum(experts.parameters for experts in routed)
     halved = 0
     if not whole:
         # each product keeps the cast of a frozen matrix that is not halved, as no output embedding is that is tied
@@ -133,7 +134,7 @@ class _Kept:
 
 
 def _layers(plan: LayerPlan, shape: ModelShape) -> list[tuple[LayerRow, LayerShape]]:
-    return list(zip(plan.rows, shape.layers, strict=True))
+    return [(row, row.sized(layer)) for row, layer in zip(plan.rows, shape.layers, strict=True)]
 
 
 def _first_kept(plan: LayerPlan, stage: int) -> int:
@@ -202,6 +203,8 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _El
     precision every product that trains keeps a cast of its input.
     """
     hidden, experts = shape.hidden_size, layer.experts
+    if not row.traits.feed_forward:
+        return row.compensated * hidden * sizes.of_activations  # what W_c reads, no norm before it
     norms = (layer.attention_norms + layer.other) // hidden
     readers = len(row.traits.projections & {QUERY, KEY, VALUE}) + row.compensated
     normalised = norms * sizes.of_stream if kept.everything else 0

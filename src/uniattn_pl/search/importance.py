@@ -30,7 +30,7 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
         tokens += int(mask.sum())
         for index, layer in enumerate(layers):
             seen: dict[str, torch.Tensor] = {}
-            with capture(_contribution(layer, anatomy), seen, "added"):
+            with capture(contribution(layer, anatomy), seen, "added"):
                 following = layer(hidden, **inputs.arguments[index])
             before = hidden.float()
             added = seen["added"].float() * residual_multiplier(layer)
@@ -40,7 +40,7 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
     return (totals / max(tokens, 1)).tolist()
 
 
-def _contribution(layer: torch.nn.Module, anatomy: Anatomy) -> WatchPoint:
+def contribution(layer: torch.nn.Module, anatomy: Anatomy) -> WatchPoint:
     """Where what the attention adds to the stream leaves: behind its own norm, where it has one (Gemma, OLMo-2)."""
     own_norm = anatomy.norm_after_attention in anatomy.attention_norms
     return WatchPoint(getattr(layer, anatomy.norm_after_attention if own_norm else "self_attn"), leaving=True)

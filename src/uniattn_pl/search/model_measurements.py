@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 from uniattn_pl.plan.saved_form import former_role
+from uniattn_pl.search.cache_sharing import FinalStates, cache_distances
 from uniattn_pl.search.frontier import write_frontier
 from uniattn_pl.search.greedy import ROUNDING, FrontierPoint, GreedySearch, SearchSettings
 from uniattn_pl.search.importance import attention_importance
+from uniattn_pl.search.linear_bound import linear_bounds
 from uniattn_pl.search.map_similarity import adjacent_similarity
+from uniattn_pl.search.stream_changes import block_influence
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
 SEARCH_INITIALISER = "joint_least_squares"
 FITTED_PER_MEASURED = 3
+TOKENS_PER_FEATURE = 16  # of a canonical correlation, which with fewer is of the sample alone
 
 
 class ModelMeasurements:
@@ -64,6 +69,26 @@ class ModelMeasurements:
     def attention_importance(self) -> Sequence[float]:
         """By layer, 1 - cosine between the stream before and after its attention."""
         return attention_importance(self.model, self.batches(self.num_tokens, 0))
+
+    def linear_bounds(self) -> Sequence[float]:
+        """By layer, NBL's bound on the error of a linear map in place of its attention, on 16 d training tokens."""
+        return linear_bounds(self.model, self.batches(TOKENS_PER_FEATURE * self.shape.hidden_size, 0))
+
+    def block_influence(self, span: int) -> Sequence[float]:
+        """By first block, 1 - cosine between the stream before and behind `span` blocks."""
+        return block_influence(self.model, self.batches(self.num_tokens, 0), span)
+
+    def cache_distances(self) -> Sequence[Sequence[float]]:
+        """By two layers, the distance between their average keys and values."""
+        return cache_distances(self.model, self.batches(self.num_tokens, 0))
+
+    def final_similarity(self, plan: LayerPlan) -> float:
+        """The cosine between the final hidden states under `plan`, every W_c zero, and the original's."""
+        return self._final_states.similarity(plan)
+
+    @cached_property
+    def _final_states(self) -> FinalStates:
+        return FinalStates(self.model, self.batches(self.num_tokens, 0))
 
     def greedy(
         self,

@@ -27,6 +27,7 @@ ATTENTIONS: dict[str, type[OperatedAttention]] = {
     "reuse": ReuseAttention,
     "share_kv": ShareKVAttention,
     "drop": DropAttention,
+    "skip": DropAttention,
 }
 """Role -> the attention of its layers; `full` layers keep their own."""
 

@@ -17,6 +17,7 @@ from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
+from uniattn_pl.modeling.attention.skipped_block import skip_block
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.install import remove_norms
 from uniattn_pl.modeling.conversion.stock_comparison import differs_from_stock
@@ -29,6 +30,7 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-4}
 RELATIVE_TOLERANCE_HALF = 1e-3
 READS_ITSELF = "reading from themselves they do not give their own output"
 DROPS = "dropped they do not give what they give with an attention of zeros"
+SKIPS = "they do not give the stream in the form they get it, so that none can be left out"
 # On a model, and so on its copies: it was compared with itself under the unmodified plan, and gave the same.
 COMPARED = "uniattn_compared"
 # Times the layer's own input: what an attention limits (clipped values) shows only where it is large.
@@ -41,7 +43,8 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     - What the forwards of operated attentions read besides the parts that plans know (clips, scales) is not set.
     - Under the unmodified plan the model computes what it computed, over several hundred tokens.
     - A layer that reads from another gives its own output where it reads from itself; sources of keys too, since
-      readers rotate as they do. A dropped layer gives what its stock one gives where the attention's output is zero.
+      readers rotate as they do. A dropped layer gives what its stock one gives where the attention's output is zero;
+      one that is left out can hand on what it gets, as its stock one gives the same form.
       At the first and at the last positions the model has, with its own inputs and with enlarged ones.
 
     Weightless models are not probed, nor layers that were converted before.
@@ -81,12 +84,18 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     vars(model)[COMPARED] = True
     if wrong:
         of_roles = sorted({roles[index] for index in wrong})
-        shown = dict.fromkeys(READS_ITSELF if ROLES[role].computes else DROPS for role in of_roles)
+        shown = dict.fromkeys(_broken_promise(role) for role in of_roles)
         raise UserError(
             f"model type '{family}' is not tested, and layers {', '.join(map(str, wrong))} "
             f"compute something that a plan would lose ({', '.join(of_roles)}): {'; '.join(shown)}. "
             "Choose layers or an architecture that leave them as they are."
         )
+
+
+def _broken_promise(role: str) -> str:
+    if not ROLES[role].feed_forward:
+        return SKIPS
+    return READS_ITSELF if ROLES[role].computes else DROPS
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -164,6 +173,8 @@ def _unpublished(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _is_wrong(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
     """Whether a layer gives another output than its role promises; a reader's on inputs of every scale."""
+    if not ROLES[role].feed_forward:
+        return _skips_wrongly(model, index, role, call)
     if not ROLES[role].computes:
         return _drops_wrongly(model, index, role, call)
     stock, hidden = decoder_layers(model)[index].self_attn, call.attention["hidden_states"]
@@ -181,6 +192,16 @@ def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     operate(dropped.self_attn, LayerRow(index, role))
     remove_norms(dropped, anatomy_of(model.config).attention_norms)
     return _differ(_hidden(dropped(*call.args, **call.kwargs)), _hidden(stock(*call.args, **call.kwargs)))
+
+
+def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
+    """Whether a layer that hands on what it gets gives it in another form than the stock one."""
+    stock = aliased_copy(decoder_layers(model)[index])
+    skipped = aliased_copy(stock)
+    operate(skipped.self_attn, LayerRow(index, role))
+    skip_block(skipped)
+    found, expected = (layer(*call.args, **call.kwargs) for layer in (skipped, stock))
+    return type(found) is not type(expected) or _hidden(found).shape != _hidden(expected).shape
 
 
 def _hidden(output: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.attention.recorded_maps import without_placeholders
+from uniattn_pl.modeling.attention.skipped_block import skip_block
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
 from uniattn_pl.modeling.length_rotations import forget_lengths
@@ -46,6 +47,8 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         layer.self_attn.key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
             operate(layer.self_attn, row)
+            if not row.traits.feed_forward:
+                skip_block(layer)
             if row.compensation is not None and row.compensation.output == "layer_output":
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
     _remove_idle_norms(model, plan)
@@ -75,7 +78,7 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
 
 def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Without attention its norms have no reader; left in place they would be parameters without gradient."""
-    idle = [row.index for row in plan.rows if not row.reads_stream]
+    idle = [row.index for row in plan.rows if row.traits.feed_forward and not row.reads_stream]
     names = anatomy_of(model.config).attention_norms if idle else ()
     for index in idle:
         remove_norms(decoder_layers(model)[index], names)

@@ -1,0 +1,36 @@
+"""What of a plan's rows does not fit a model's sizes, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.roles import MAP
+from uniattn_pl.plan.shape import ModelShape
+
+
+def head_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """What does not fit this model about aligned heads."""
+    heads, most = row.heads_from, shape.layers[row.index].heads.queries
+    if heads is not None and (len(heads) != most or not all(0 <= head < most for head in heads)):
+        return [f"layer {row.index} aligns its heads with {list(heads)}; the model has {most} heads, 0 to {most - 1}."]
+    return []
+
+
+def source_size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """What does not fit about the heads of a layer and of its source; only the size of values may differ, for a map."""
+    own, source = shape.layers[row.index].heads, shape.layers[row.source or 0].heads
+    if own == source or (row.traits.reads == MAP and replace(own, value_size=source.value_size) == source):
+        return []
+    return [f"layer {row.index} has {own}, but its source, layer {row.source}, {source}; choose one of the same heads."]
+
+
+def rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
+    """Ranks that W_c cannot have, each once, however many layers have it."""
+    ranks = {row.compensation.thin for row in rows if row.compensation is not None}
+    return [
+        f"the plan gives W_c rank {rank}; it must be from 1 to {shape.hidden_size}."
+        for rank in sorted(rank for rank in ranks if rank is not None)
+        if not 1 <= rank <= shape.hidden_size
+    ]
