@@ -11,6 +11,7 @@ from tests.parity import stock_llama
 from torch import distributed
 
 from uniattn_pl.calibration import calibrate
+from uniattn_pl.calibration.refinement import Refinement
 from uniattn_pl.modeling.conversion.convert import converted_copy
 
 rank, world_size, rendezvous, output, initialiser, *thin = sys.argv[1:]
@@ -27,6 +28,7 @@ report = calibrate(
     initialiser=initialiser,
     ridge="auto",
     head_alignment="output_error",
+    refinement=Refinement(5, 1e-3),
     rank=int(rank),
     world_size=int(world_size),
 )

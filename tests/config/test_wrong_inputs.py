@@ -252,6 +252,13 @@ WRONG = {
     "bias of nothing": config(
         "architecture: {compensation: false}\ncalibration: {bias: true}", "a.yaml:2, a.yaml:1: calibration.bias", "W_c"
     ),
+    "refinement without steps": override(
+        "calibration.refine.learning_rate=1", "calibration.refine", "learning_rate is of a refinement, which takes"
+    ),
+    "refinement of nothing": config(
+        "architecture: {compensation: false}\ncalibration: {refine: {steps: 2}}", "calibration.refine.steps", "W_c"
+    ),
+    "refined by an unknown error": override("calibration.refine.error=cosin", "Did you mean 'cosine'?"),
     "no row left to calibrate on": fitted("calibration: {skip_samples: 100}", "leaves no row to calibrate on"),
     "rank that is a word": override("calibration.rank=most", "expected auto or a whole number of at least 1", "'most'"),
     "rank chosen without knowing the error": override(

@@ -167,6 +167,7 @@ ALIGNED = [
     "calibration.head_alignment=output_error",
     "calibration.rank=4",
     "calibration.bias=true",
+    "calibration.refine.steps=2",
     "training.stage1.enabled=true",
     "training.stage1.max_steps=2",
 ]
@@ -200,6 +201,9 @@ def test_aligned_heads_and_thin_compensations_are_saved_and_load_again(aligned: 
     assert all(len(row["heads_from"]) == 4 for row in rows), "the model has 4 heads"
     assert any(row["heads_from"] != [0, 1, 2, 3] for row in rows)
     assert [(row["compensation"]["rank"], row["compensation"]["bias"]) for row in rows] == [(4, True)] * 3
+    manifest = Manifest.read(folder / RUN)
+    assert manifest is not None
+    assert all(row["refined"] in (True, False) for row in manifest.results["initialise"]["calibration"]["rows"])
     loaded = AutoModelForCausalLM.from_pretrained(folder / RUN / "final")
     assert loaded.layer_plan == LayerPlan.from_dict(plan)
     with torch.no_grad():

@@ -13,6 +13,7 @@ class LayerError:
     `before`: lower layers compensated, this one not. `after`: with this layer's W_c. `scale`: the mean norm of
     the original residual stream there, to judge them by. `rank` of W_c, None: in full. `kept`: where a rank was given
     or chosen, the share that it keeps of the squared error that W_c in full repairs on the tokens fitted.
+    `refined`: whether a refinement was kept, None: there was none.
     """
 
     layer: int
@@ -21,6 +22,7 @@ class LayerError:
     scale: float
     rank: int | None = None
     kept: float | None = None
+    refined: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class CalibrationReport:
         ranks += [_rank(row) if with_ranks else "" for row in reversed(self.rows)]
         head = f"{'layer':>7} {'before':>9} {'after':>9} {'left':>6}{ranks[0]}   per-token error on held-out sequences"
         rows = [_line(str(row.layer), row.before, row.after) for row in reversed(self.rows)]
-        lines = [row + rank for row, rank in zip(rows, ranks[1:], strict=True)]
+        ends = [_refined(row) for row in reversed(self.rows)]
+        lines = [row + rank + end for row, rank, end in zip(rows, ranks[1:], ends, strict=True)]
         note = ["keeps: of the squared error that W_c in full repairs, on the tokens fitted"] * with_ranks
         return [head, *lines, _line("overall", self.error_before, self.error_after), *note]
 
@@ -60,6 +63,10 @@ class CalibrationReport:
 def _line(label: str, before: float, after: float) -> str:
     remaining = after / before if before else 0.0
     return f"{label:>7} {before:>9.4f} {after:>9.4f} {remaining:>6.1%}"
+
+
+def _refined(row: LayerError) -> str:
+    return "" if row.refined is None else "   refined" if row.refined else "   closed form: no gain by refining"
 
 
 def _rank(row: LayerError) -> str:

@@ -102,14 +102,19 @@ class LayerStreams:
 
     def _run_converted(self, row: LayerRow, hidden: torch.Tensor, batch: int, inputs: LayerInputs) -> torch.Tensor:
         """Run one converted layer with what its source published for this batch; keep what it publishes."""
-        state = Publications()
-        if row.source is not None:
-            state[row.source] = self._published(row.source, batch, inputs)
+        state = self._state(row, batch, inputs)
         layer = decoder_layers(self.converted)[row.index]
         hidden = layer(hidden, **{**inputs.arguments[row.index], PUBLICATIONS: state})
         if row.index in state:
             self._keep_published(row.index, batch, state[row.index])
         return hidden
+
+    def _state(self, row: LayerRow, batch: int, inputs: LayerInputs) -> Publications:
+        """What a converted layer reads of its source."""
+        state = Publications()
+        if row.source is not None:
+            state[row.source] = self._published(row.source, batch, inputs)
+        return state
 
     def _keep_published(self, source: int, batch: int, entry: Published) -> None:
         for name, tensor in entry.tensors().items():

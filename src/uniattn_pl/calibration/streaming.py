@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.calibration_report import CalibrationReport, LayerError
-from uniattn_pl.calibration.layer_choices import LayerChoices
 from uniattn_pl.calibration.layers import (
     Batch,
     LayerInputs,
@@ -31,6 +31,7 @@ from uniattn_pl.calibration.layers import (
 from uniattn_pl.calibration.mean_norm import MeanNorm
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
+from uniattn_pl.calibration.refinement import LayerRefinement, Refinement
 from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
@@ -56,6 +57,7 @@ def calibrate(
     ridge: float | str = 1e-2,
     head_alignment: str = "none",
     rank_keeps: float = RANK_KEEPS,
+    refinement: Refinement | None = None,
     rank: int = 0,
     world_size: int = 1,
     record: Path | None = None,
@@ -78,6 +80,7 @@ def calibrate(
             and the model's plan says so.
         rank_keeps: of the squared error that a full W_c repairs on `batches`, the share that a rank has to keep which
             the plan leaves open (`AUTO_RANK`); it gets the least such rank, and the model's plan says so.
+        refinement: of the weights of each layer behind their closed form; None: none.
         rank, world_size: of the default process group, whose ranks divide the batches, of which there must be one of
             each kind for every rank; all of them end with the weights and the report of all batches.
         record: folder that keeps every solved layer; a pass that was killed goes on from it.
@@ -88,7 +91,7 @@ def calibrate(
 
     Raises:
         UserError: no layer of `converted` is compensated, so there is nothing to fit; there are fewer batches than
-            ranks; the initialiser cannot choose a rank; or the record is of another pass.
+            ranks; the initialiser cannot choose a rank; no batch judges a refinement; or the record is of another pass.
     """
     plan: LayerPlan | None = getattr(converted, "layer_plan", None)
     if plan is None or not plan.compensated:
@@ -106,6 +109,8 @@ def calibrate(
             f"{len(batches)} batches to fit and {len(held_out)} held out cannot be divided among {world_size} ranks; "
             "give more rows (calibration.num_samples, held_out_samples) or a smaller calibration.batch_size."
         )
+    if refinement is not None and not held_out:
+        raise UserError("what a refinement makes is judged on held-out batches, and there are none.")
     mode, converted.config.reuse_mode = converted.config.reuse_mode, "replay"
     try:
         store = TensorStore(memory_limit_bytes, device=original.device, device_limit_bytes=device_limit_bytes)
@@ -113,17 +118,20 @@ def calibrate(
             parts = batches[rank::world_size], held_out[rank::world_size]
             streaming = _StreamingPass(original, converted, *parts, store, progress)
             streaming.distributed, streaming.rank_keeps = world_size > 1, rank_keeps
+            streaming.refinement, streaming.num_batches = refinement, len(batches)
+            streaming.place = rank, world_size
             if record is not None:
                 options: dict[str, Any] = {"initialiser": initialiser, "ridge": ridge}
                 options |= {"head_alignment": head_alignment, MODEL: contents}
                 options["rank_keeps"] = rank_keeps if plan.open_ranks else None
+                options["refinement"] = None if refinement is None else asdict(refinement)
                 streaming.record = CalibrationRecord(record, options, plan, batches, writes=rank == 0)
             return streaming.run(initialiser, ridge, head_alignment)
     finally:
         converted.config.reuse_mode = mode
 
 
-class _StreamingPass(LayerChoices):
+class _StreamingPass(LayerRefinement):
     """Fits every compensated layer as all batches reach it."""
 
     record: CalibrationRecord | None = None
@@ -131,7 +139,7 @@ class _StreamingPass(LayerChoices):
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
         aligned = [row for row in self.rows if row.traits.reads == MAP and head_alignment != "none"]
-        self.total += len(aligned) * self.num_fitted
+        self.total += len(aligned) * self.num_fitted + len(self.plan.compensated) * self._refining_visits()
         for index in self.plan.compensated:
             reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
         for row in self.rows:
@@ -173,7 +181,7 @@ class _StreamingPass(LayerChoices):
         write_weights(attention, solved.weights, decoder_layers(self.original)[row.index].self_attn)
         self._advance_both(row)
         self._forget_below(row.index)
-        self.total -= len(self._moving_on(row)) + self.num_fitted * aligned
+        self.total -= len(self._moving_on(row)) + self.num_fitted * aligned + self._refining_visits()
         return [solved.error]
 
     def _fit_layer(self, row: LayerRow, initialiser: str, ridge: float | str) -> LayerError:
@@ -205,6 +213,7 @@ class _StreamingPass(LayerChoices):
         fit = solver.solve()
         rank, kept = self._settle_rank(row, fit)
         set_fit(attention, fit, original)
+        refined = self._refine(row, initialiser)
         for batch in self._moving_on(row):
             inputs = self._inputs(batch, row)
             seen = {}
@@ -216,7 +225,7 @@ class _StreamingPass(LayerChoices):
                 after.add(target.float() - seen["unified"].float(), self.masks[batch])
         for mean in (before, after, scale) if self.distributed else ():
             mean.sum_over_ranks()
-        return LayerError(row.index, before.value, after.value, scale.value, rank, kept)
+        return LayerError(row.index, before.value, after.value, scale.value, rank, kept, refined)
 
     def _per_unit(self, row: LayerRow) -> float:
         return repaired_per_unit(decoder_layers(self.converted)[row.index], row)

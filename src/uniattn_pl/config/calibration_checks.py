@@ -49,6 +49,16 @@ def _bias(config: ExperimentConfig) -> str | None:
     return "a bias is part of W_c, and architecture.compensation=false leaves none."
 
 
+def _refine(config: ExperimentConfig) -> str | None:
+    refine = config.calibration.refine
+    if refine.steps:
+        if config.architecture.get("compensation", True):
+            return None
+        return "W_c is refined behind its fit, and architecture.compensation=false leaves none."
+    given = [name for name in ("learning_rate", "error") if getattr(refine, name) is not None]
+    return f"{given[0]} is of a refinement, which takes calibration.refine.steps." if given else None
+
+
 def _alignment(config: ExperimentConfig) -> str | None:
     if config.calibration.head_alignment == "none" or config.architecture.get("compensation", True):
         return None
@@ -60,5 +70,6 @@ CALIBRATION_CHECKS: list[tuple[tuple[str, ...], Callable[[ExperimentConfig], str
     (("calibration.rank", "calibration.initialiser"), _rank),
     (("calibration.rank_keeps", "calibration.rank"), _rank_keeps),
     (("calibration.bias", "architecture.compensation"), _bias),
+    (("calibration.refine.steps", "architecture.compensation"), _refine),
     (("calibration.head_alignment", "architecture.compensation"), _alignment),
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.config.loaded_config import flatten
+from uniattn_pl.config.sections.calibration_section import RefineConfig
 from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
@@ -55,7 +56,8 @@ SELF_TEXT = "data.self_text."  # settings that count where text is sampled
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
 ADDED_KEYS = frozenset(
-    {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"},
+    {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"}
+    | {f"calibration.refine.{field.name}" for field in fields(RefineConfig)}
 )
 # Names of places -> what is compared of them by content.
 SOURCES = {

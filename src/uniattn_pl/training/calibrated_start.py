@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
+from uniattn_pl.calibration.refinement import Refinement
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.plan.compensation_cost import CompensationCost
@@ -41,6 +42,7 @@ def calibrate_start(
             ridge=options.ridge,
             head_alignment=options.head_alignment,
             rank_keeps=RANK_KEEPS if options.rank_keeps is None else options.rank_keeps,
+            refinement=Refinement.configured(options.refine),
             record=experiment.folder / CALIBRATION_FOLDER,
             contents=context.record.manifest.identity.get(MODEL),
             memory_limit_bytes=int(options.memory_limit_gib * 2**30),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from uniattn_pl.config.sections.limits import LARGEST_BATCH
 from uniattn_pl.options import option
@@ -13,12 +13,26 @@ INITIALISERS = {
     "least_squares": "ridge regression of W_c on the attention error, over all tokens",
     "joint_least_squares": "ridge regression of W_o and W_c together, over all tokens",
 }
-LEAST_SQUARES = ("least_squares", "joint_least_squares")
+JOINT = "joint_least_squares"
+LEAST_SQUARES = ("least_squares", JOINT)
+REFINED_ERRORS = {
+    "relative": "squared error of what leaves the layer, over the squared norm of the original's",
+    "cosine": "1 - cosine of what leaves the layer and the original's",
+}
 HEAD_ALIGNMENTS = {
     "none": "head h of a reuse layer uses the map of the source's head h",
     "similarity": "it uses the source head whose map is most like its own",
     "output_error": "it uses the source head whose map leaves the least error in its output",
 }
+
+
+@dataclass
+class RefineConfig:
+    """Steps of Adam on W_c and W_o of each layer behind the closed form, kept where held-out rows gain."""
+
+    steps: int | None = option(None, "steps of one batch for every layer; null: the closed form stays", minimum=1)
+    learning_rate: float | None = option(None, "of the first step, falling to zero; default: 1e-4", minimum=0.0)
+    error: str | None = option(None, "what is made least; default: relative", allowed=tuple(REFINED_ERRORS))
 
 
 @dataclass
@@ -34,6 +48,7 @@ class CalibrationConfig:
     rank: int | str | None = option(None, "of W_c as two thin matrices; auto: chosen by layer; null: full", minimum=1)
     rank_keeps: float | None = option(None, "share of the repaired error rank=auto keeps; default: 0.95", maximum=1)
     bias: bool | None = option(None, "W_c adds a constant vector, too; null: no")
+    refine: RefineConfig = field(default_factory=RefineConfig)
     head_alignment: str = option("none", "which head of its source a reuse head uses", allowed=tuple(HEAD_ALIGNMENTS))
     memory_limit_gib: float = option(0.0, "hidden streams beyond this go to temporary files ($TMPDIR)", minimum=0.0)
     device_memory_limit_gib: float | None = option(

@@ -14,6 +14,7 @@ from uniattn_pl.calibration import CalibrationReport, calibrate
 from uniattn_pl.calibration.device_copies import free_share
 from uniattn_pl.calibration.layers import Progress
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
+from uniattn_pl.calibration.refinement import Refinement
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience import ranks
 
@@ -35,6 +36,7 @@ class CompensationInit(pl.Callback):
         head_alignment: "none", "similarity" or "output_error".
         rank_keeps: share of the repaired error that ranks keep which the plan leaves open; a Trainer's optimizer would
             not have what they make of W_c, so that such a model is initialised before.
+        refinement: of the weights of each layer behind their closed form; None: none.
         record: folder that keeps every solved layer, from which a killed pass goes on.
         contents: digest of the original's weights, where it is known; a record of others is refused.
         memory_limit_bytes: hidden streams beyond this are kept in temporary files; 0: all of them.
@@ -55,6 +57,7 @@ class CompensationInit(pl.Callback):
         ridge: float | str = 1e-2,
         head_alignment: str = "none",
         rank_keeps: float = RANK_KEEPS,
+        refinement: Refinement | None = None,
         record: Path | None = None,
         contents: str | None = None,
         memory_limit_bytes: int = 0,
@@ -63,7 +66,8 @@ class CompensationInit(pl.Callback):
     ) -> None:
         self.original, self.batches, self.held_out = original, batches, held_out
         self.initialiser, self.ridge, self.head_alignment = initialiser, ridge, head_alignment
-        self.rank_keeps, self.record, self.contents = rank_keeps, record, contents
+        self.rank_keeps, self.refinement = rank_keeps, refinement
+        self.record, self.contents = record, contents
         self.memory_limit_bytes, self.device_limit_bytes = memory_limit_bytes, device_limit_bytes
         self.progress = progress
         self.done = False
@@ -102,6 +106,7 @@ class CompensationInit(pl.Callback):
             ridge=self.ridge,
             head_alignment=self.head_alignment,
             rank_keeps=self.rank_keeps,
+            refinement=self.refinement,
             rank=ranks.rank(),
             world_size=ranks.world_size(),
             record=self.record,
