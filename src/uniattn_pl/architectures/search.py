@@ -1,4 +1,4 @@
-"""A searched plan: per layer keep, reuse, share_kv or drop, greedily by measured loss per unit of cost saved."""
+"""A searched plan: what each layer becomes, greedily by measured loss per unit of cost saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
-from uniattn_pl.plan.changes import Change, possible_changes, searched_roles
+from uniattn_pl.plan.changes import Change, possible_changes, role_and_sizes, searched_roles, sized_kinds
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
 
-KINDS = searched_roles()
+KINDS = list(searched_roles())
+SIZED = "; ".join(f"{kind}, {meaning}" for kind, meaning in sized_kinds().items())
 
 
 @register
@@ -24,12 +25,12 @@ class Search(Architecture):
     """
 
     name = "search"
-    summary = "chooses per layer to keep, reuse, share_kv or drop, by measured loss, until a cost budget is met"
+    summary = "chooses per layer what it becomes, by measured loss, until a cost budget is met"
 
     budget: float = option(0.8, "stop at this fraction of the unmodified model's cost", minimum=0.0)
     cost: str = option("kv_bytes", "what is saved", allowed=tuple(COSTS))
     cost_length: int = option(512, "tokens at which the cost is counted", minimum=1)
-    kinds: list[str] = option(list(KINDS), f"what a layer may become: {', '.join(KINDS)}")
+    kinds: list[str] = option(KINDS, f"what a layer may become: {', '.join(KINDS)}, {SIZED}")
     candidates: int = option(16, "changes measured per round, the most promising ones; 0: all", minimum=0)
     search_tokens: int = option(2000, "training tokens to measure on", minimum=16)
     compensation: bool = option(True, "give every changed layer a W_c, fitted as it is chosen")
@@ -42,9 +43,10 @@ class Search(Architecture):
         raise PlanError("search chooses the layers by measurement, when a fit starts.")
 
     def check(self, shape: ModelShape) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
-        if unknown or not self.kinds:
-            raise PlanError(f"kinds must be some of {', '.join(KINDS)}; got {self.kinds}.")
+        if not self.kinds:
+            raise PlanError(f"kinds must be some of {', '.join([*KINDS, *sized_kinds()])}; got {self.kinds}.")
+        for kind in self.kinds:
+            role_and_sizes(kind)
         if not 0 < self.budget < 1:
             raise PlanError(f"budget is relative to the unmodified model's cost, between 0 and 1; got {self.budget:g}.")
         cost = Cost(self.cost, self.cost_length)

@@ -86,9 +86,11 @@ class ReplayedMap:
         query, key = self.query, self.key
         if heads is not None:
             # Aligned heads need not lie in the group of their values: every head gets its own key and value.
-            groups = query.shape[1] // key.shape[1]
-            query, key = heads.of(query), heads.of(key.repeat_interleave(groups, dim=1))  # [B, H, ., D]
-            value = value.repeat_interleave(groups, dim=1)  # [B, H, S, D]
+            count = query.shape[1]
+            query, key = heads.of(query), heads.of(key.repeat_interleave(count // key.shape[1], dim=1))  # [B, H, ., D]
+            value = value.repeat_interleave(count // value.shape[1], dim=1)  # [B, H, S, D]
+        elif key.shape[1] < value.shape[1]:  # the source's were merged; kernels want as many keys as values
+            key = key.repeat_interleave(value.shape[1] // key.shape[1], dim=1)  # [B, Hkv, S, D]
         return backend_kernel(attention)(attention, query, key, value, self.mask, **self.arguments)
 
     def to(self, device: torch.device | str, *, non_blocking: bool) -> ReplayedMap:

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from uniattn_pl.plan.compensation import Compensation
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
-from uniattn_pl.plan.roles import ROLES
+from uniattn_pl.plan.roles import KV_HEADS, ROLES, WINDOW
 from uniattn_pl.plan.shape import ModelShape
 
 
 def searched_roles() -> dict[str, str]:
-    """Roles that a search can give to a full layer -> what the layer then does."""
-    return {name: role.becomes for name, role in ROLES.items() if role.becomes is not None}
+    """Roles that a search can give to a full layer as they are -> what the layer then does."""
+    return {name: role.becomes for name, role in ROLES.items() if role.becomes is not None and not role.sizes}
+
+
+def sized_kinds() -> dict[str, str]:
+    """How kinds are written whose roles have sizes -> what a layer then does; others are the role's name alone."""
+    return {
+        "heads:N": "have N heads of keys and values (GQA)",
+        "window:W+S": "attend to the last W tokens and the first S, which may be left out",
+    }
+
+
+def role_and_sizes(kind: str) -> tuple[str, dict[str, Any]]:
+    """What a kind of change stands for: a role, and the sizes that its rows have.
+
+    Raises:
+        PlanError: no search can give a layer such a role, or its sizes are missing or none.
+    """
+    if kind in searched_roles():
+        return kind, {}
+    if heads := re.fullmatch(r"heads:([1-9]\d*)", kind):
+        return "heads", {KV_HEADS: int(heads[1])}
+    if span := re.fullmatch(r"window:([1-9]\d*)(?:\+(\d+))?", kind):
+        return "window", {WINDOW: int(span[1]), "sinks": int(span[2] or 0)}
+    raise PlanError(f"kinds must be some of {', '.join([*searched_roles(), *sized_kinds()])}; got ['{kind}'].")
 
 
 @dataclass(frozen=True)
 class Change:
-    """Layer `layer` gets the role `kind`, one of `searched_roles`."""
+    """Layer `layer` becomes `kind`: one of `searched_roles`, with its sizes where it has any (`heads:1`)."""
 
     layer: int
     kind: str
@@ -30,14 +55,16 @@ class Change:
 
         Layers that used what this layer no longer gives use what this layer uses: chains are allowed.
         """
-        role, source = ROLES[self.kind], self._source(plan)
+        name, sizes = role_and_sizes(self.kind)
+        role, source = ROLES[name], self._source(plan, ROLES[name].reads)
         if plan.rows[self.layer].operated or (role.reads is not None and source is None):
             return None
-        changed = {self.layer: LayerRow(self.layer, self.kind, source, Compensation() if compensated else None)}
+        w_c = Compensation() if compensated else None
+        changed = {self.layer: LayerRow(self.layer, name, source, w_c, **sizes)}
         for reader in plan.readers(self.layer):
             if reader.traits.reads in role.gives:
                 continue
-            if reader.role != self.kind:
+            if reader.role != name:
                 return None
             changed[reader.index] = replace(reader, source=source)
         try:
@@ -45,9 +72,8 @@ class Change:
         except PlanError:
             return None
 
-    def _source(self, plan: LayerPlan) -> int | None:
+    def _source(self, plan: LayerPlan, reads: str | None) -> int | None:
         """The nearest layer below that gives what the role reads."""
-        reads = ROLES[self.kind].reads
         givers = [row.index for row in plan.rows[: self.layer] if reads in row.traits.gives]
         return givers[-1] if givers else None
 

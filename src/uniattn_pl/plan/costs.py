@@ -6,7 +6,7 @@ parameters count all, FLOPs those that serve a token, and bytes those that a bat
 (`plan.shape.Experts.read`).
 
 Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, Dv size of a
-value (D in most families), d hidden size, w window, V vocabulary.
+value (D in most families), d hidden size, w window with its sinks, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the
 def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
     """Bytes the cache holds after `length` tokens: K and V of full layers, V of reuse layers, windows included.
 
-    A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do.
+    A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do, and all its sinks; of merged
+    heads fewer are kept.
     """
     # sum over layers of (Hkv * D of keys + Hkv * Dv of values) * min(S, w - 1) * B * bytes
     total = 0
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
-        widths = {KEYS: layer.heads.key_width, VALUES: layer.heads.value_width}
+        heads = row.sized(layer).heads
+        widths = {KEYS: heads.key_width, VALUES: heads.value_width}
         total += sum(widths[part] for part in row.traits.caches) * kept
     return total * batch_size * bytes_per_element
 

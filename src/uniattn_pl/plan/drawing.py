@@ -38,12 +38,19 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     text = row.traits.label
     if row.source is not None:
         text += f" {row.source}"
+    text += _draw_sizes(row)
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {', '.join(map(str, readers))}"
     symbol = SOURCE_SYMBOL if readers and not row.operated else row.traits.symbol
     width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
     cached = " ".join("K" * row.caches_keys + "V" * row.caches_values) or "-"
     return f"{indices:>7} {symbol} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()
+
+
+def _draw_sizes(row: LayerRow) -> str:
+    """What a row has a number of its own of: KV heads, or a window and its sinks."""
+    sinks = f" + {row.sinks} first" if row.sinks else ""
+    return "".join(f" {size}" for size in (row.kv_heads, row.window) if size is not None) + sinks
 
 
 def _draw_compensation(row: LayerRow) -> str:

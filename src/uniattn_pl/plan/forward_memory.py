@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.plan.costs import compensation_weights, kv_cache_bytes, parameters
 from uniattn_pl.plan.layer_plan import LayerPlan
+from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import KEY_VALUE, MAP, OUTPUT
 from uniattn_pl.plan.shape import LayerShape, ModelShape
 
@@ -99,6 +100,7 @@ def calibration_memory(
     compensated = [row for row in plan.rows if row.compensated]
     refitted = [shape.layers[row.index].output for row in compensated if OUTPUT in row.traits.projections]
     added = sum(compensation_weights(row, shape) for row in compensated) + (initialiser == JOINT) * sum(refitted)
+    added += sum(_merged(row, shape.layers[row.index]) for row in plan.rows if row.kv_heads is not None)
     heads = max((layer.heads.output_width for layer in shape.layers), default=0)
     features = {JOINT: hidden + heads, LEAST_SQUARES: hidden}.get(initialiser, 0)
     # gram and cross product in float64, of all batches and of the last one; then gram, what is solved, and its factor
@@ -126,9 +128,15 @@ def _live(plan: LayerPlan, shape: ModelShape) -> int:
 
 def _publishes(index: int, plan: LayerPlan, shape: ModelShape) -> int:
     """Numbers per token that a layer gives its readers: queries and keys of a map, keys and values."""
-    read, heads = plan.read_from(index), shape.layers[index].heads
+    read, heads = plan.read_from(index), plan.rows[index].sized(shape.layers[index]).heads
     keys = heads.key_width if read else 0
     return keys + (MAP in read) * heads.query_width + (KEY_VALUE in read) * heads.value_width
+
+
+def _merged(row: LayerRow, layer: LayerShape) -> int:
+    """Weights of merged keys and values, which are not the original's."""
+    sized = row.sized(layer)
+    return sized.key + sized.value
 
 
 def _widest(shape: ModelShape) -> int:

@@ -12,7 +12,7 @@ from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import KEY_VALUE, MAP, Role
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
-from uniattn_pl.plan.shape_checks import head_problems, rank_problems, source_size_problems
+from uniattn_pl.plan.shape_checks import head_problems, own_size_problems, rank_problems, source_size_problems
 
 # What a reader takes -> (what it does, why a layer that does not give it cannot be its source).
 _READING = {
@@ -66,6 +66,14 @@ class LayerPlan:
         """Leave out the blocks from `first` to `last` and let one W_c, of the first, stand for them all (ReplaceMe)."""
         return self.skip(range(first, last + 1), compensated=False).skip([first], compensated=True)
 
+    def merge_heads(self, layers: Iterable[int], kv_heads: int, *, compensated: bool) -> LayerPlan:
+        """Let `layers` have so many heads of keys and values, each merged of neighbouring ones."""
+        return self.assign(layers, "heads", compensated=compensated, kv_heads=kv_heads)
+
+    def limit_window(self, layers: Iterable[int], window: int, sinks: int = 0, *, compensated: bool) -> LayerPlan:
+        """Let `layers` attend to the last `window` tokens and to the first `sinks`."""
+        return self.assign(layers, "window", compensated=compensated, window=window, sinks=sinks)
+
     def assign(
         self,
         layers: Iterable[int],
@@ -74,6 +82,7 @@ class LayerPlan:
         *,
         compensated: bool = False,
         keep_compensation: bool = False,
+        **sizes: Any,
     ) -> LayerPlan:
         """Give `layers` a role, whatever they were.
 
@@ -83,13 +92,15 @@ class LayerPlan:
             source: the layer they read from, where the role reads anything.
             compensated: give each a W_c.
             keep_compensation: one that has a W_c already has it placed as before.
+            sizes: fields of a `LayerRow` that the role needs.
         """
         layers = list(layers)
         self._check_indices([*layers, *([] if source is None else [source])])
         changed = {}
         for index in layers:
             former = self.rows[index].compensation if keep_compensation else None
-            changed[index] = LayerRow(index, role, source, (former or Compensation()) if compensated else None)
+            w_c = (former or Compensation()) if compensated else None
+            changed[index] = LayerRow(index, role, source, w_c, **sizes)
         return self.with_rows(changed)
 
     def place_compensation(self, *, input: str, output: str) -> LayerPlan:
@@ -193,7 +204,8 @@ class LayerPlan:
 
     def window(self, index: int, shape: ModelShape) -> int | None:
         """Tokens that layer `index` attends over (its source's window when it reads from one); None: all."""
-        return shape.layers[self.root(index)].window
+        root = self.root(index)
+        return self.rows[root].sized(shape.layers[root]).window
 
     # Checks
 
@@ -206,7 +218,7 @@ class LayerPlan:
             roles = ", ".join(sorted({row.role for row in self.rows}))
             problems.append(f"no layer attends to other tokens (roles: {roles}); a model needs at least one that does.")
         for row in self.rows:
-            problems += head_problems(row, shape)
+            problems += head_problems(row, shape) + own_size_problems(row, shape)
             if row.source is None:
                 continue
             problems += source_size_problems(row, shape)

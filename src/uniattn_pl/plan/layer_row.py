@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from uniattn_pl.plan.compensation import Compensation
-from uniattn_pl.plan.roles import FULL, KEYS, MAP, OUTPUT, ROLES, VALUE, VALUES, Role
+from uniattn_pl.plan.roles import FULL, KEYS, KV_HEADS, MAP, OUTPUT, ROLES, VALUE, VALUES, WINDOW, Role
 from uniattn_pl.plan.shape import LayerShape
 
 LACKING = {VALUE: "values", OUTPUT: "heads"}
@@ -21,6 +21,9 @@ class LayerRow:
         source: the layer it reads from, where its role reads anything.
         compensation: its W_c, or None.
         heads_from: head h [H] uses the map of the source's head `heads_from[h]`; None: of head h.
+        kv_heads: heads of keys and values, of a layer that has fewer than its model's.
+        window: last tokens that the layer sees, the present one among them; None: as many as its model's.
+        sinks: first tokens of each text that it sees beside its window.
     """
 
     index: int
@@ -28,6 +31,9 @@ class LayerRow:
     source: int | None = None
     compensation: Compensation | None = None
     heads_from: tuple[int, ...] | None = None
+    kv_heads: int | None = None
+    window: int | None = None
+    sinks: int = 0
 
     @property
     def traits(self) -> Role:
@@ -57,7 +63,11 @@ class LayerRow:
         return self.traits.feed_forward and (self.traits.computes or self.compensated)
 
     def sized(self, layer: LayerShape) -> LayerShape:
-        """The shape of the model's layer as this row has it: left out, it has no feed-forward and no norms."""
+        """The shape of the model's layer as this row has it: with fewer KV heads, with its window, or left out."""
+        if self.kv_heads is not None:
+            layer = layer.with_kv_heads(self.kv_heads)
+        if self.window is not None:
+            layer = replace(layer, window=self.window + self.sinks)
         if self.traits.feed_forward:
             return layer
         return replace(layer, feed_forward=0, experts=None, attention_norms=0, other=0)
@@ -70,6 +80,10 @@ class LayerRow:
         if self.compensation is not None:
             if not self.operated:
                 return [f"{where} computes its own attention and cannot carry a compensation."]
+            if self.traits.complete and self.compensation.needed_projections:
+                return [
+                    f"{where} ({self.role}) keeps its own attention, inside which its W_c can neither read nor add."
+                ]
             missing = self.compensation.needed_projections - self.traits.projections
             if missing and not self.traits.computes:
                 return [f"{where} is dropped: its W_c can only read attention_input and not add to heads."]
@@ -80,4 +94,18 @@ class LayerRow:
             return [f"{where} ({self.role}) reads from no other layer, but names layer {self.source}."]
         if self.heads_from is not None and self.traits.reads != MAP:
             return [f"{where} reuses no map whose heads could be aligned."]
-        return []
+        return self._size_problems(where)
+
+    def _size_problems(self, where: str) -> list[str]:
+        """What is impossible about the sizes that are this row's own."""
+        own, problems = {KV_HEADS: self.kv_heads, WINDOW: self.window}, []
+        for name, value in own.items():
+            if value is None and name in self.traits.sizes:
+                problems.append(f"{where} ({self.role}) needs {name}.")
+            elif value is not None and name not in self.traits.sizes:
+                problems.append(f"{where} ({self.role}) has no {name} of its own, but is given {value}.")
+            elif value is not None and value < 1:
+                problems.append(f"{where} has {name} {value}; it is at least 1.")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            problems.append(f"{where} has {self.sinks} sinks; a window has none or more, another layer none.")
+        return problems

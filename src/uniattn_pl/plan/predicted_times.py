@@ -86,7 +86,8 @@ def decode_seconds(plan: LayerPlan, shape: ModelShape, card: CardRates, case: Ti
     for row in plan.rows:
         window = plan.window(row.index, shape)
         tokens = case.length if window is None else min(case.length, window)
-        heads = shape.layers[plan.root(row.index) if row.traits.reads == KEY_VALUE else row.index].heads
+        of_keys = plan.root(row.index) if row.traits.reads == KEY_VALUE else row.index
+        heads = plan.rows[of_keys].sized(shape.layers[of_keys]).heads
         moved += case.batch_size * tokens * _moved_per_token(row, heads, case.attention)
     return _seconds(card, case, flops, _weight_bytes(plan, shape, case.batch_size) + moved)
 

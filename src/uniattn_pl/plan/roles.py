@@ -10,6 +10,7 @@ from dataclasses import dataclass
 MAP, KEY_VALUE = "map", "key_value"
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 KEYS, VALUES = "keys", "values"
+KV_HEADS, WINDOW = "kv_heads", "window"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Role:
         symbol, label: how it is drawn; the source's index follows the label.
         becomes: how a search that gives a full layer this role is described; None: no search proposes it.
         feed_forward: whether the layer's feed-forward stays; without it the whole block is gone, its norms too.
+        sizes: fields of a `LayerRow` that such a layer has a value of: kv_heads, window.
     """
 
     summary: str
@@ -39,6 +41,7 @@ class Role:
     label: str
     becomes: str | None = None
     feed_forward: bool = True
+    sizes: frozenset[str] = frozenset()
 
     @property
     def attends(self) -> bool:
@@ -49,6 +52,11 @@ class Role:
     def computes(self) -> bool:
         """Whether anything of the attention is kept."""
         return bool(self.projections)
+
+    @property
+    def complete(self) -> bool:
+        """Whether such a layer keeps every projection, and with them its family's own forward."""
+        return self.projections == {QUERY, KEY, VALUE, OUTPUT}
 
 
 ROLES: dict[str, Role] = {
@@ -105,6 +113,30 @@ ROLES: dict[str, Role] = {
         symbol="×",
         label="block left out",
         feed_forward=False,
+    ),
+    "heads": Role(
+        summary="computes its own map with fewer heads of keys and values, merged of those it had (MQA, GQA)",
+        projections=frozenset({QUERY, KEY, VALUE, OUTPUT}),
+        products=2,
+        caches=frozenset({KEYS, VALUES}),
+        reads=None,
+        gives=frozenset({MAP, KEY_VALUE}),
+        symbol="▓",
+        label="KV heads:",
+        becomes="have fewer heads of keys and values (GQA)",
+        sizes=frozenset({KV_HEADS}),
+    ),
+    "window": Role(
+        summary="attends to the last tokens and the first few (StreamingLLM), and caches no others",
+        projections=frozenset({QUERY, KEY, VALUE, OUTPUT}),
+        products=2,
+        caches=frozenset({KEYS, VALUES}),
+        reads=None,
+        gives=frozenset(),
+        symbol="░",
+        label="window",
+        becomes="attend to the last tokens and the first few",
+        sizes=frozenset({WINDOW}),
     ),
 }
 FULL = "full"

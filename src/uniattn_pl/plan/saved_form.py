@@ -1,8 +1,8 @@
 """Plans as plain data: what model folders, plan files, search records and manifests hold, and every form they had.
 
 Format 2: `{"format": 2, "num_layers": N, "rows": [{"index", "role", "source", "compensation", "heads_from"}]}`, with
-the rows that differ from the unmodified model. Format 1 had no number and told a row's role by where its map, keys
-and values come from.
+the rows that differ from the unmodified model; a row has kv_heads, window or sinks where its role needs them. Format 1
+had no number and told a row's role by where its map, keys and values come from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FORMAT = 2
 FORMER_ROLES = {"share": "share_kv"}
 """Names that roles had in files of format 1."""
 
-_ROW_KEYS = {"index", "role", "source", "compensation", "heads_from"}
+_SIZE_KEYS = ("kv_heads", "window", "sinks")
+_ROW_KEYS = {"index", "role", "source", "compensation", "heads_from", *_SIZE_KEYS}
 _FORMER_KEYS = {"index", "map_from", "key_from", "value_from"}
 _FORMER_OPTIONS = {
     "dropped": False,
@@ -34,7 +35,12 @@ _FORMER_OPTIONS = {
 
 def saved_form(rows: Sequence[LayerRow]) -> dict[str, Any]:
     """Plain data for JSON; only rows that differ from the unmodified model are listed."""
-    return {"format": FORMAT, "num_layers": len(rows), "rows": [asdict(row) for row in rows if row.operated]}
+    return {"format": FORMAT, "num_layers": len(rows), "rows": [_saved_row(row) for row in rows if row.operated]}
+
+
+def _saved_row(row: LayerRow) -> dict[str, Any]:
+    """Sizes are there where a row has them, so that plans without any read as they always did."""
+    return {key: value for key, value in asdict(row).items() if key not in _SIZE_KEYS or value}
 
 
 # A number that a damaged file gives must not decide how much memory is taken.
@@ -97,7 +103,11 @@ def _row(saved: Mapping[str, Any]) -> LayerRow:
     if source is not None and not isinstance(source, int):
         raise ValueError(f"the source of layer {index} is {source!r}, not a layer's index")
     compensation = None if placed is None else _compensation(index, **placed)
-    return LayerRow(index, str(saved["role"]), source, compensation, _heads(saved.get("heads_from")))
+    sizes = {key: saved[key] for key in _SIZE_KEYS if key in saved}
+    for key, size in sizes.items():
+        if type(size) is not int:
+            raise ValueError(f"{key} of layer {index} is {size!r}, not a whole number")
+    return LayerRow(index, str(saved["role"]), source, compensation, _heads(saved.get("heads_from")), **sizes)
 
 
 def _former_row(saved: Mapping[str, Any]) -> LayerRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,18 @@ class LayerShape:
     experts: Experts | None = None
     other: int = 0
     window: int | None = None
+
+    def with_kv_heads(self, groups: int) -> LayerShape:
+        """The layer with so many heads of keys and values; a norm over all keys (OLMo-2) shrinks with them."""
+        former = self.heads
+        whole_norm = former.groups > 1 and self.key_norm % former.key_width == 0
+        return replace(
+            self,
+            heads=replace(former, groups=groups),
+            key=self.key * groups // former.groups,
+            value=self.value * groups // former.groups,
+            key_norm=self.key_norm * groups // former.groups if whole_norm else self.key_norm,
+        )
 
 
 @dataclass(frozen=True)

@@ -34,3 +34,22 @@ def rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
         for rank in sorted(rank for rank in ranks if rank is not None)
         if not 1 <= rank <= shape.hidden_size
     ]
+
+
+def own_size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """KV heads that do not divide those that the layer has, and windows that are none."""
+    where, layer, problems = f"layer {row.index}", shape.layers[row.index], []
+    if row.kv_heads is not None:
+        groups = layer.heads.groups
+        allowed = [number for number in range(1, groups) if groups % number == 0]
+        if row.kv_heads not in allowed:
+            some = f"{', '.join(map(str, allowed))}" if allowed else "none, as one cannot be fewer"
+            problems.append(f"{where} has {groups} KV heads and cannot have {row.kv_heads}; allowed: {some}.")
+    if row.window is not None and layer.window is not None:
+        if row.window >= layer.window:
+            problems.append(
+                f"{where} sees the last {layer.window} tokens already; a window of {row.window} is no less."
+            )
+        elif row.sinks:
+            problems.append(f"{where} slides already and has learned to do without first tokens: give it no sinks.")
+    return problems

@@ -170,7 +170,7 @@ def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | No
         return compensations
     if lora_rank is None:
         return parameters(plan, shape)
-    layers = zip(plan.rows, shape.layers, strict=True)
+    layers = _layers(plan, shape)
     return compensations + lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
 
 
@@ -239,7 +239,7 @@ def _gated_elements(inner: int, *, trains: bool) -> int:
 
 def _published_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
     """Per token: what a source gives its readers, which no recomputation gives back."""
-    read_from, heads = plan.read_from(index), shape.layers[index].heads
+    read_from, heads = plan.read_from(index), plan.rows[index].sized(shape.layers[index]).heads
     of_map = (heads.query_width + heads.key_width) * (MAP in read_from)  # its queries and keys, for replay
     of_keys = (heads.key_width + heads.value_width) * (KEY_VALUE in read_from)
     return max(of_map, of_keys)

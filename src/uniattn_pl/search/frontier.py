@@ -65,7 +65,8 @@ def figure(points: Sequence[FrontierPoint], cost: Cost) -> Figure:
     axes = drawing.add_subplot()
     axes.plot([100 * p.cost for p in points], [p.loss for p in points], color="#bbbbbb", linewidth=1, zorder=1)
     marks: dict[str | None, tuple[str, str, str]] = {None: ("k", "s", "unmodified")}
-    marks |= {kind: (*style, kind) for kind, style in zip(searched_roles(), cycle(STYLES), strict=False)}
+    kinds = dict.fromkeys([*searched_roles(), *(point.kind for point in points if point.kind)])
+    marks |= {kind: (*style, kind) for kind, style in zip(kinds, cycle(STYLES), strict=False)}
     for kind, (color, marker, label) in marks.items():
         chosen = [p for p in points if p.kind == kind]
         if chosen:

@@ -17,9 +17,12 @@ from uniattn_pl.families.model_shape import fused_rows, heads_of
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.drop_attention import DropAttention
+from uniattn_pl.modeling.attention.heads_attention import HeadsAttention
+from uniattn_pl.modeling.attention.merged_heads import merge_kv_heads
 from uniattn_pl.modeling.attention.operated import OperatedAttention
 from uniattn_pl.modeling.attention.reuse_attention import ReuseAttention
 from uniattn_pl.modeling.attention.share_kv_attention import ShareKVAttention
+from uniattn_pl.modeling.attention.window_attention import WindowAttention
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
@@ -28,6 +31,8 @@ ATTENTIONS: dict[str, type[OperatedAttention]] = {
     "share_kv": ShareKVAttention,
     "drop": DropAttention,
     "skip": DropAttention,
+    "heads": HeadsAttention,
+    "window": WindowAttention,
 }
 """Role -> the attention of its layers; `full` layers keep their own."""
 
@@ -52,6 +57,8 @@ def operate(attention: Any, row: LayerRow) -> None:
     if w_c is None and row.compensation is not None:
         w_c = make_compensation(attention, row.compensation)
     _reduce(attention, row)
+    if row.kv_heads is not None:
+        merge_kv_heads(attention, row.kv_heads)
     attention.__class__ = _SUBCLASSES[stock, operated]
     attention.layer_row = row
     attention.w_c = w_c if row.compensated else None

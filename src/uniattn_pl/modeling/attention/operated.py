@@ -64,11 +64,16 @@ class OperatedAttention(nn.Module):
 
     def add(self, output: torch.Tensor, correction: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Add a correction [B, L, d] to the attention's output, or leave it for the end of the layer."""
-        compensation = self.layer_row.compensation
-        if compensation is None or compensation.output == "attention_output":
+        if not self.adds_late:
             return self.drop_out(output + correction)
         kwargs[PUBLICATIONS].late[self.layer_idx] = correction
         return self.drop_out(output)
+
+    @property
+    def adds_late(self) -> bool:
+        """Whether W_c's output waits for the end of the layer."""
+        compensation = self.layer_row.compensation
+        return compensation is not None and compensation.output != "attention_output"
 
     def drop_out(self, output: torch.Tensor) -> torch.Tensor:
         """What the attention adds to the stream [B, L, d], with the dropout that some families give it in training

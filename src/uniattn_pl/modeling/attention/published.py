@@ -17,6 +17,7 @@ from uniattn_pl.kernels.grouped import masked_span
 from uniattn_pl.kernels.map_handles import MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import MapBuffers
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure, structure_of
+from uniattn_pl.modeling.caches.token_spans import SpanRule, TokenSpan, span_rule
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -113,6 +114,7 @@ class Publications(UserDict[int, Published]):
         self.buffers.begin_forward()
         self._masked: dict[int, tuple[torch.Tensor, tuple[int, int]]] = {}
         self._structures: dict[tuple[int, int | None], tuple[torch.Tensor, MaskStructure | None]] = {}
+        self._spans: dict[tuple[int, TokenSpan], tuple[torch.Tensor | None, SpanRule]] = {}
 
     def masked_span(self, mask: torch.Tensor) -> tuple[int, int]:
         """Of a mask that the layers of this forward have in common, looked at once."""
@@ -128,6 +130,15 @@ class Publications(UserDict[int, Published]):
         if known not in self._structures:
             self._structures[known] = mask, structure_of(mask, queries=queries, window=window)
         return self._structures[known][1]
+
+    def span_rule(
+        self, mask: torch.Tensor | None, span: TokenSpan, positions: torch.Tensor | None, device: torch.device
+    ) -> SpanRule:
+        """Of windowed layers that have mask and span, and so what they hold, in common: made once."""
+        known = id(mask), span
+        if known not in self._spans:
+            self._spans[known] = mask, span_rule(mask, span, positions, device)
+        return self._spans[known][1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Publications:
         """Move every tensor, as accelerate asks when layers live on several devices."""

@@ -15,6 +15,7 @@ from transformers.cache_utils import (
 )
 
 from uniattn_pl.kernels.map_memory import MapBuffers, may_write
+from uniattn_pl.modeling.caches.window_layer import WindowLayer
 from uniattn_pl.plan import LayerPlan
 
 # Tokens that a growing layer has to spare at least, and the shares of what it holds. For a token a 64th: copied that
@@ -94,6 +95,15 @@ def _value_only_like(source: Any) -> Any:
     raise NotImplementedError(f"a cache with {type(source).__name__} layers cannot serve a model with a layer plan.")
 
 
+def _windowed_like(stock: Any) -> WindowLayer:
+    """An empty windowed layer in place of a growing or sliding one."""
+    if type(stock) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise NotImplementedError(
+            f"a cache with {type(stock).__name__} layers cannot serve a plan with windows, whose layers give tokens up."
+        )
+    return WindowLayer()
+
+
 def fit_cache(cache: Any, plan: LayerPlan) -> Any:
     """Make an empty cache hold only what the plan says; a cache already fitted is returned as it is.
 
@@ -118,7 +128,9 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
         cache.layer_class_to_replicate = None
     stock = list(layers)
     for row in plan.rows:
-        if row.caches_keys:
+        if row.window is not None:
+            layers[row.index] = _windowed_like(stock[row.index])
+        elif row.caches_keys:
             layers[row.index] = GrowingLayer() if type(stock[row.index]) is DynamicLayer else stock[row.index]
         elif row.caches_values:
             layers[row.index] = _value_only_like(stock[plan.root(row.index)])

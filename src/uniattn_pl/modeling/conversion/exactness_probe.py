@@ -14,6 +14,7 @@ from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers, stock_model_type
 from uniattn_pl.families.obstacles import active_extras
 from uniattn_pl.kernels.stock import publish
+from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
@@ -22,7 +23,7 @@ from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.install import remove_norms
 from uniattn_pl.modeling.conversion.stock_comparison import differs_from_stock
 from uniattn_pl.plan import LayerPlan, LayerRow
-from uniattn_pl.plan.roles import KEY_VALUE, ROLES
+from uniattn_pl.plan.roles import KEY_VALUE, KV_HEADS, ROLES, WINDOW
 
 LENGTH = 8
 # Reading from itself, a layer calls the same kernel on the same numbers: what differs is no rounding.
@@ -44,7 +45,9 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     - Under the unmodified plan the model computes what it computed, over several hundred tokens.
     - A layer that reads from another gives its own output where it reads from itself; sources of keys too, since
       readers rotate as they do. A dropped layer gives what its stock one gives where the attention's output is zero;
-      one that is left out can hand on what it gets, as its stock one gives the same form.
+      one that is left out can hand on what it gets, as its stock one gives the same form. One with fewer KV heads
+      gives what its stock one gives where these heads are equal, one with a window what its stock one gives of a text
+      as long as the window.
       At the first and at the last positions the model has, with its own inputs and with enlarged ones.
 
     Weightless models are not probed, nor layers that were converted before.
@@ -106,7 +109,8 @@ def tolerance(dtype: torch.dtype) -> float:
 def _refuse_extras(model: PreTrainedModel, plan: LayerPlan, family: str, stock: list[int]) -> None:
     lost: dict[str, list[int]] = {}
     for index in stock:
-        if plan.rows[index].operated and plan.rows[index].traits.computes:
+        traits = plan.rows[index].traits
+        if plan.rows[index].operated and traits.computes and not traits.complete:
             for name, value in active_extras(decoder_layers(model)[index].self_attn).items():
                 lost.setdefault(f"{name} ({str(value)[:40]})", []).append(index)
     if lost:
@@ -178,10 +182,26 @@ def _is_wrong(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -
     if not ROLES[role].computes:
         return _drops_wrongly(model, index, role, call)
     stock, hidden = decoder_layers(model)[index].self_attn, call.attention["hidden_states"]
+    differs = _alone_differs if ROLES[role].complete else _reads_itself_wrongly
     return any(
-        _reads_itself_wrongly(stock, index, role, {**call.attention, "hidden_states": hidden * scale})
-        for scale in INPUT_SCALES
+        differs(stock, index, role, {**call.attention, "hidden_states": hidden * scale}) for scale in INPUT_SCALES
     )
+
+
+def _alone_differs(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a layer that keeps its family's forward gives another output where its role changes nothing."""
+    sizes = ROLES[role].sizes
+    equal = publishing_copy(stock)
+    equal.publishes = frozenset()
+    if KV_HEADS in sizes:
+        equal = copy.deepcopy(equal)  # its heads become equal, the stock ones must not
+        equalise_kv_heads(equal)
+    changed = aliased_copy(equal)
+    values: dict[str, Any] = {KV_HEADS: 1, WINDOW: LENGTH}
+    operate(changed, LayerRow(index, role, **{name: values[name] for name in sizes}))
+    expected, _ = equal(**kwargs, **{PUBLICATIONS: Publications()})
+    output, _ = changed(**kwargs, **{PUBLICATIONS: Publications()})
+    return _differ(output, expected)
 
 
 def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:

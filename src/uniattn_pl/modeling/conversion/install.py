@@ -12,13 +12,14 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
-from uniattn_pl.kernels.stock import backend_name, publish
+from uniattn_pl.kernels.stock import backend_name, has_maps, publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.attention.recorded_maps import without_placeholders
 from uniattn_pl.modeling.attention.skipped_block import skip_block
+from uniattn_pl.modeling.attention.window_attention import no_windows
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
 from uniattn_pl.modeling.length_rotations import forget_lengths
@@ -51,6 +52,8 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
                 skip_block(layer)
             if row.compensation is not None and row.compensation.output == "layer_output":
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
+        if row.source is not None and row.traits.reads == KEY_VALUE:  # whose heads may have been merged
+            layer.self_attn.num_key_value_groups = layers[row.source].self_attn.num_key_value_groups
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
     forget_lengths(decoder)
@@ -70,6 +73,8 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
     kernel = backend_name(config)
     if "/" in kernel:
         problems.append(f"its kernel is the hub's '{kernel}'; converted models call {', '.join(ATTENTION_BACKENDS)}.")
+    if any(row.window is not None for row in plan.rows) and not has_maps(config) and "/" not in kernel:
+        problems.append(no_windows(config))
     if len(plan.rows) != config.num_hidden_layers:
         problems.append(f"the plan has {len(plan.rows)} layers, the model {config.num_hidden_layers}.")
     if problems:

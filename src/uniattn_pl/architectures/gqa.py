@@ -1,0 +1,32 @@
+"""GQA (Ainslie et al., 2023): fewer heads of keys and values, merged of those that the model has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniattn_pl.architectures.layer_selection import selected_layers
+from uniattn_pl.architectures.registry import Architecture, register
+from uniattn_pl.options import option
+from uniattn_pl.plan import LayerPlan, ModelShape
+
+
+@register
+@dataclass
+class GQA(Architecture):
+    """Neighbouring heads of keys and values become one, their mean (arXiv 2305.13245; the paper's MQA and GQA).
+
+    Cost: of W_k, W_v and of the cache such a layer has the share n / Hkv; its queries and its map stay.
+    """
+
+    name = "gqa"
+    summary = "layers keep fewer heads of keys and values, merged of neighbouring ones (GQA; one: MQA)"
+
+    kv_heads: int = option(1, "heads of keys and values that a layer keeps; a divisor of what it has", minimum=1)
+    layers: list[int] = option([], "0-based indices of the layers; default: all, or the num_layers at the top")
+    num_layers: int | None = option(None, "instead of layers: this many, the uppermost", minimum=1)
+    compensation: bool = option(True, "give every such layer a W_c, fitted with its W_o")
+
+    def compile(self, shape: ModelShape) -> LayerPlan:
+        layers = selected_layers(range(shape.num_layers), self.layers, self.num_layers, self.name)
+        plan = LayerPlan.unmodified(shape.num_layers)
+        return plan.merge_heads(layers, self.kv_heads, compensated=self.compensation)
