@@ -1,15 +1,19 @@
-"""What a calibration pass chooses for a layer once all batches have reached it: source heads, and the rank of W_c."""
+"""What a calibration pass chooses for a layer once all batches have reached it: heads, and the rank of W_c."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from uniattn_pl.calibration.alignment import HeadAlignment, Observation
+from uniattn_pl.calibration.fitted_heads import InputGram, fitted_heads
 from uniattn_pl.calibration.layer_streams import LayerStreams
 from uniattn_pl.calibration.layers import LayerInputs, WatchPoint, capture
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS, RepairedByRank
 from uniattn_pl.calibration.solvers import Fit
+from uniattn_pl.calibration.weights import write_weights
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import with_rank
 from uniattn_pl.modeling.attention.operate import align_heads
@@ -17,7 +21,7 @@ from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.plan.roles import MAP
-from uniattn_pl.resilience.ranks import broadcast
+from uniattn_pl.resilience.ranks import broadcast, sum_over_ranks
 
 
 class LayerChoices(LayerStreams):
@@ -57,6 +61,20 @@ class LayerChoices(LayerStreams):
             rank = broadcast(rank) if self.distributed else rank  # rounding may differ, shapes must not
             self._use_rank(row, rank)
         return rank, repaired.kept(rank)
+
+    def _merge_heads(self, row: LayerRow) -> None:
+        """Choose the merged heads of keys and values of a layer, all batches having reached it."""
+        attention, original = (decoder_layers(model)[row.index].self_attn for model in (self.converted, self.original))
+        tokens = InputGram()
+        for batch in range(self.num_fitted):
+            inputs = self._inputs(batch, row)
+            seen: dict[str, torch.Tensor] = {}
+            with capture(WatchPoint(attention), seen, "x", stop=True):
+                self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
+            tokens.add(seen["x"], self.masks[batch].to(seen["x"].device))
+        if self.distributed:
+            tokens.gram = sum_over_ranks(tokens.gram)
+        write_weights(attention, fitted_heads(original, tokens, row.kv_heads or 1), original)
 
     def _align_heads(self, row: LayerRow, criterion: str) -> None:
         """Choose the source head of every head of a reuse layer, all batches having reached it."""

@@ -40,7 +40,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
 from uniattn_pl.plan import LayerPlan, LayerRow
-from uniattn_pl.plan.roles import MAP
+from uniattn_pl.plan.roles import FIT, MAP
 from uniattn_pl.resilience.identity import MODEL
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
@@ -139,14 +139,19 @@ class _StreamingPass(LayerRefinement):
     def run(self, initialiser: str, ridge: float | str, head_alignment: str) -> CalibrationReport:
         rows = []
         aligned = [row for row in self.rows if row.traits.reads == MAP and head_alignment != "none"]
-        self.total += len(aligned) * self.num_fitted + len(self.plan.compensated) * self._refining_visits()
+        merged = [row for row in self.rows if row.merge == FIT]
+        self.total += (len(aligned) + len(merged)) * self.num_fitted + len(
+            self.plan.compensated
+        ) * self._refining_visits()
         for index in self.plan.compensated:
             reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
         for row in self.rows:
             solved = self.record.load(row.index) if self.record is not None else None
             if solved is not None:
-                rows += self._take_solved(row, solved, aligned=row in aligned)
+                rows += self._take_solved(row, solved, chosen=row in [*aligned, *merged])
                 continue
+            if row in merged:
+                self._merge_heads(row)
             if row in aligned:
                 self._align_heads(row, head_alignment)
             if row.index < self.first_operated:
@@ -171,7 +176,7 @@ class _StreamingPass(LayerRefinement):
             heads_from = self.plan.rows[row.index].heads_from
             self.record.save(SolvedLayer(error, read_weights(attention, row), heads_from))
 
-    def _take_solved(self, row: LayerRow, solved: SolvedLayer, *, aligned: bool) -> list[LayerError]:
+    def _take_solved(self, row: LayerRow, solved: SolvedLayer, *, chosen: bool) -> list[LayerError]:
         """Move all batches past a layer that a killed pass had solved."""
         attention = decoder_layers(self.converted)[row.index].self_attn
         if solved.heads_from is not None:
@@ -181,7 +186,7 @@ class _StreamingPass(LayerRefinement):
         write_weights(attention, solved.weights, decoder_layers(self.original)[row.index].self_attn)
         self._advance_both(row)
         self._forget_below(row.index)
-        self.total -= len(self._moving_on(row)) + self.num_fitted * aligned + self._refining_visits()
+        self.total -= len(self._moving_on(row)) + self.num_fitted * chosen + self._refining_visits()
         return [solved.error]
 
     def _fit_layer(self, row: LayerRow, initialiser: str, ridge: float | str) -> LayerError:

@@ -10,7 +10,7 @@ from torch import nn
 from uniattn_pl.calibration.solvers import Fit
 from uniattn_pl.modeling.attention.compensation_layer import set_compensation
 from uniattn_pl.plan import LayerRow
-from uniattn_pl.plan.roles import OUTPUT
+from uniattn_pl.plan.roles import FIT, OUTPUT
 
 Weights = dict[str, torch.Tensor]
 
@@ -42,6 +42,8 @@ def set_fit(attention: Any, fit: Fit | None, original: Any) -> None:
 def read_weights(attention: Any, row: LayerRow) -> Weights:
     """What a fit may have changed, by its name in the attention; tensors in the model's memory."""
     weights = {f"w_c.{name}": parameter.detach() for name, parameter in attention.w_c.named_parameters()}
+    if row.merge == FIT:
+        return {name: parameter.detach() for name, parameter in attention.named_parameters()}
     if adjusts_output_projection(row):
         weights["o_proj.weight"] = attention.o_proj.weight.detach()
     return weights

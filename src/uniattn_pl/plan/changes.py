@@ -11,7 +11,7 @@ from uniattn_pl.plan.compensation import Compensation
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
-from uniattn_pl.plan.roles import KV_HEADS, ROLES, WINDOW
+from uniattn_pl.plan.roles import FIT, KV_HEADS, ROLES, WINDOW
 from uniattn_pl.plan.shape import ModelShape
 
 
@@ -60,6 +60,8 @@ class Change:
         if plan.rows[self.layer].operated or (role.reads is not None and source is None):
             return None
         w_c = Compensation() if compensated else None
+        if KV_HEADS in sizes and compensated:
+            sizes["merge"] = FIT
         changed = {self.layer: LayerRow(self.layer, name, source, w_c, **sizes)}
         for reader in plan.readers(self.layer):
             if reader.traits.reads in role.gives:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uniattn_pl.plan.costs import compensation_weights, kv_cache_bytes, parameters
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
-from uniattn_pl.plan.roles import KEY_VALUE, MAP, OUTPUT
+from uniattn_pl.plan.roles import FIT, KEY_VALUE, MAP, OUTPUT
 from uniattn_pl.plan.shape import LayerShape, ModelShape
 
 FLOAT32, FLOAT64 = 4, 8
@@ -134,9 +134,9 @@ def _publishes(index: int, plan: LayerPlan, shape: ModelShape) -> int:
 
 
 def _merged(row: LayerRow, layer: LayerShape) -> int:
-    """Weights of merged keys and values, which are not the original's."""
+    """Weights of merged keys and values, and of queries fitted to them, which are not the original's."""
     sized = row.sized(layer)
-    return sized.key + sized.value
+    return sized.key + sized.value + (row.merge == FIT) * sized.query
 
 
 def _widest(shape: ModelShape) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
-from uniattn_pl.plan.roles import KEY_VALUE, MAP, Role
+from uniattn_pl.plan.roles import KEY_VALUE, MAP, MEAN, Role
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
 from uniattn_pl.plan.shape_checks import head_problems, own_size_problems, rank_problems, source_size_problems
@@ -66,9 +66,9 @@ class LayerPlan:
         """Leave out the blocks from `first` to `last` and let one W_c, of the first, stand for them all (ReplaceMe)."""
         return self.skip(range(first, last + 1), compensated=False).skip([first], compensated=True)
 
-    def merge_heads(self, layers: Iterable[int], kv_heads: int, *, compensated: bool) -> LayerPlan:
+    def merge_heads(self, layers: Iterable[int], kv_heads: int, *, compensated: bool, merge: str = MEAN) -> LayerPlan:
         """Let `layers` have so many heads of keys and values, each merged of neighbouring ones."""
-        return self.assign(layers, "heads", compensated=compensated, kv_heads=kv_heads)
+        return self.assign(layers, "heads", compensated=compensated, kv_heads=kv_heads, merge=merge)
 
     def limit_window(self, layers: Iterable[int], window: int, sinks: int = 0, *, compensated: bool) -> LayerPlan:
         """Let `layers` attend to the last `window` tokens and to the first `sinks`."""

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from uniattn_pl.plan.compensation import Compensation
-from uniattn_pl.plan.roles import FULL, KEYS, KV_HEADS, MAP, OUTPUT, ROLES, VALUE, VALUES, WINDOW, Role
+from uniattn_pl.plan.roles import (
+    FIT,
+    FULL,
+    HEAD_MERGES,
+    KEYS,
+    KV_HEADS,
+    MAP,
+    MEAN,
+    OUTPUT,
+    ROLES,
+    VALUE,
+    VALUES,
+    WINDOW,
+    Role,
+)
 from uniattn_pl.plan.shape import LayerShape
 
 LACKING = {VALUE: "values", OUTPUT: "heads"}
@@ -22,6 +36,8 @@ class LayerRow:
         compensation: its W_c, or None.
         heads_from: head h [H] uses the map of the source's head `heads_from[h]`; None: of head h.
         kv_heads: heads of keys and values, of a layer that has fewer than its model's.
+        merge: how these come to be: `mean` of neighbouring ones; `fit`: the mean until W_c is fitted, when they become
+            those that lose least on the tokens of the calibration (`calibration/fitted_heads.py`).
         window: last tokens that the layer sees, the present one among them; None: as many as its model's.
         sinks: first tokens of each text that it sees beside its window.
     """
@@ -34,6 +50,7 @@ class LayerRow:
     kv_heads: int | None = None
     window: int | None = None
     sinks: int = 0
+    merge: str = MEAN
 
     @property
     def traits(self) -> Role:
@@ -108,4 +125,8 @@ class LayerRow:
                 problems.append(f"{where} has {name} {value}; it is at least 1.")
         if self.sinks < 0 or (self.sinks and self.window is None):
             problems.append(f"{where} has {self.sinks} sinks; a window has none or more, another layer none.")
+        if self.merge not in HEAD_MERGES:
+            problems.append(f"{where} merges heads by '{self.merge}'; allowed: {', '.join(HEAD_MERGES)}.")
+        elif self.merge == FIT and (self.kv_heads is None or not self.compensated):
+            problems.append(f"{where} fits merged heads with a W_c, of which it lacks one or the other.")
         return problems

@@ -11,6 +11,7 @@ MAP, KEY_VALUE = "map", "key_value"
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 KEYS, VALUES = "keys", "values"
 KV_HEADS, WINDOW = "kv_heads", "window"
+HEAD_MERGES = (MEAN, FIT) = ("mean", "fit")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ FORMAT = 2
 FORMER_ROLES = {"share": "share_kv"}
 """Names that roles had in files of format 1."""
 
-_SIZE_KEYS = ("kv_heads", "window", "sinks")
-_ROW_KEYS = {"index", "role", "source", "compensation", "heads_from", *_SIZE_KEYS}
+_SIZES = {"kv_heads": int, "window": int, "sinks": int, "merge": str}
+_ROW_KEYS = {"index", "role", "source", "compensation", "heads_from", *_SIZES}
 _FORMER_KEYS = {"index", "map_from", "key_from", "value_from"}
 _FORMER_OPTIONS = {
     "dropped": False,
@@ -40,7 +40,8 @@ def saved_form(rows: Sequence[LayerRow]) -> dict[str, Any]:
 
 def _saved_row(row: LayerRow) -> dict[str, Any]:
     """Sizes are there where a row has them, so that plans without any read as they always did."""
-    return {key: value for key, value in asdict(row).items() if key not in _SIZE_KEYS or value}
+    plain = asdict(LayerRow(row.index))
+    return {key: value for key, value in asdict(row).items() if key not in _SIZES or value != plain[key]}
 
 
 # A number that a damaged file gives must not decide how much memory is taken.
@@ -103,10 +104,12 @@ def _row(saved: Mapping[str, Any]) -> LayerRow:
     if source is not None and not isinstance(source, int):
         raise ValueError(f"the source of layer {index} is {source!r}, not a layer's index")
     compensation = None if placed is None else _compensation(index, **placed)
-    sizes = {key: saved[key] for key in _SIZE_KEYS if key in saved}
+    sizes = {key: saved[key] for key in _SIZES if key in saved}
     for key, size in sizes.items():
-        if type(size) is not int:
-            raise ValueError(f"{key} of layer {index} is {size!r}, not a whole number")
+        if type(size) is not _SIZES[key]:
+            raise ValueError(
+                f"{key} of layer {index} is {size!r}, not {'a name' if key == 'merge' else 'a whole number'}"
+            )
     return LayerRow(index, str(saved["role"]), source, compensation, _heads(saved.get("heads_from")), **sizes)
 
 

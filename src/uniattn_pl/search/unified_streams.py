@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.calibration.fitted_heads import InputGram, fitted_heads
 from uniattn_pl.calibration.layers import (
     Batch,
     WatchPoint,
@@ -33,6 +34,7 @@ from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
+from uniattn_pl.plan.roles import FIT
 
 
 class UnifiedStreams:
@@ -154,11 +156,19 @@ class UnifiedStreams:
         original = decoder_layers(self.original)[row.index].self_attn
         if hasattr(layer.self_attn, "o_proj"):
             layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
+        if row.merge == FIT:
+            tokens = InputGram()
+            for batch in self.fitted_batches:
+                seen: dict[str, torch.Tensor] = {}
+                with capture(WatchPoint(layer.self_attn), seen, "x", stop=True):
+                    self._layer(model, row, batch, running[batch], states[batch])
+                tokens.add(seen["x"], self.masks[batch])
+            write_weights(layer.self_attn, fitted_heads(original, tokens, row.kv_heads or 1))
         assert row.compensation is not None
         layer.self_attn.w_c = make_compensation(original, row.compensation)
         solver = make_solver(self.initialiser, self.ridge, bias=row.compensation.bias)
         for batch in self.fitted_batches:
-            seen: dict[str, torch.Tensor] = {}
+            seen = {}
             with ExitStack() as stack:
                 stack.enter_context(capture(read_point(layer.self_attn, row), seen, "x"))
                 if adjusts_output_projection(row):
