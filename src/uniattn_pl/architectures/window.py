@@ -26,7 +26,7 @@ class Window(Architecture):
     sinks: int = option(4, "first tokens of a text that it sees as well", minimum=0)
     layers: list[int] = option([], "0-based indices of the layers; default: all, or the num_layers at the top")
     num_layers: int | None = option(None, "instead of layers: this many, the uppermost", minimum=1)
-    compensation: bool = option(True, "give every such layer a W_c, fitted with its W_o")
+    compensation: bool = option(False, "give every such layer a W_c (fitted on few tokens it harms a little)")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
         wider = [i for i, layer in enumerate(shape.layers) if layer.window is None or layer.window > self.window]

@@ -10,7 +10,7 @@ alike to be merged, only alike up to what can be undone there:
   queries can undo: q k_i* = (q c_i*) k'* where k_i = c_i k'. By pair, k' and c_i with the least sum over i of
   e_i |k_i - c_i k'|^2 are a truncated decomposition of rank 1, e_i the squares of the queries of head i.
 
-Biases are the column of a constant input. Where a family norms queries or keys, or turns other pairs, keys are the mean.
+Biases are the column of a constant input. Where a family norms queries or keys, or turns other pairs, keys are means.
 Cost: two decompositions of (g D) x d per merged head. Sources: singular values as in Yu et al. 2024 ("Effectively
 compress KV heads"), here with the factors that rotation allows.
 """

@@ -107,9 +107,8 @@ def _row(saved: Mapping[str, Any]) -> LayerRow:
     sizes = {key: saved[key] for key in _SIZES if key in saved}
     for key, size in sizes.items():
         if type(size) is not _SIZES[key]:
-            raise ValueError(
-                f"{key} of layer {index} is {size!r}, not {'a name' if key == 'merge' else 'a whole number'}"
-            )
+            wanted = "a name" if key == "merge" else "a whole number"
+            raise ValueError(f"{key} of layer {index} is {size!r}, not {wanted}")
     return LayerRow(index, str(saved["role"]), source, compensation, _heads(saved.get("heads_from")), **sizes)
 
 
