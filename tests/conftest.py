@@ -24,6 +24,7 @@ SLOW = (
     "benchmarks/test_gpu_check.py::test_a_part_that_is_unknown_is_named",
     "benchmarks/test_gpu_check.py::test_what_a_part_started_ends_with_it",
     "calibration/test_alignment_and_rank.py",
+    "calibration/test_fitted_heads.py",
     "calibration/test_refinement.py",
     "calibration/test_complete_roles.py",
     "calibration/test_resume.py",
