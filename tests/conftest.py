@@ -82,6 +82,8 @@ SLOW = (
     "reporting/",
     "resilience/test_waiting.py",
     "resilience/test_moved_run.py",
+    "search/test_additive_program.py",
+    "search/test_proposals.py",
     "search/test_search.py",
     "security/",
     "sweeps/",

@@ -51,7 +51,7 @@ def test_an_exactly_linear_target_leaves_nothing(family: str) -> None:
 def test_a_search_fits_it_too(family: str) -> None:
     original = with_linear_attention(stock(family))
     streams = UnifiedStreams(original, [batch(1)], [batch(2)], initialiser="least_squares", ridge=1e-9)
-    whole = streams.loss
+    whole = streams.score
     del original.model.layers[LAYER].self_attn.forward  # the copies that are converted have their own attention
     loss = streams.try_plan(DROPPED, LAYER)
     unfitted = streams.try_plan(LayerPlan.unmodified(LAYERS).drop([LAYER], compensated=False), LAYER)

@@ -97,12 +97,12 @@ def test_windows_limit_what_a_layer_can_become() -> None:
 
 def test_losses_are_those_of_whole_forwards() -> None:
     search = streams()
-    assert search.loss == pytest.approx(whole_loss(stock_llama()), abs=1e-5)
+    assert search.score == pytest.approx(whole_loss(stock_llama()), abs=1e-5)
     for layer, kind in ((5, "reuse"), (2, "drop"), (6, "reuse"), (4, "share_kv"), (1, "reuse")):
         plan = Change(layer, kind).apply(search.plan, compensated=True)
         assert plan is not None
         search.accept(plan, layer)
-        assert search.loss == pytest.approx(whole_loss(search.model(plan)), abs=1e-5)
+        assert search.score == pytest.approx(whole_loss(search.model(plan)), abs=1e-5)
 
 
 def test_a_candidate_is_what_it_is_once_accepted_and_leaves_nothing_behind() -> None:
@@ -138,7 +138,7 @@ def test_each_step_is_the_best_single_change() -> None:
     assert points[0].cost == 1
     assert points[-1].cost <= ALL.budget < points[-2].cost
     search, shape = streams(), shape_of(stock_llama().config)
-    before = search.loss
+    before = search.score
     for point in points[1:3]:
         changes = possible_changes(search.plan, shape, ALL.kinds, compensated=True)
         present = ALL.cost.ratio(search.plan, shape)
@@ -176,7 +176,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(candidates: int, eva
     again.try_plan = lambda plan, layer, f=again.try_plan: (tried.append(layer), f(plan, layer))[1]  # type: ignore
     found = GreedySearch(again, shape, settings, record=record).run()
     assert [(p.layer, p.kind, p.plan) for p in found] == [(p.layer, p.kind, p.plan) for p in expected]
-    assert [p.loss for p in found] == pytest.approx([p.loss for p in expected], abs=1e-6)
+    assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-6)
     with pytest.raises(UserError, match="belongs to a search with other settings"):
         GreedySearch(streams(), shape, ALL, record=record)
 
@@ -186,7 +186,7 @@ def test_every_point_of_a_frontier_is_a_plan_that_can_be_given(tmp_path: Path) -
     points = GreedySearch(streams(), shape, SearchSettings(("drop",), ALL.cost, 0.7)).run()
     folder = write_frontier(tmp_path, points, ALL.cost)
     rows = json.loads((folder / "frontier.json").read_text())["points"]
-    assert [row["loss"] for row in rows] == [point.loss for point in points]
+    assert [row["score"] for row in rows] == [point.score for point in points]
     for row, point in zip(rows, points, strict=True):
         assert Given(plan=str(folder / row["plan"])).compile(shape).to_dict() == point.plan
     assert (folder / "frontier.png").stat().st_size > 10_000
@@ -209,7 +209,7 @@ def test_a_record_of_other_rows_or_another_model_is_not_gone_on_with(tmp_path: P
     def losses(row: int, contents: str | None, folder: Path) -> list[float]:
         options: dict[str, Any] = {"num_tokens": 40, "ridge": 1e-2, "contents": contents, "folder": folder}
         measurements = ModelMeasurements(stock_llama(), shape, lambda *_: batches()[row : row + 1], **options)
-        return [point.loss for point in measurements.search(settings, 40)]
+        return [point.score for point in measurements.search(settings, 40)]
 
     first = losses(0, "one", tmp_path)
     assert losses(1, "one", tmp_path) == losses(1, "one", tmp_path / "alone") != first

@@ -34,7 +34,7 @@ def log_evaluations() -> None:
 
 def second_round(search: GreedySearch) -> bool:
     """Two evaluations of the second round are recorded."""
-    return (len(search.points), len(search.losses)) == (2, 2)
+    return (len(search.points), len(search.scores)) == (2, 2)
 
 
 KILL_POINTS: dict[str, Callable[[], None]] = {

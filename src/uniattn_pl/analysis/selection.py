@@ -44,7 +44,7 @@ def selection_traces(measurements: ModelMeasurements, *, count: int, tokens: int
     budget = 1 - count / (2 * shape.num_layers)  # a reuse layer gives up its K cache, half of what it kept
     points = measurements.search(SearchSettings(("reuse",), Cost("key_caches", 1), budget, False, CANDIDATES), tokens)
     chosen = [point.layer for point in points if point.layer is not None]
-    return {**traces, "greedy": SelectionTrace(chosen, [point.loss for point in points])}
+    return {**traces, "greedy": SelectionTrace(chosen, [point.score for point in points])}
 
 
 def top_order(shape: ModelShape, count: int) -> list[int]:
@@ -57,7 +57,7 @@ def top_order(shape: ModelShape, count: int) -> list[int]:
 def _trace(streams: UnifiedStreams, order: Sequence[int]) -> SelectionTrace:
     """The loss as the layers of `order` begin, one by one, to use the map of the nearest layer below that has one."""
     plan = LayerPlan.unmodified(len(streams.plan.rows))
-    layers, losses = [], [streams.loss]
+    layers, losses = [], [streams.score]
     for layer in order:
         changed = Change(layer, "reuse").apply(plan, compensated=False)
         if changed is None:

@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from uniattn_pl.plan import LayerPlan
+
+KL, LOSS = "kl", "loss"
+SCORES = {
+    KL: "KL of the next token from the original's, all tokens (nats per token)",
+    LOSS: "loss on the labels (nats per token)",
+}
+GREEDY, MIP, BOTH = "greedy", "mip", "both"
+PROPOSALS = {
+    GREEDY: "one change after another",
+    MIP: "a mixed integer program over the scores of single changes",
+    BOTH: "both, the better is taken",
+}
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Where a search's plans come from, and how they are judged.
+
+    Attributes:
+        by: of `PROPOSALS`.
+        pool: plans of the program that are judged; 0: its optimum is taken as it is (Puzzle, arXiv 2411.19146).
+        swaps: how often at most the best plan's costliest change is undone and greedy goes on from there.
+        distilled: how many of the best are judged once more, after a short distillation; 0: none.
+        distill_steps: of that.
+    """
+
+    by: str = GREEDY
+    pool: int = 8
+    swaps: int = 0
+    distilled: int = 0
+    distill_steps: int = 30
 
 
 class Measurements(Protocol):
@@ -39,5 +71,11 @@ class Measurements(Protocol):
         compensated: bool,
         candidates: int = 0,
         tokens: int = 2000,
+        score: str = LOSS,
+        proposals: Proposals | None = None,
     ) -> LayerPlan:
-        """The plan a greedy search ends with (`search.greedy.Settings` has the meaning of each argument)."""
+        """The plan a search ends with (`search.search_settings.SearchSettings` has the meaning of each argument).
+
+        Args:
+            proposals: None: greedy.
+        """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uniattn_pl.architectures.measurement_protocol import Measurements
+from uniattn_pl.architectures.measurement_protocol import LOSS, SCORES, Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.options import option
@@ -14,7 +14,7 @@ from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan
 SELECTIONS = {
     "top": "top, Superblocks (the paper's grouping)",
     "similarity": "similarity, the layers whose maps are most like the map below (Table 9)",
-    "greedy": "greedy, one by one those whose reuse costs least loss, measured on training tokens",
+    "greedy": "greedy, one by one those whose reuse costs least `score`, measured on training tokens",
     "given": "given, those in `layers`",
 }
 
@@ -40,6 +40,7 @@ class UniAttn(Architecture):
         None, "reuse layers of selection=similarity and greedy; default: as many as the Superblocks have", minimum=1
     )
     search_tokens: int = option(2000, "training tokens that selection=greedy measures on", minimum=16)
+    score: str = option(LOSS, f"what selection=greedy judges by: {'; '.join(SCORES.values())}", allowed=tuple(SCORES))
     candidates: int = option(
         16, "layers that selection=greedy measures per round, the most promising ones; 0: all", minimum=0
     )
@@ -93,6 +94,7 @@ class UniAttn(Architecture):
             compensated=False,  # on few tokens a choice among fitted layers follows the fits' noise
             candidates=self.candidates,
             tokens=self.search_tokens,
+            score=self.score,
         )
         return self._finish(self._chained(shape, plan.operated))
 

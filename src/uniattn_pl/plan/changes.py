@@ -89,12 +89,13 @@ def possible_changes(
         for kind in kinds:
             change = Change(layer, kind)
             changed = change.apply(plan, compensated=compensated)
-            if changed is not None and _fits(changed, shape):
+            if changed is not None and fits_model(changed, shape):
                 plans[change] = changed
     return plans
 
 
-def _fits(plan: LayerPlan, shape: ModelShape) -> bool:
+def fits_model(plan: LayerPlan, shape: ModelShape) -> bool:
+    """Whether a model of this shape can have the plan."""
     try:
         plan.check(shape)
     except PlanError:

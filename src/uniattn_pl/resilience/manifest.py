@@ -59,6 +59,15 @@ ADDED_KEYS = frozenset(
     {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"}
     | {f"calibration.refine.{field.name}" for field in fields(RefineConfig)}
 )
+# The same, where what they did has a name.
+ADDED_VALUES = {
+    "architecture.score": "loss",
+    "architecture.proposals": "greedy",
+    "architecture.pool": 8,
+    "architecture.swaps": 0,
+    "architecture.distilled": 0,
+    "architecture.distill_steps": 30,
+}
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -208,7 +217,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     without = PLACEMENT | AFTERWARDS
     others = OTHERS if _samples_text(config) else (*OTHERS, SELF_TEXT)
     values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(others)}
-    return {k: v for k, v in values.items() if v is not None or k not in ADDED_KEYS}
+    former = {**dict.fromkeys(ADDED_KEYS), **ADDED_VALUES}
+    return {k: v for k, v in values.items() if k not in former or v != former[k]}
 
 
 def _samples_text(config: Mapping[str, Any]) -> bool:

@@ -9,11 +9,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uniattn_pl.architectures.measurement_protocol import GREEDY, LOSS, SCORES
 from uniattn_pl.display.figure import new_figure
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.plan.changes import searched_roles
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
-from uniattn_pl.search.greedy import FrontierPoint
+from uniattn_pl.search.greedy import BASES, FITTED, FrontierPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,17 +23,22 @@ STYLES = (("#4c72b0", "o"), ("#dd8452", "^"), ("#c44e52", "x"), ("#55a868", "D")
 
 
 def is_dominated(point: FrontierPoint, others: Sequence[FrontierPoint]) -> bool:
-    """Whether another plan costs no more and loses no more, and one of both less."""
+    """Whether another plan of the same basis costs no more and scores no worse, and one of both less."""
+    present = point.cost, point.score
     return any(
-        other.cost <= point.cost and other.loss <= point.loss and (other.cost, other.loss) != (point.cost, point.loss)
+        other.cost <= point.cost and other.score <= point.score and (other.cost, other.score) != present
         for other in others
+        if other.basis == point.basis
     )
 
 
-def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost) -> Path:
+def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> Path:
     """Write `frontier/` inside `folder`: table.txt, frontier.json, frontier.png and plans/NN.json; returns it.
 
     A plan file is what `architecture: {name: given, plan: FILE}` takes.
+
+    Args:
+        score: what the plans were judged by, of `architectures.measurement_protocol.SCORES`.
     """
     target = folder / FRONTIER
     with atomic_folder(target) as temporary:
@@ -42,38 +47,56 @@ def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost) ->
             text = json.dumps(point.plan, indent=1)
             (temporary / "plans" / f"{number:02d}.json").write_text(text, encoding="utf-8")
         rows = [{**asdict(p), "plan": f"plans/{n:02d}.json"} for n, p in enumerate(points)]
-        content = {"cost": asdict(cost), "points": rows}
+        content = {"cost": asdict(cost), "score": score, "points": rows}
         (temporary / "frontier.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        (temporary / "table.txt").write_text("\n".join(table(points, cost)) + "\n", encoding="utf-8")
-        figure(points, cost).savefig(temporary / "frontier.png", dpi=150, bbox_inches="tight")
+        (temporary / "table.txt").write_text("\n".join(table(points, cost, score)) + "\n", encoding="utf-8")
+        figure(points, cost, score).savefig(temporary / "frontier.png", dpi=150, bbox_inches="tight")
     return target
 
 
-def table(points: Sequence[FrontierPoint], cost: Cost) -> list[str]:
-    """One line per plan: its cost, its loss, the change that led to it, and whether another plan beats it."""
-    lines = [f"{'plan':>4} {'cost':>7} {'loss':>8}  change   (cost: {COSTS[cost.kind]}, {cost.length} tokens)"]
+def table(points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> list[str]:
+    """One line per plan: its cost, its score, what led to it, and whether another plan beats it."""
+    lines = [
+        f"{'plan':>4} {'cost':>7} {score:>8}  change   (cost: {COSTS[cost.kind]}, {cost.length} tokens; "
+        f"{score}: {SCORES[score]})"
+    ]
     for number, point in enumerate(points):
-        change = "unmodified" if point.layer is None else f"layer {point.layer}: {point.kind}"
-        beaten = "  (another costs and loses no more)" if is_dominated(point, points) else ""
-        lines.append(f"{number:>4} {point.cost:>7.1%} {point.loss:>8.4f}  {change}{beaten}")
+        beaten = "  (another costs no more and scores no worse)" if is_dominated(point, points) else ""
+        lines.append(f"{number:>4} {point.cost:>7.1%} {point.score:>8.4f}  {_origin(point)}{beaten}")
     return lines
 
 
-def figure(points: Sequence[FrontierPoint], cost: Cost) -> Figure:
-    """Loss against cost, each plan marked by the kind of change that led to it."""
+def _origin(point: FrontierPoint) -> str:
+    """What led to a plan, and how its score came about where that is no measurement of the fitted plan."""
+    if not point.plan.get("rows"):
+        return "unmodified"
+    by = "" if point.found_by == GREEDY else f"{point.found_by}, "
+    led = f"{by}layer {point.layer}: {point.kind}" if point.layer is not None else point.found_by
+    return led if point.basis == FITTED else f"{led}; {BASES[point.basis]}"
+
+
+def figure(points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> Figure:
+    """Score against cost, each plan marked by the kind of change that led to it, or by what proposed it."""
     drawing = new_figure()
     axes = drawing.add_subplot()
-    axes.plot([100 * p.cost for p in points], [p.loss for p in points], color="#bbbbbb", linewidth=1, zorder=1)
-    marks: dict[str | None, tuple[str, str, str]] = {None: ("k", "s", "unmodified")}
-    kinds = dict.fromkeys([*searched_roles(), *(point.kind for point in points if point.kind)])
-    marks |= {kind: (*style, kind) for kind, style in zip(kinds, cycle(STYLES), strict=False)}
-    for kind, (color, marker, label) in marks.items():
-        chosen = [p for p in points if p.kind == kind]
-        if chosen:
-            axes.scatter([100 * p.cost for p in chosen], [p.loss for p in chosen], c=color, marker=marker, label=label)
+    steps = [p for p in points if p.found_by == GREEDY or not p.plan.get("rows")]
+    axes.plot([100 * p.cost for p in steps], [p.score for p in steps], color="#bbbbbb", linewidth=1, zorder=1)
+    styles = cycle(STYLES)
+    for label in dict.fromkeys(map(_label, points)):
+        chosen = [p for p in points if _label(p) == label]
+        color, marker = ("k", "s") if label == "unmodified" else next(styles)
+        axes.scatter([100 * p.cost for p in chosen], [p.score for p in chosen], c=color, marker=marker, label=label)
     axes.set_xlabel(f"{COSTS[cost.kind]} at {cost.length} tokens (% of the unmodified model)")
-    axes.set_ylabel("loss on the search's tokens (nats per token)")
+    axes.set_ylabel(f"{SCORES[score]}, on the search's tokens")
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(title="last change")
+    axes.legend(title="last change, or found by")
     return drawing
+
+
+def _label(point: FrontierPoint) -> str:
+    """The name of a plan's mark in the figure."""
+    if not point.plan.get("rows"):
+        return "unmodified"
+    by = point.kind if point.found_by == GREEDY and point.kind is not None else point.found_by
+    return by if point.basis == FITTED else f"{by}, {point.basis}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from uniattn_pl.architectures.measurement_protocol import LOSS, Proposals
 from uniattn_pl.calibration.layers import Batch, Progress
 from uniattn_pl.calibration.record import tokens_digest
 from uniattn_pl.errors import UserError
@@ -24,6 +25,7 @@ from uniattn_pl.search.greedy import ROUNDING, FrontierPoint, GreedySearch, Sear
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.search.linear_bound import linear_bounds
 from uniattn_pl.search.map_similarity import adjacent_similarity
+from uniattn_pl.search.proposal_search import ProposalSearch
 from uniattn_pl.search.stream_changes import block_influence
 from uniattn_pl.search.unified_streams import UnifiedStreams
 
@@ -100,15 +102,17 @@ class ModelMeasurements:
         compensated: bool,
         candidates: int = 0,
         tokens: int = 2000,
+        score: str = LOSS,
+        proposals: Proposals | None = None,
     ) -> LayerPlan:
         """Search, going on from the record of a killed one, and write the frontier into the folder.
 
         Raises:
             UserError: no row is left to fit on, or the budget cannot be reached.
         """
-        settings = SearchSettings(tuple(kinds), Cost(cost, length), budget, compensated, candidates)
-        points = self.search(settings, tokens)
-        frontier = write_frontier(self.folder, points, settings.cost)
+        settings = SearchSettings(tuple(kinds), Cost(cost, length), budget, compensated, candidates, score)
+        points = self.search(settings, tokens, proposals)
+        frontier = write_frontier(self.folder, points, settings.cost, score)
         if points[-1].cost > budget + ROUNDING:
             raise UserError(
                 f"the search ended at {points[-1].cost:.1%} of the unmodified model ({COSTS[cost]}): no further layer "
@@ -117,8 +121,11 @@ class ModelMeasurements:
             )
         return LayerPlan.from_dict(points[-1].plan)
 
-    def search(self, settings: SearchSettings, tokens: int) -> list[FrontierPoint]:
-        """The unmodified model and every step of a search that measures on about so many tokens.
+    def search(self, settings: SearchSettings, tokens: int, proposals: Proposals | None = None) -> list[FrontierPoint]:
+        """The unmodified model and every plan of a search that measures on about so many tokens, the chosen one last.
+
+        Args:
+            proposals: where plans come from and how they are judged; None: one change after another.
 
         Raises:
             UserError: no row is left to fit on.
@@ -131,10 +138,16 @@ class ModelMeasurements:
                 f"a search that measures on {tokens} training tokens leaves none to fit W_c on; "
                 "lower architecture.search_tokens or give more rows."
             )
-        streams = UnifiedStreams(self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge)
+        streams = UnifiedStreams(
+            self.model, fitted, measured, initialiser=SEARCH_INITIALISER, ridge=self.ridge, score=settings.score
+        )
         contents = [self.contents, tokens_digest(fitted), tokens_digest(measured), self.ridge]
-        record = _record(self.folder, settings, tokens, contents)
-        return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
+        if proposals is None:
+            record = _record(self.folder, settings, tokens, contents)
+            return GreedySearch(streams, self.shape, settings, record=record, progress=self.progress).run()
+        serving = replace(settings, budget=0.0, candidates=0)  # what is measured serves every budget
+        record = self.folder / f"proposals-{_digest(serving, tokens, *contents)}.json"
+        return ProposalSearch(streams, self.shape, settings, proposals, record=record, progress=self.progress).run()
 
 
 def _record(folder: Path, settings: SearchSettings, tokens: int, contents: Sequence[Any]) -> Path:
@@ -147,5 +160,5 @@ def _record(folder: Path, settings: SearchSettings, tokens: int, contents: Seque
 
 def _digest(settings: SearchSettings, tokens: int, *contents: Any) -> str:
     """Names a search, so that several keep their records in one folder."""
-    text = json.dumps([asdict(settings), tokens, FITTED_PER_MEASURED, *contents])
+    text = json.dumps([settings.identity(), tokens, FITTED_PER_MEASURED, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,7 +1,7 @@
 """The hidden states of a partly converted model, so that a change of one layer costs only the layers above it.
 
 Below a changed layer nothing changes: a candidate starts from the kept stream that enters its layer, is fitted
-there, and runs to the loss. What layers further down publish for readers above is computed again from their own
+there, and runs to the score. What layers further down publish for readers above is computed again from their own
 kept streams, one layer each.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.architectures.measurement_protocol import LOSS
 from uniattn_pl.calibration.fitted_heads import InputGram, fitted_heads
 from uniattn_pl.calibration.layers import (
     Batch,
@@ -23,33 +25,35 @@ from uniattn_pl.calibration.layers import (
     read_point,
     repaired_per_unit,
     repaired_point,
-    replaced_layers,
 )
 from uniattn_pl.calibration.solvers import Fit, LayerSample, make_solver
 from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
-from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
+from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import FIT
+from uniattn_pl.search.score import kept_outputs, make_score
+from uniattn_pl.search.short_distillation import distil
 
 
 class UnifiedStreams:
     """A model under a plan, its fitted weights, and the stream that enters each of its layers.
 
     Cost: B L d numbers per layer are held; a candidate at layer i runs the N - i layers from there, once for the fit
-    of one layer and once for the loss.
+    of one layer and once for the score.
 
     Args:
         original: the stock model; unchanged.
         fitted: batches (input_ids, attention_mask, labels [B, L]) that compensations are fitted on.
-        measured: batches that the loss is taken on, over labels other than -100. Others than the fitted ones: with
-            few tokens a fit to the same ones looks better than it is.
+        measured: batches that the score is taken on. Others than the fitted ones: with few tokens a fit to the same
+            ones looks better than it is.
         initialiser: how compensations are fitted.
         ridge: of the least-squares initialisers.
+        score: of `architectures.measurement_protocol.SCORES`.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class UnifiedStreams:
         *,
         initialiser: str,
         ridge: float,
+        score: str = LOSS,
     ) -> None:
         self.original, self.initialiser, self.ridge = original, initialiser, ridge
         batches = [*fitted, *measured]
@@ -73,15 +78,46 @@ class UnifiedStreams:
         self.fitted: dict[int, Weights] = {}
         self.targets: list[list[torch.Tensor]] = []
         self.streams: list[list[torch.Tensor]] = [[inputs.hidden for inputs in self.inputs]]
-        self.loss = self._run_original()
+        self._run_original()
+        self._last = list(self.streams[-1])
+        last = self._measured(dict(enumerate(self._last)))
+        self._score = make_score(score, original, {index: self.batches[index] for index in last}, last)
+        self.score = self._score.of(original, last)
 
     @torch.no_grad()
     def try_plan(self, plan: LayerPlan, changed: int) -> float:
-        """The loss under `plan`, which differs from the present one at layer `changed` and its readers above.
+        """The score under `plan`, which differs from the present one at layer `changed` and its readers above.
 
         The changed layer is fitted; operated layers above keep the weights they have.
         """
         return self._pass(self.model(plan), plan, changed, refit={changed}, keep=False)
+
+    @torch.no_grad()
+    def judge(self, plan: LayerPlan, *, distil_steps: int = 0) -> float:
+        """The score under any plan, with every layer from the first that differs fitted on what comes from below.
+
+        Args:
+            distil_steps: of a short distillation on the fitted batches, behind the fit.
+        """
+        start, model, score = self.first_difference(plan), self.model(plan), self.score
+        if start is not None:
+            refit = {index for index in plan.compensated if index >= start}
+            score = self._pass(model, plan, start, refit=refit, keep=False)
+        if distil_steps:
+            distil(model, plan, self._distilled_batches, steps=distil_steps)
+            score = self._pass(model, plan, 0, refit=set(), keep=False)
+        return score
+
+    def first_difference(self, plan: LayerPlan) -> int | None:
+        """The lowest layer that is not as in the present plan; None: all are."""
+        pairs = zip(plan.rows, self.plan.rows, strict=True)
+        return next((row.index for row, present in pairs if row != present), None)
+
+    @cached_property
+    def _distilled_batches(self) -> list[tuple[Batch, list[TopLogits]]]:
+        """The fitted batches, with what is kept of the original's outputs."""
+        batches = [(self.batches[index], self._last[index]) for index in self.fitted_batches]
+        return [(batch, kept_outputs(self.original, batch, last)) for batch, last in batches]
 
     @torch.no_grad()
     def accept(self, plan: LayerPlan, changed: int) -> float:
@@ -89,19 +125,21 @@ class UnifiedStreams:
         refit = {index for index in plan.compensated if index >= changed}
         model = self.model(plan)
         self.plan = plan
-        self.loss = self._pass(model, plan, changed, refit=refit, keep=True)
-        return self.loss
+        self.fitted = {index: weights for index, weights in self.fitted.items() if index < changed}
+        self.score = self._pass(model, plan, changed, refit=refit, keep=True)
+        return self.score
 
     def model(self, plan: LayerPlan) -> PreTrainedModel:
         """A converted model under `plan` on the weights fitted so far."""
         model = converted_copy(self.original, plan)
         model.config.reuse_mode = "replay"
         for index, weights in self.fitted.items():
-            write_weights(decoder_layers(model)[index].self_attn, weights)
+            if plan.rows[index].role == self.plan.rows[index].role:
+                write_weights(decoder_layers(model)[index].self_attn, weights)
         return model
 
     @torch.no_grad()
-    def _run_original(self) -> float:
+    def _run_original(self) -> None:
         hidden = self.streams[0]
         for index, layer in enumerate(decoder_layers(self.original)):
             point = WatchPoint(getattr(layer, self.norm_name))
@@ -114,10 +152,10 @@ class UnifiedStreams:
             self.targets.append(targets)
             self.streams.append(following)
             hidden = following
-        return self._loss(self.original, dict(enumerate(hidden)))
 
     def _pass(self, model: PreTrainedModel, plan: LayerPlan, start: int, *, refit: set[int], keep: bool) -> float:
-        """Run from layer `start` to the loss, fitting the layers `refit`; only what is kept or measured goes on."""
+        """Run from layer `start` to the score, fitting the layers `refit`; only what is kept or measured goes on."""
+        last_fit = max(refit, default=start)
         running = dict(enumerate(self.streams[start]))
         states = self._published_below(model, plan, start)
         for row in plan.rows[start:]:
@@ -127,12 +165,15 @@ class UnifiedStreams:
                 set_fit(attention, fit, decoder_layers(self.original)[row.index].self_attn)
                 if keep:
                     self.fitted[row.index] = read_weights(attention, row)
-            if not keep:
-                running = {batch: running[batch] for batch in self.measured_batches}
+            if not keep and row.index >= last_fit:
+                running = self._measured(running)
             running = {batch: self._layer(model, row, batch, h, states[batch]) for batch, h in running.items()}
             if keep:
                 self.streams[row.index + 1] = list(running.values())
-        return self._loss(model, running)
+        return self._score.of(model, self._measured(running))
+
+    def _measured(self, running: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        return {batch: running[batch] for batch in self.measured_batches}
 
     def _published_below(self, model: PreTrainedModel, plan: LayerPlan, start: int) -> list[Publications]:
         """By batch, what layers below `start` publish for those at or above it."""
@@ -180,17 +221,6 @@ class UnifiedStreams:
             error = error / repaired_per_unit(layer, row)
             solver.update(LayerSample(seen["x"], error, seen.get("heads"), self.masks[batch]))
         return solver.solve()
-
-    def _loss(self, model: PreTrainedModel, last: dict[int, torch.Tensor]) -> float:
-        """Mean cross-entropy of the labelled tokens, by the model's own head on the given last hidden states."""
-        total, count = 0.0, 0
-        for index in self.measured_batches:
-            batch = self.batches[index]
-            scored = ScoredTokens.of(batch["labels"])
-            with replaced_layers(model, lambda _, hidden=last[index], **__: hidden):
-                total += float(summed_response_loss(model, batch, scored))
-            count += scored.targets.numel()
-        return total / max(count, 1)
 
 
 def _sources_below(plan: LayerPlan, start: int) -> list[int]:
