@@ -24,7 +24,7 @@ from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.data import EncodedRows, PackCollator, PackedRows
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import family_module
-from uniattn_pl.losses import response_loss
+from uniattn_pl.losses import row_logits
 from uniattn_pl.losses.router_loss import adds_router_loss, router_logits_of, router_loss
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
@@ -84,7 +84,7 @@ def assert_gradients(module: Module, reference: PreTrainedModel) -> None:
 def test_a_step_is_the_models_own_loss_with_that_of_its_routers(
     family: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(response_loss, "LOSS_CHUNK", 3)
+    monkeypatch.setattr(row_logits, "LOSS_CHUNK", 3)
     (data,), reference, model = batches(1), converted(family), converted(family)
     if way == "checkpointed":
         model.activation_checkpointing_enable({"use_reentrant": False})

@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from uniattn_pl.errors import UserError
+from uniattn_pl.losses.row_logits import forward_inputs, loss_at_head, summed_over_rows
 
 IGNORED = -100
-LOSS_CHUNK = 1024
-INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Any], positions: Tensor) -> 
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_rows)  # type: ignore[operator]
     try:
-        output = model(**_inputs(batch), use_cache=False)
+        output = model(**forward_inputs(batch))
     finally:
         handle.remove()
     logits: Tensor = output.logits.squeeze(0)  # [N, vocabulary]
@@ -64,51 +61,25 @@ def summed_response_loss(
     """Return the cross-entropy summed over the scored tokens, in float32 (scalar tensor with a graph).
 
     Args:
-        chunked: hold the logits of `LOSS_CHUNK` tokens at once; the backward pass computes them again.
-
-    Raises:
-        UserError: `chunked`, and the family does something with its logits before they are used.
+        chunked: hold the logits of `LOSS_CHUNK` tokens at once.
     """
-    if chunked and scored.targets.numel():
-        return _chunked_loss(model, batch, scored)
+    if chunked:
+        return _loss_in_pieces(model, batch, scored)
     logits = logits_at(model, batch, scored.positions)
     return nn.functional.cross_entropy(logits.float(), scored.targets, reduction="sum")
 
 
-def _chunked_loss(model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens) -> Tensor:
-    """Let the output embedding give the loss instead of logits, which the family's forward then only passes on.
+def _loss_in_pieces(model: nn.Module, batch: Mapping[str, Any], scored: ScoredTokens) -> Tensor:
+    """The same, where the output embedding would give the logits of all tokens.
 
     (torch's own `linear_cross_entropy` sums in bfloat16 there, which is off by some percent.)
     """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    given: list[Tensor] = []
 
-    def loss_of(states: Tensor) -> Tensor:
-        pieces = zip(
-            states.flatten(0, 1)[scored.positions].split(LOSS_CHUNK), scored.targets.split(LOSS_CHUNK), strict=True
-        )
-        losses = [checkpoint(_piece, head, rows, targets, use_reentrant=False) for rows, targets in pieces]
-        given.append(torch.stack(losses).sum())
-        return given[0]
+    def loss_of(logits: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+        loss = nn.functional.cross_entropy(logits.float(), scored.targets[span], reduction="sum")
+        return loss, loss[None]
 
-    head.forward = loss_of
-    try:
-        output = model(**_inputs(batch), use_cache=False)
-    finally:
-        del head.forward
-    if output.logits is not given[0]:
-        raise UserError(
-            f"training.chunked_loss: {type(model).__name__} scales or caps its logits, which needs them in one piece; "
-            "set it to false."
-        )
-    return given[0]
+    def of_states(states: Tensor) -> Tensor:
+        return summed_over_rows(model, states.flatten(0, 1)[scored.positions], loss_of)[0]
 
-
-def _piece(head: Any, rows: Tensor, targets: Tensor) -> Tensor:
-    """The summed cross-entropy of some rows [n, d] in float32, by the output embedding's own forward."""
-    logits: Tensor = type(head).forward(head, rows)
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: batch[name] for name in INPUTS if name in batch}
+    return loss_at_head(model, batch, of_states)

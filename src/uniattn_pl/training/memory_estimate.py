@@ -14,7 +14,7 @@ def stage_memory(
     config: ExperimentConfig, plan: LayerPlan, shape: ModelShape, *, stage: int, num_devices: int
 ) -> TrainingMemory:
     """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp)."""
-    from uniattn_pl.losses.response_loss import LOSS_CHUNK
+    from uniattn_pl.losses.row_logits import LOSS_CHUNK
     from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 
     training = config.training

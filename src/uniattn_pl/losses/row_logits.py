@@ -1,0 +1,148 @@
+"""Logits and losses from rows of last hidden states, whatever a family does with its logits, never all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+LOSS_CHUNK = 1024
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+PieceLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Of the logits [n, vocabulary] of some rows, and which rows they are: what is minimised, summed over them (scalar, with
+a graph), and its terms [k] to be shown."""
+
+
+def forward_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch a model is called with; nothing is cached."""
+    return {**{name: batch[name] for name in INPUTS if name in batch}, "use_cache": False}
+
+
+def loss_at_head(model: nn.Module, batch: Mapping[str, Any], loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run a model up to its output embedding, and there take `loss_of` the last hidden states [B, L, d] instead.
+
+    It is called where the output embedding would be, so that its weights are there also where they are sharded (FSDP2
+    gathers them for that call), and passes through the model's output, whose gradient such a model waits for.
+
+    Returns:
+        What `loss_of` gives, a scalar tensor.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    given: list[Tensor] = []
+
+    def in_place_of_logits(states: Tensor) -> Tensor:
+        del head.forward
+        given.append(loss_of(states))
+        return given[0]
+
+    head.forward = in_place_of_logits
+    try:
+        output = model(**forward_inputs(batch))
+    finally:
+        vars(head).pop("forward", None)
+    # A family that scales or caps its logits has done it to the loss; what is left of that is the way of the gradient.
+    return given[0] if output.logits is given[0] else given[0] + 0 * output.logits.sum()
+
+
+def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
+    """The logits [n, vocabulary] that a model makes of last hidden states [n, d], scaled and capped as its family does.
+
+    To be called where the output embedding's weights are: inside of `loss_at_head`, or anywhere if nothing is sharded.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    own = _causal_model(model)
+    if not _processes_logits(own):
+        logits: Tensor = type(head).forward(head, rows)
+        return logits
+    with _given_states(own, rows.unsqueeze(0)):
+        output = type(own).forward(own, **_one_token(rows))  # not by its call, around which FSDP2 would gather again
+    processed: Tensor = output.logits.squeeze(0)
+    return processed
+
+
+def summed_over_rows(model: nn.Module, rows: Tensor, loss_of: PieceLoss) -> tuple[Tensor, Tensor]:
+    """Sum a loss over rows [N, d] of last hidden states, with the logits of `LOSS_CHUNK` rows at once and never again.
+
+    The gradients of a piece are taken while its logits are there, and kept in place of them: of the rows [N, d], and of
+    the output embedding where it trains (as Liger, arXiv 2410.10989, section 3.2).
+
+    Returns:
+        The sum (scalar, with a graph), and the sums of its terms [k].
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    total, terms = _SummedPieces.apply(model, loss_of, rows, *trained)
+    return total, terms
+
+
+class _SummedPieces(torch.autograd.Function):
+    """See `summed_over_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, model: nn.Module, loss_of: PieceLoss, rows: Tensor, *trained: Tensor) -> tuple[Tensor, Tensor]:
+        differentiated = any(ctx.needs_input_grad)
+        of_rows = torch.empty_like(rows)
+        of_trained: list[Tensor] = []
+        totals, terms = [], []
+        for start in range(0, max(len(rows), 1), LOSS_CHUNK):
+            span = slice(start, min(start + LOSS_CHUNK, len(rows)))
+            with torch.set_grad_enabled(differentiated):
+                leaf = rows[span].detach().requires_grad_(differentiated)
+                total, parts = loss_of(logits_of_rows(model, leaf), span)
+            if differentiated:
+                piece, *weights = torch.autograd.grad(total, [leaf, *trained])
+                of_rows[span] = piece
+                of_trained = [a.add_(b) for a, b in zip(of_trained, weights, strict=True)] if of_trained else weights
+            totals.append(total.detach())
+            terms.append(parts.detach())
+        ctx.save_for_backward(of_rows, *of_trained)
+        ctx.set_materialize_grads(False)
+        summed = torch.stack(terms).sum(0)
+        ctx.mark_non_differentiable(summed)
+        return torch.stack(totals).sum(), summed
+
+    @staticmethod
+    def backward(ctx: Any, of_total: Tensor | None, of_terms: Tensor | None) -> tuple[Tensor | None, ...]:
+        if of_total is None:
+            return (None,) * len(ctx.needs_input_grad)
+        gradients = (gradient * of_total.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        return None, None, *gradients
+
+
+def _causal_model(model: Any) -> Any:
+    """The language model itself, whatever peft has put around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _processes_logits(model: Any) -> bool:
+    """Whether a family does anything to what its output embedding gives: tried with a token that no weight sees."""
+    head = model.get_output_embeddings()
+    given = torch.zeros(1, 1, 1)
+    head.forward = lambda _: given
+    try:
+        with torch.no_grad(), _given_states(model, given):
+            output = type(model).forward(model, **_one_token(given))
+    finally:
+        del head.forward
+    return output.logits is not given
+
+
+@contextmanager
+def _given_states(model: Any, states: Tensor) -> Iterator[None]:
+    """Let the decoder return these last hidden states [1, n, d] instead of running."""
+    decoder = model.get_decoder()
+    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states)
+    try:
+        yield
+    finally:
+        del decoder.forward
+
+
+def _one_token(like: Tensor) -> dict[str, Any]:
+    """Inputs of a forward whose decoder is not asked."""
+    return {"input_ids": torch.zeros(1, 1, dtype=torch.int64, device=like.device), "use_cache": False}
