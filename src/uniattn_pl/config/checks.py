@@ -12,6 +12,7 @@ from pathlib import Path
 
 from uniattn_pl.config.calibration_checks import CALIBRATION_CHECKS
 from uniattn_pl.config.data_checks import DATA_CHECKS
+from uniattn_pl.config.distillation_checks import DISTILLATION_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ExperimentConfig
@@ -25,6 +26,8 @@ from uniattn_pl.run_folder import name_problem
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
+FIRST_CHECKS = (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS)
+LAST_CHECKS = (*KERNEL_CHECKS, *DISTILLATION_CHECKS, *SWEEP_CHECKS)
 
 
 def _check(*keys: str) -> Callable[[Check], Check]:
@@ -43,7 +46,7 @@ def cross_check(config: ExperimentConfig, reported: set[str], origin: Callable[[
         origin: maps a dotted key to where its value was set.
     """
     problems = []
-    for keys, check in (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS, *CHECKS, *KERNEL_CHECKS, *SWEEP_CHECKS):
+    for keys, check in (*FIRST_CHECKS, *CHECKS, *LAST_CHECKS):
         problem = None if reported.intersection(keys) else check(config)
         if problem:
             places = dict.fromkeys(place for place in map(origin, keys) if place != DEFAULT)

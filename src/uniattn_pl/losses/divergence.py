@@ -12,14 +12,15 @@ times T^2, so that gradients keep their size whatever T (Hinton et al., arXiv 15
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-FORWARD, REVERSE, JENSEN_SHANNON = "forward_kl", "reverse_kl", "jensen_shannon"
+from uniattn_pl.config.sections.distillation_section import DIVERGENCES, FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
+
 LEAST_MASS = 1e-7
-DIVERGENCES = (FORWARD, REVERSE, JENSEN_SHANNON)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,22 @@ class TopLogits:
         kept = (logits.float() / temperature).log_softmax(-1)
         values, ids = kept.topk(min(k, kept.shape[-1]), dim=-1)
         return cls(ids, values, _log_of_rest(values))
+
+    @classmethod
+    def cat(cls, parts: Sequence[TopLogits]) -> TopLogits:
+        """The tokens of several, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def __getitem__(self, tokens: slice | Tensor) -> TopLogits:
+        return TopLogits(*(tensor[tokens] for tensor in self.tensors().values()))
+
+    def to(self, device: torch.device | str) -> TopLogits:
+        """The same on a device."""
+        return TopLogits(*(tensor.to(device) for tensor in self.tensors().values()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def summed_divergence(student: Tensor, teacher: Tensor | TopLogits, kind: str, temperature: float = 1.0) -> Tensor:
@@ -66,9 +83,9 @@ def summed_divergence(student: Tensor, teacher: Tensor | TopLogits, kind: str, t
         log_q = torch.cat([chosen, _log_of_rest(chosen)[:, None]], dim=-1)
     else:
         log_p = (teacher.float() / temperature).log_softmax(-1)
-    if kind == FORWARD:
+    if kind == FORWARD_KL:
         total = _kl(log_p, log_q)
-    elif kind == REVERSE:
+    elif kind == REVERSE_KL:
         total = _kl(log_q, log_p)
     elif kind == JENSEN_SHANNON:
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)

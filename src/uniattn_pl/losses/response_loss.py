@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from uniattn_pl.losses.row_logits import forward_inputs, loss_at_head, summed_over_rows

@@ -14,8 +14,8 @@ LOSS_CHUNK = 1024
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 PieceLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""Of the logits [n, vocabulary] of some rows, and which rows they are: what is minimised, summed over them (scalar, with
-a graph), and its terms [k] to be shown."""
+"""Of the logits [n, vocabulary] of some rows, and which rows they are: what is minimised, summed over them (scalar,
+with a graph), and its terms [k] to be shown."""
 
 
 def forward_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,9 @@ class _SummedPieces(torch.autograd.Function):
     """See `summed_over_rows`."""
 
     @staticmethod
-    def forward(ctx: Any, model: nn.Module, loss_of: PieceLoss, rows: Tensor, *trained: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, model: nn.Module, loss_of: PieceLoss, rows: Tensor, *trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
         differentiated = any(ctx.needs_input_grad)
         of_rows = torch.empty_like(rows)
         of_trained: list[Tensor] = []

@@ -20,7 +20,7 @@ from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TRAINING_ROWS
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TEACHER, TRAINING_ROWS
 from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.tracking.journal import FILE as JOURNAL
 from uniattn_pl.tracking.journal import FOLDER as JOURNAL_FOLDER
@@ -41,6 +41,8 @@ PLACEMENT = frozenset(
         "calibration.device_memory_limit_gib",
         "data.num_workers",
         "data.token_cache",
+        "training.distillation.cache",
+        "training.distillation.cache_limit_gib",
         "tracking.uri",
         "tracking.experiment",
         "tracking.artifact_location",
@@ -68,6 +70,9 @@ ADDED_VALUES = {
     "architecture.distilled": 0,
     "architecture.distill_steps": 30,
 }
+# Without a teacher nothing of its section matters.
+DISTILLATION = "training.distillation."
+TEACHER_KEY = DISTILLATION + "teacher"
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -76,6 +81,7 @@ SOURCES = {
     "data.further_sources": TRAINING_ROWS,
     "data.self_text.prompts": TRAINING_ROWS,
     "data.validation_source": HELD_OUT_ROWS,
+    TEACHER_KEY: TEACHER,
 }
 LOCK_NAME = ".lock"
 ROLES_KEY = "architecture.kinds"
@@ -217,6 +223,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     without = PLACEMENT | AFTERWARDS
     others = OTHERS if _samples_text(config) else (*OTHERS, SELF_TEXT)
     values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(others)}
+    if values.get(TEACHER_KEY) is None:
+        values = {k: v for k, v in values.items() if not k.startswith(DISTILLATION)}
     former = {**dict.fromkeys(ADDED_KEYS), **ADDED_VALUES}
     return {k: v for k, v in values.items() if k not in former or v != former[k]}
 

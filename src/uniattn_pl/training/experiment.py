@@ -22,6 +22,7 @@ from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Contents
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
+from uniattn_pl.training.teacher_checks import check_teacher, teacher_contents
 
 
 class Experiment:
@@ -48,6 +49,7 @@ class Experiment:
         self.compiled_plan = compiled_plan(loaded, self.shape)
         check_positions(loaded, self.shape)
         check_updates(loaded)
+        check_teacher(loaded, self.shape)
         check_weights(source, revision=self.config.model.revision)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
@@ -73,7 +75,8 @@ class Experiment:
     def identity(self) -> dict[str, Contents]:
         """What its results rest on, by content; weights are read for it, once, so rank 0 alone asks."""
         model = self.config.model
-        return {**model_identity(self.tokenizer, model.source, model.revision), **self.data.contents}
+        of_model = model_identity(self.tokenizer, model.source, model.revision)
+        return {**of_model, **teacher_contents(self.loaded), **self.data.contents}
 
     @property
     def folder(self) -> Path:

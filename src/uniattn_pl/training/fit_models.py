@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.config.sections.distillation_section import ORIGINAL
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 from uniattn_pl.modeling.loading.layer_offload import LayerOffload
 from uniattn_pl.modeling.loading.pretrained import load_folder, load_model
 from uniattn_pl.modeling.loading.sharded_weights import skeleton
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
+from uniattn_pl.run_folder import model_folder
 from uniattn_pl.training.experiment import Experiment, model_origin
 from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES
 
@@ -42,8 +45,13 @@ class FitModels:
     @cached_property
     def original(self) -> PreTrainedModel:
         """The unmodified model, kept until `forget_original`."""
-        origin = model_origin(self._experiment.loaded)
-        return self._load(self.config.source, **{**origin, "revision": self.commit or origin["revision"]})
+        return self._load(self.config.source, **self._origin())
+
+    def teacher(self, name: str) -> PreTrainedModel:
+        """The model of `training.distillation.teacher`, on the device: the original, or that of a folder."""
+        if name == ORIGINAL:
+            return self._whole(self.config.source, self.device, **self._origin())
+        return self._whole(str(model_folder(Path(name))), self.device)
 
     def forget_original(self) -> None:
         """Give back the original's memory once calibration is over."""
@@ -70,6 +78,11 @@ class FitModels:
     def place(self, model: nn.Module) -> None:
         """Bring a model back to where this rank computes: Lightning leaves it in main memory behind a fit."""
         model.to(self.device)
+
+    def _origin(self) -> dict[str, Any]:
+        """How the model's source is read: at the commit that the fit has begun with."""
+        origin = model_origin(self._experiment.loaded)
+        return {**origin, "revision": self.commit or origin["revision"]}
 
     def _load(self, source: str, **origin: bool | str | None) -> PreTrainedModel:
         return self._placed(self._whole(source, None if self.offload is not None else self.device, **origin))

@@ -36,6 +36,7 @@ from uniattn_pl.tracking.store_check import check_store
 from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
 from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
+from uniattn_pl.training.teacher_checks import check_teacher, teacher_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,7 +114,7 @@ def check_fit(
         found.of(check_positions, loaded, planned[1])
     if planned is None and found.unopened:
         found.problems.append(found.unopened)  # not even its shape is known
-    tokenizer = found.of(_check_model, loaded) if planned is not None else None
+    tokenizer = found.of(_check_model, loaded, planned[1]) if planned is not None else None
     if cluster is not None and planned is not None:
         found.of(_check_trainer, loaded, cluster, planned[1])
     split = found.of(load_split, config.data, Original(config.model)) if rows else None
@@ -130,7 +131,7 @@ def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:
     return (None, checked_shape(loaded)) if loaded.architecture.measured else compile_plan(loaded)
 
 
-def _check_model(loaded: LoadedConfig) -> PreTrainedTokenizerBase:
+def _check_model(loaded: LoadedConfig, shape: ModelShape) -> PreTrainedTokenizerBase:
     """The tokenizer; the files of weights, the kernel and the modules of low-rank updates are looked at.
 
     Raises:
@@ -148,6 +149,7 @@ def _check_model(loaded: LoadedConfig) -> PreTrainedTokenizerBase:
     found.of(empty_model, model.source, attn_implementation=model.attn_implementation, **origin)
     if not found.problems and found.unopened is None:
         found.of(check_updates, loaded)
+        found.of(check_teacher, loaded, shape)
     if found.problems:
         raise UserError(*dict.fromkeys(found.problems))
     if tokenizer is None:
@@ -215,7 +217,7 @@ def _check_resumption(
         return
     manifest.check_same_config(plain_config(loaded), folder)
     model = loaded.config.model
-    identity: dict[str, Contents] = {}
+    identity: dict[str, Contents] = teacher_contents(loaded)
     if split is not None:
         identity |= {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
     if tokenizer is not None:

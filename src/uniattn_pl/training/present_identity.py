@@ -13,7 +13,8 @@ from uniattn_pl.data.split import load_split
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TOKENIZER, TRAINING_ROWS, Contents
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TEACHER, TOKENIZER, TRAINING_ROWS, Contents
+from uniattn_pl.training.teacher_checks import teacher_contents
 
 Look = Callable[[LoadedConfig], dict[str, Contents]]
 
@@ -34,6 +35,7 @@ class PresentIdentities:
             (TRAINING_ROWS, [asdict(config.data), *sampled], _rows),
             (MODEL, asdict(config.model), _model),
             (TOKENIZER, asdict(config.model), _tokenizer),
+            (TEACHER, asdict(config.training.distillation), teacher_contents),
         )
         for name, section, look in looks:
             key = json.dumps([name, section], sort_keys=True)

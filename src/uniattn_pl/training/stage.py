@@ -37,6 +37,7 @@ from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.frozen_weights import restore_frozen
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.objectives.stage_objective import stage_objective
 from uniattn_pl.training.saved_model import InMemory, reread
 from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
 from uniattn_pl.training.strategies import build_strategy
@@ -170,14 +171,15 @@ def _train(
     pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
     loader = experiment.data.train_dataloader()
     loader.takes_other_items = bool(context.record.manifest.accepted)
+    halves = experiment.precision == MIXED and not _shards(experiment)  # a unit of shards holds one dtype
     module = PostTrainingModule(
         lambda: build_model(stage.number, experiment, plan, models, stage.source),
         stage=stage.number,
         options=options,
         max_grad_norm=training.max_grad_norm,
-        chunked_loss=training.chunked_loss,
+        objective=stage_objective(stage.number, experiment, models, halves=halves),
         router_loss=training.router_loss,
-        halves_frozen=experiment.precision == MIXED and not _shards(experiment),  # a unit of shards holds one dtype
+        halves_frozen=halves,
         fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
     )
     throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)

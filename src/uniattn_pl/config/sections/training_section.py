@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from uniattn_pl.config.sections.distillation_section import DistillationConfig
 from uniattn_pl.config.sections.limits import LARGEST_BATCH
 from uniattn_pl.options import option
 
@@ -75,3 +76,4 @@ class TrainingConfig:
     stage1: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
     stage2: StageConfig = field(default_factory=StageConfig)
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)

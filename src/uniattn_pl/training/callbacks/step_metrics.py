@@ -11,7 +11,7 @@ from uniattn_pl.training.callbacks.step_loss import StepLoss
 
 
 class StepMetrics(pl.Callback):
-    """Logs loss, learning rate, gradient norm and routers' loss of every optimizer step to the Trainer's loggers.
+    """Logs loss and its terms, learning rate, gradient norm and routers' loss of every optimizer step.
 
     Lightning logs a step's metrics after its checkpoint callback ran, so a kill in between leaves a hole
     in the curve. This callback logs first and flushes the loggers before a checkpoint is written: what
@@ -42,6 +42,7 @@ class StepMetrics(pl.Callback):
             value = getattr(pl_module, attribute, None)
             if isinstance(value, Tensor):
                 metrics[name] = float(value)
+        metrics |= {name: float(value) for name, value in getattr(pl_module, "step_terms", {}).items()}
         for logger in trainer.loggers:
             logger.log_metrics({self.prefix + name: value for name, value in metrics.items()}, trainer.global_step)
 

@@ -1,0 +1,155 @@
+"""Whole fits that learn from a teacher: on one rank and on two, killed and resumed, packed, low-rank, from files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.parity import ROUNDS_ALIKE
+from tests.training.test_kill_and_resume import CONFIG, ROWS, history
+
+from uniattn_pl.cli import main
+from uniattn_pl.files import CACHE_VARIABLE
+
+ROOT = Path(__file__).parents[2]
+WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
+D = "training.distillation."
+LIVE = (f"{D}teacher=original", f"{D}stage1.hidden=0.5", f"{D}stage2.hidden=0.5", f"{D}hidden_layers=[1,3]")
+TOP = (f"{D}teacher=original", f"{D}top_k=16")
+CACHED = (*TOP, f"{D}cache=true")
+FSDP, LORA = "training.strategy=fsdp", "training.lora.enabled=true"
+STAGE_1, STAGE_2 = "stage 1, step 4", "stage 2, in the middle of an accumulation"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a fit: its name, ranks, settings, and on which rank it kills itself where."""
+
+    name: str
+    ranks: int
+    settings: tuple[str, ...]
+    kill: tuple[int, str] | None = None
+
+
+ATTEMPTS = (
+    Attempt("labels", 1, ()),
+    Attempt("single", 1, LIVE),
+    Attempt("ddp", 2, LIVE),
+    Attempt("fsdp", 2, (*LIVE, FSDP)),
+    Attempt("killed", 1, LIVE, (0, STAGE_2)),
+    Attempt("killed", 1, LIVE),
+    Attempt("killed fsdp", 2, (*LIVE, FSDP, "training.checkpoint_format=sharded"), (1, STAGE_2)),
+    Attempt("killed fsdp", 2, (*LIVE, FSDP, "training.checkpoint_format=sharded")),
+    Attempt("checkpointed", 1, (*LIVE, "training.gradient_checkpointing=true")),
+    Attempt("lora", 1, (*LIVE, LORA)),
+    Attempt("lora fsdp", 2, (*LIVE, LORA, FSDP)),
+    Attempt("top", 1, TOP),
+    Attempt("top packed", 1, (*TOP, "data.packing=true")),
+    Attempt("cached fsdp", 2, (*CACHED, FSDP)),
+    Attempt("cached", 1, CACHED),
+    Attempt("cached packed", 1, (*CACHED, "data.packing=true")),
+    Attempt("of a run", 1, (f"{D}teacher=../labels/runs/killed", f"{D}temperature=2", f"{D}tokens=response")),
+)
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all attempts ran; each kill ended every rank, and everything else ended well."""
+    root = tmp_path_factory.mktemp("fits")
+    jobs = []
+    for number, attempt in enumerate(ATTEMPTS):
+        folder = root / attempt.name
+        folder.mkdir(exist_ok=True)
+        (folder / "killed.yaml").write_text(WHOLE, encoding="utf-8")
+        (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+        arguments = ["fit", "--config", "killed.yaml", *attempt.settings]
+        jobs.append(
+            {**vars(attempt), "folder": str(folder), "arguments": arguments, "log": str(folder / f"log-{number}")}
+        )
+    driver = [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), json.dumps(jobs)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
+        CACHE_VARIABLE: str(root / "cache"),
+    }
+    done = subprocess.run(driver, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for attempt, job, line in zip(ATTEMPTS, jobs, done.stdout.splitlines(), strict=True):
+        codes = json.loads(line)
+        if attempt.kill is None:
+            assert codes == [0] * attempt.ranks, (attempt, Path(f"{job['log']}-0.txt").read_text())
+        else:
+            assert codes == [-9 if rank == attempt.kill[0] else 1 for rank in range(attempt.ranks)], attempt
+    return root
+
+
+def weights(fits: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(fits / name / "runs/killed/final/model.safetensors")
+
+
+def far(fits: Path, name: str, other: str) -> float:
+    ours, theirs = weights(fits, name), weights(fits, other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("ddp", "single"),
+        ("fsdp", "single"),
+        ("killed fsdp", "fsdp"),
+        ("checkpointed", "single"),
+        ("lora fsdp", "lora"),
+        ("cached", "top"),
+        ("cached fsdp", "top"),
+        ("cached packed", "top packed"),
+    ],
+)
+def test_the_same_is_learned_however_it_is_computed(fits: Path, name: str, other: str) -> None:
+    assert far(fits, name, other) < (2e-5 if ROUNDS_ALIKE else 6e-5)
+    assert far(fits, other, "labels") > 1e-3, "the teacher has changed nothing"
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(fits: Path) -> None:
+    assert far(fits, "killed", "single") == 0
+    assert history(fits / "killed")["stage2/hidden_error"] == history(fits / "single")["stage2/hidden_error"]
+
+
+def test_every_term_of_the_loss_is_tracked_by_itself(fits: Path) -> None:
+    tracked = history(fits / "single")
+    for stage in ("stage1", "stage2"):
+        steps = [step for step, _ in tracked[f"{stage}/loss"]]
+        for term in ("label_loss", "logit_divergence", "hidden_error"):
+            values = tracked[f"{stage}/{term}"]
+            assert [step for step, _ in values] == steps
+            assert all(value > 0 for _, value in values)
+    assert "stage1/label_loss" not in history(fits / "labels")
+
+
+def test_the_teacher_is_kept_once_for_all_fits(fits: Path) -> None:
+    (folder,) = (fits / "cache/teachers").iterdir()
+    assert len(list(folder.rglob("*.safetensors"))) == 12, "one file for every training row"
+
+
+def test_a_teacher_that_was_changed_is_told(
+    fits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fits / "of a run")
+    config = fits / "labels/runs/killed/final/config.json"
+    former = config.read_text()
+    config.write_text(former.replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
+    arguments = ["fit", "--config", "killed.yaml", *ATTEMPTS[-1].settings]
+    assert main(arguments) == 2
+    assert "the teacher changed: config.json, rms_norm_eps" in capsys.readouterr().err
+    config.write_text(former)
+    assert main(arguments) == 0
