@@ -21,7 +21,7 @@ from uniattn_pl.files import CACHE_VARIABLE
 ROOT = Path(__file__).parents[2]
 WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
 D = "training.distillation."
-LIVE = (f"{D}teacher=original", f"{D}stage1.hidden=0.5", f"{D}stage2.hidden=0.5", f"{D}hidden_layers=[1,3]")
+LIVE = (f"{D}teacher=original", f"{D}stage1.hidden=0.5", f"{D}stage2.hidden=0.5", f"{D}hidden_layers=[5,7]")
 TOP = (f"{D}teacher=original", f"{D}top_k=16")
 CACHED = (*TOP, f"{D}cache=true")
 FSDP, LORA = "training.strategy=fsdp", "training.lora.enabled=true"

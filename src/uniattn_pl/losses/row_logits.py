@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,14 +54,8 @@ def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
     To be called where the output embedding's weights are: inside of `loss_at_head`, or anywhere if nothing is sharded.
     """
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    own = _causal_model(model)
-    if not _processes_logits(own):
-        logits: Tensor = type(head).forward(head, rows)
-        return logits
-    with _given_states(own, rows.unsqueeze(0)):
-        output = type(own).forward(own, **_one_token(rows))  # not by its call, around which FSDP2 would gather again
-    processed: Tensor = output.logits.squeeze(0)
-    return processed
+    logits: Tensor = type(head).forward(head, rows)
+    return _processed(model, logits)
 
 
 def summed_over_rows(model: nn.Module, rows: Tensor, loss_of: PieceLoss) -> tuple[Tensor, Tensor]:
@@ -116,35 +109,36 @@ class _SummedPieces(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _causal_model(model: Any) -> Any:
-    """The language model itself, whatever peft has put around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+def _processed(model: Any, logits: Tensor) -> Tensor:
+    """What a family's own forward does to what its output embedding gives [n, vocabulary].
 
-
-def _processes_logits(model: Any) -> bool:
-    """Whether a family does anything to what its output embedding gives: tried with a token that no weight sees."""
-    head = model.get_output_embeddings()
-    given = torch.zeros(1, 1, 1)
-    head.forward = lambda _: given
+    It runs with a decoder and an output embedding that give what is there already. The embedding itself is not called:
+    around a call FSDP2 would gather its weights and give them away again.
+    """
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is head)
+    owner, _, attribute = name.rpartition(".")
+    holder = model.get_submodule(owner)
+    states = MoeModelOutputWithPast(last_hidden_state=logits[None, :, :1])
+    setattr(holder, attribute, _Given(logits.unsqueeze(0)))
+    decoder.forward = lambda *_, **__: states
     try:
-        with torch.no_grad(), _given_states(model, given):
-            output = type(model).forward(model, **_one_token(given))
-    finally:
-        del head.forward
-    return output.logits is not given
-
-
-@contextmanager
-def _given_states(model: Any, states: Tensor) -> Iterator[None]:
-    """Let the decoder return these last hidden states [1, n, d] instead of running."""
-    decoder = model.get_decoder()
-    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states)
-    try:
-        yield
+        inputs = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)
+        output = type(model).forward(model, input_ids=inputs, use_cache=False)
     finally:
         del decoder.forward
+        setattr(holder, attribute, head)
+    processed: Tensor = output.logits.squeeze(0)
+    return processed
 
 
-def _one_token(like: Tensor) -> dict[str, Any]:
-    """Inputs of a forward whose decoder is not asked."""
-    return {"input_ids": torch.zeros(1, 1, dtype=torch.int64, device=like.device), "use_cache": False}
+class _Given(nn.Module):
+    """Gives a tensor whatever it is asked."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.given

@@ -30,6 +30,7 @@ class TrainingMemory:
         weights, gradients, optimizer: of what this device keeps; a shard of them where they are sharded.
         activations: what the backward pass needs, and the logits.
         gathered: weights (and their gradients) that a sharded model has in full for a moment.
+        teacher: weights of the model that is learned from, and what is compared with it at once.
     """
 
     weights: int
@@ -37,10 +38,11 @@ class TrainingMemory:
     optimizer: int
     activations: int
     gathered: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
+        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered + self.teacher
 
 
 def training_memory(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.distillation_section import TermWeights
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.teacher_memory import compared_bytes, teacher_bytes
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
@@ -19,7 +23,9 @@ def stage_memory(
 
     training = config.training
     weight_bytes = resolve_dtype(WEIGHT_DTYPES.get(training.precision, config.model.dtype)).itemsize
-    return training_memory(
+    frozen_bytes = 2 if training.precision == "bf16-mixed" and num_devices == 1 and _in_bfloat16(config) else None
+    distills = learns_from_teacher(config, stage)
+    memory = training_memory(
         plan,
         shape,
         stage=stage,
@@ -28,11 +34,33 @@ def stage_memory(
         weight_bytes=weight_bytes,
         activation_bytes=2 if training.precision.endswith("-mixed") else weight_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
-        loss_chunk=LOSS_CHUNK if training.chunked_loss else None,
+        loss_chunk=LOSS_CHUNK if training.chunked_loss or distills else None,
         num_devices=num_devices,
         lora_rank=training.lora.rank if training.lora.enabled else None,
-        frozen_bytes=2 if training.precision == "bf16-mixed" and num_devices == 1 and _in_bfloat16(config) else None,
+        frozen_bytes=frozen_bytes,
     )
+    if not distills:
+        return memory
+    weights = 0
+    if not training.distillation.cache:  # whose teacher runs for rows that nobody has asked it for
+        weights = teacher_bytes(
+            plan,
+            shape,
+            whole=stage == 2 and not training.lora.enabled,
+            refitted=config.calibration.initialiser == "joint_least_squares",
+            weight_bytes=weight_bytes,
+            frozen_bytes=frozen_bytes,
+            num_devices=num_devices,
+        )
+    compared = compared_bytes(shape, min(LOSS_CHUNK, training.micro_batch_size * config.data.max_length))
+    return replace(memory, teacher=weights + compared)
+
+
+def learns_from_teacher(config: ExperimentConfig, stage: int) -> bool:
+    """Whether a stage has a teacher."""
+    options = config.training.distillation
+    weights: TermWeights = getattr(options, f"stage{stage}")
+    return options.teacher is not None and weights.needs_teacher
 
 
 def _in_bfloat16(config: ExperimentConfig) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from uniattn_pl.config.sections.distillation_section import TermWeights
 from uniattn_pl.files import cache_folder
 from uniattn_pl.resilience import ranks
 from uniattn_pl.resilience.identity import MODEL, TEACHER, plain_digest
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
+from uniattn_pl.training.memory_estimate import learns_from_teacher
 from uniattn_pl.training.objectives.distillation_objective import DistillationObjective
 from uniattn_pl.training.objectives.objective import LabelObjective, Objective
 from uniattn_pl.training.objectives.teacher import Teacher
@@ -24,11 +24,10 @@ def stage_objective(number: int, experiment: Experiment, models: FitModels, *, h
     """
     training = experiment.config.training
     options = training.distillation
-    weights: TermWeights = getattr(options, f"stage{number}")
-    if options.teacher is None or not weights.needs_teacher:
+    if not learns_from_teacher(experiment.config, number):
         return LabelObjective(chunked=training.chunked_loss)
     teacher = Teacher(lambda: models.teacher(str(options.teacher)), halves=halves)
-    return DistillationObjective(options, weights, teacher, _cache(experiment))
+    return DistillationObjective(options, getattr(options, f"stage{number}"), teacher, _cache(experiment))
 
 
 def _cache(experiment: Experiment) -> TeacherCache | None:
