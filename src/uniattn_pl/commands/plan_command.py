@@ -127,18 +127,19 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
     from uniattn_pl.training.memory_estimate import stage_memory
 
     config = loaded.config
-    rows = []
-    for stage in (1, 2):
-        memory = stage_memory(config, plan, shape, stage=stage, num_devices=gpus)
-        parts = (memory.total, *vars(memory).values())
-        rows.append((f"stage {stage}", *map(bytes_text, parts)))
+    stages = [stage_memory(config, plan, shape, stage=stage, num_devices=gpus) for stage in (1, 2)]
+    names = [name for name in vars(stages[0]) if name != "teacher" or any(memory.teacher for memory in stages)]
+    rows = [
+        (f"stage {stage}", *map(bytes_text, (memory.total, *(getattr(memory, name) for name in names))))
+        for stage, memory in enumerate(stages, start=1)
+    ]
     planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
     print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})")
     active = costs.active_parameters(plan, shape)
     if active < planned:
         print(f"Of them compute for a token: {count_text(active)} ({active:,}); the other experts wait to be chosen")
     print()
-    columns = ("stage", "memory", "weights", "gradients", "optimizer", "activations", "gathered")
+    columns = ("stage", "memory", *names)
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
     devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
     print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)
