@@ -103,6 +103,7 @@ SLOW = (
     "training/test_measured_fit.py",
     "training/test_runner.py",
     "training/test_saved_model.py",
+    "training/test_distilled_fits.py",
     "training/test_strategies.py",
 )
 FAST_FAMILIES = ("llama", "gemma3_text")
