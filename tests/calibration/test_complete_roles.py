@@ -65,4 +65,4 @@ def test_a_search_takes_them_and_measures_what_the_plan_then_loses() -> None:
         labels = batch["labels"][:, 1:]
         total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
         count += int((labels != -100).sum())
-    assert points[-1].loss == pytest.approx(total / count, abs=1e-4)
+    assert points[-1].score == pytest.approx(total / count, abs=1e-4)
