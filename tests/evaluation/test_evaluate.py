@@ -287,7 +287,10 @@ def test_h2o_scores_as_the_harness_until_tokens_go() -> None:
 WRONG = {
     "nothing to do": ([], "there is nothing to evaluate; set evaluation.tasks"),
     "task": (["evaluation.tasks=[pubmedqaa]"], "has no task 'pubmedqaa'. Did you mean 'pubmedqa'?"),
-    "probe": (["evaluation.probes=[retreival]"], "evaluation.probes: expected some of held_out, positions, retrieval"),
+    "probe": (
+        ["evaluation.probes=[retreival]"],
+        "evaluation.probes: expected some of held_out, divergence, positions",
+    ),
     "sample": (["evaluation.sample=prefix"], "evaluation.sample: must be one of stratified, shuffled"),
     "no data folder": (["evaluation.tasks=[pubmedqa]", "evaluation.data_dir=nowhere"], "there is no folder 'nowhere'"),
     "no task folder": (["evaluation.tasks=[medmcqa]"], "there is no folder 'sets/medmcqa' (there: commonsense_qa"),

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
     if options.tasks:
         check_names(options.tasks)
-    if "held_out" in options.probes or options.drop:
+    if {"held_out", "divergence"} & set(options.probes) or options.drop:
         check_rows(loaded)
     if arguments.dry_run:
         from uniattn_pl.modeling.loading.pretrained import check_folder

@@ -15,12 +15,13 @@ from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation import probes
+from uniattn_pl.evaluation.divergence_probe import NAME, divergence
 from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result, ResultFiles
 from uniattn_pl.evaluation.mlflow_logging import check_store, track
 from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.scored_contents import file_or_name
-from uniattn_pl.evaluation.subject import Subject
+from uniattn_pl.evaluation.subject import Subject, find_subject
 from uniattn_pl.evaluation.tasks import open_task
 from uniattn_pl.evaluation.variants import Variant, variants_of
 from uniattn_pl.files import atomic_file
@@ -66,7 +67,12 @@ class _Parts:
 
     def all(self) -> list[Part]:
         """All that is asked for; opens every task first, so that wrong input shows before anything is measured."""
-        of_probe = {"held_out": self._held_out, "positions": self._positions, "retrieval": self._retrieval}
+        of_probe = {
+            "held_out": self._held_out,
+            "divergence": self._divergence,
+            "positions": self._positions,
+            "retrieval": self._retrieval,
+        }
         return [*map(self._task, dict.fromkeys(self.options.tasks)), *(of_probe[p]() for p in self.options.probes)]
 
     def _task(self, name: str) -> Part:
@@ -97,14 +103,7 @@ class _Parts:
         def measure(variant: Variant) -> list[Result]:
             self.console.print(f"held_out: rows of {source}", highlight=False, markup=False, soft_wrap=True)
             model, tokenizer = self.model.of(variant)
-            size = 1 if variant.retain_rate is not None else self.options.batch_size
-            sizes = {"batch_size": size, "micro_batch_size": size, "eval_batch_size": size}
-            data = InstructionDataModule(
-                config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes
-            )
-            data.setup()
-            self._tell_other_rows(data)
-            batches = data.validation_batches(rows, size)
+            batches = self._batches(tokenizer, rows, 1 if variant.retain_rate is not None else self.options.batch_size)
             if variant.retain_rate is not None:
                 return [probes.compressed_held_out(model, batches, variant.retain_rate)]
             with self._progress("held_out") as progress:
@@ -112,6 +111,35 @@ class _Parts:
 
         settings = {"rows": self.model.rows[HELD_OUT_ROWS], "max_length": config.data.max_length, "num_samples": rows}
         return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
+
+    def _batches(self, tokenizer: Any, rows: int, size: int) -> list[dict[str, Any]]:
+        """The first held-out rows of the experiment's data, so many together."""
+        config, sizes = self.loaded.config, {"batch_size": size, "micro_batch_size": size, "eval_batch_size": size}
+        data = InstructionDataModule(config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes)
+        data.setup()
+        self._tell_other_rows(data)
+        return data.validation_batches(rows, size)
+
+    def _divergence(self) -> Part:
+        config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
+        reference = find_subject(self.options.reference or config.model.source, self.loaded)
+
+        def measure(variant: Variant) -> list[Result]:
+            self.console.print(f"{NAME}: from {reference}", highlight=False, markup=False, soft_wrap=True)
+            model, tokenizer = self.model.of(variant)
+            other, _ = reference.load(self.loaded)
+            batches = self._batches(tokenizer, rows, self.options.batch_size)
+            with self._progress(NAME) as progress:
+                return [divergence(model, other.eval(), batches, progress.update)]
+
+        settings = {
+            "rows": self.model.rows[HELD_OUT_ROWS],
+            "max_length": config.data.max_length,
+            "num_samples": rows,
+            "reference": reference.identity(self.loaded),
+        }
+        longest = ("data.max_length", config.data.max_length)
+        return Part(NAME, settings, measure, has_prompts=False, longest=longest)
 
     def _tell_other_rows(self, data: InstructionDataModule) -> None:
         """Say so where a run is scored on other rows than those it was fitted with: both are called `held_out`."""

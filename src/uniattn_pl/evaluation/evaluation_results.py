@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ class Estimate:
         if standard_error is None or math.isnan(standard_error):
             return cls(value)
         return cls(value, value - Z * standard_error, value + Z * standard_error)
+
+    @classmethod
+    def ratio(cls, rows: Sequence[tuple[float, int]]) -> Estimate:
+        """A mean per token over rows of (sum, tokens): a ratio of two sums, with its linearised error."""
+        count, tokens = len(rows), sum(length for _, length in rows)
+        mean = sum(total for total, _ in rows) / tokens
+        if count < 2:
+            return cls(mean)
+        squares = sum((total - mean * length) ** 2 for total, length in rows)
+        return cls.with_error(mean, math.sqrt(squares * count / (count - 1)) / tokens)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
         by_row = cross_entropy(logits, scored_targets, reduction="none").split(scored.sum(1).tolist())
         losses += [(float(row.sum()), len(row)) for row in by_row if len(row)]
         progress(done, len(batches))
-    loss = _ratio(losses)
+    loss = Estimate.ratio(losses)
     figures = {"response_loss": loss, "perplexity": _exponential(loss, float(perplexity.compute()))}
     details = [{"row": i, "loss": total / count, "tokens": count} for i, (total, count) in enumerate(losses)]
     return Result("held_out", len(losses), figures, details)
@@ -136,16 +136,6 @@ def _buckets(window: int) -> list[tuple[int, int]]:
 def _mean(values: Tensor) -> Estimate:
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
     return Estimate.with_error(float(values.mean()), error)
-
-
-def _ratio(losses: list[tuple[float, int]]) -> Estimate:
-    """Loss per token over rows of different lengths: a ratio of two sums, with its linearised error."""
-    count, tokens = len(losses), sum(length for _, length in losses)
-    mean = sum(total for total, _ in losses) / tokens
-    if count < 2:
-        return Estimate(mean)
-    squares = sum((total - mean * length) ** 2 for total, length in losses)
-    return Estimate.with_error(mean, math.sqrt(squares * count / (count - 1)) / tokens)
 
 
 def _exponential(loss: Estimate, value: float) -> Estimate:

@@ -23,7 +23,7 @@ def scored_contents(options: EvaluationConfig, rows: Mapping[str, str]) -> dict[
     if options.tasks and options.data_dir is not None:
         folders = [Path(options.data_dir) / task for task in options.tasks]
         contents["tasks"] = {f"{file.parent.name}/{file.name}": file_or_name(str(file)) for file in _files(folders)}
-    if "held_out" in options.probes and HELD_OUT_ROWS in rows:
+    if {"held_out", "divergence"} & set(options.probes) and HELD_OUT_ROWS in rows:
         contents[HELD_OUT_ROWS] = rows[HELD_OUT_ROWS]
     if options.drop and TRAINING_ROWS in rows:
         contents[TRAINING_ROWS] = rows[TRAINING_ROWS]

@@ -12,6 +12,7 @@ EVERY_KERNEL = "installed"
 SAMPLES = {"stratified": "rows of every answer, in the proportion in which they are there", "shuffled": "any rows"}
 PROBES = {
     "held_out": "loss and perplexity on the validation rows of `data`",
+    "divergence": "KL of the next token from `reference`, on the same rows",
     "positions": "loss by position on a long text",
     "retrieval": "finding a pass key in filler, and a value among keys, by length and depth",
 }
@@ -31,6 +32,11 @@ class EvaluationConfig:
     sample_seed: int = option(0, "seed of which rows, and what retrieval hides", minimum=0, maximum=LARGEST_SEED)
     probes: list[str] = option([], "measured besides tasks: " + ", ".join(PROBES))
     held_out_rows: int | None = option(None, "validation rows of `held_out`; default: num_samples", minimum=1)
+    reference: str | None = option(
+        None,
+        "model that `divergence` is measured from: a run or model folder, or as model.source; default: that one",
+        path=True,
+    )
     text: str | None = option(None, "plain text file on which `positions` is measured", path=True)
     windows: int | None = option(None, "windows of the text at most; default: all", minimum=1)
     lengths: list[int] = option(
