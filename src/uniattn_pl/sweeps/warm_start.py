@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TOKENIZER
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TOKENIZER, TRAINING_ROWS
 from uniattn_pl.resilience.manifest import PHASES, Manifest, compared
 from uniattn_pl.tracking.fit_result import INITIAL, ORIGINAL
 from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entries
@@ -17,6 +17,7 @@ from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entrie
 BASELINE = ("model.", "data.", "evaluation.", "training.precision", "trainer.deterministic")
 START = (*BASELINE, "architecture.", "calibration.", "seed")
 OF_ORIGINAL = (MODEL, TOKENIZER, HELD_OUT_ROWS)  # of the original's loss
+OF_START = (*OF_ORIGINAL, TRAINING_ROWS)  # a teacher decides nothing before stage 1
 OF_THE_FIT = ("config.yaml", "provenance.json")  # artifacts that every fit writes itself
 
 
@@ -43,7 +44,7 @@ def start_from_others(
         return None
     others_begun = [(other, manifest) for other in others if (manifest := Manifest.read(other)) is not None]
     for other, manifest in others_begun:
-        same = _same(START, config, manifest.config) and _rests_on(tuple(NAMES), identity, manifest)
+        same = _same(START, config, manifest.config) and _rests_on(OF_START, identity, manifest)
         if same and _past("initialise", manifest) and (other / INITIAL).is_dir():
             results = {phase: manifest.results[phase] for phase in ("prepare", "initialise")}
             with atomic_folder(folder / INITIAL) as temporary:
