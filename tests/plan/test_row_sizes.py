@@ -169,5 +169,5 @@ def test_a_search_proposes_them_where_they_fit_and_refuses_what_it_cannot_read()
     assert not possible_changes(PLAIN, SHAPE, [f"heads:{GROUPS}"], compensated=True)
     Search(kinds=["reuse", "heads:1", "window:16"], budget=0.6, cost_length=100).check(SHAPE)
     for kind in ("heads", "window", "heads:", "heads:0", "heads:1+2", "window:4+", "window:4+1+1", "drop:1", "full"):
-        with pytest.raises(PlanError, match="kinds must be some of reuse, share_kv, drop, heads:N, window:W"):
+        with pytest.raises(PlanError, match=r"kinds must be some of reuse, share_kv, drop,.* heads:N, window:W"):
             Search(kinds=[kind]).check(SHAPE)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.parity import ROUNDS_ALIKE
+from tests.training.attempts import Attempt, run_attempts
 from tests.training.test_kill_and_resume import CONFIG, ROWS, history
 
 from uniattn_pl.cli import main
 from uniattn_pl.files import CACHE_VARIABLE
 
-ROOT = Path(__file__).parents[2]
 WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
 D = "training.distillation."
 LIVE = (f"{D}teacher=original", f"{D}stage1.hidden=0.5", f"{D}stage2.hidden=0.5", f"{D}hidden_layers=[5,7]")
@@ -26,16 +23,6 @@ TOP = (f"{D}teacher=original", f"{D}top_k=16")
 CACHED = (*TOP, f"{D}cache=true")
 FSDP, LORA = "training.strategy=fsdp", "training.lora.enabled=true"
 STAGE_1, STAGE_2 = "stage 1, step 4", "stage 2, in the middle of an accumulation"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a fit: its name, ranks, settings, and on which rank it kills itself where."""
-
-    name: str
-    ranks: int
-    settings: tuple[str, ...]
-    kill: tuple[int, str] | None = None
 
 
 ATTEMPTS = (
@@ -63,32 +50,8 @@ ATTEMPTS = (
 def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all attempts ran; each kill ended every rank, and everything else ended well."""
     root = tmp_path_factory.mktemp("fits")
-    jobs = []
-    for number, attempt in enumerate(ATTEMPTS):
-        folder = root / attempt.name
-        folder.mkdir(exist_ok=True)
-        (folder / "killed.yaml").write_text(WHOLE, encoding="utf-8")
-        (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-        arguments = ["fit", "--config", "killed.yaml", *attempt.settings]
-        jobs.append(
-            {**vars(attempt), "folder": str(folder), "arguments": arguments, "log": str(folder / f"log-{number}")}
-        )
-    driver = [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), json.dumps(jobs)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
-        CACHE_VARIABLE: str(root / "cache"),
-    }
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for attempt, job, line in zip(ATTEMPTS, jobs, done.stdout.splitlines(), strict=True):
-        codes = json.loads(line)
-        if attempt.kill is None:
-            assert codes == [0] * attempt.ranks, (attempt, Path(f"{job['log']}-0.txt").read_text())
-        else:
-            assert codes == [-9 if rank == attempt.kill[0] else 1 for rank in range(attempt.ranks)], attempt
+    environment = {CACHE_VARIABLE: str(root / "cache")}
+    run_attempts(root, ATTEMPTS, config=WHOLE, rows=ROWS, environment=environment)
     return root
 
 
@@ -153,3 +116,31 @@ def test_a_teacher_that_was_changed_is_told(
     assert "the teacher changed: config.json, rms_norm_eps" in capsys.readouterr().err
     config.write_text(former)
     assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("vocab_size", 7, "has logits of 7 tokens, the model of"),
+        ("num_hidden_layers", 6, "hidden states of 8 layers of 32 cannot be compared with those of"),
+    ],
+)
+def test_a_teacher_of_other_tokens_or_layers_is_refused_before_anything_starts(
+    fits: Path,
+    key: str,
+    value: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(fits / "of a run", tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(fits / "labels/runs/killed/final", tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    config[key] = value
+    config.pop("layer_plan")
+    (tmp_path / "other/config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    monkeypatch.chdir(tmp_path / "work")
+    hidden = (f"{D}hidden_layers=[1]", f"{D}stage1.hidden=1", f"{D}stage2.hidden=1")
+    assert main(["fit", "--config", "killed.yaml", "--dry-run", f"{D}teacher=../other", *hidden]) == 2
+    assert told in capsys.readouterr().err

@@ -31,6 +31,7 @@ from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 from uniattn_pl.resilience.manifest import key_of
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.lightning_module import TOKENS_PER_GRADIENT_UNIT, PostTrainingModule
+from uniattn_pl.training.objectives.objective import LabelObjective
 
 ROOT = Path(__file__).parents[2]
 PLAN = UNMODIFIED.reuse([2, 3], 1, compensated=True).drop([5], compensated=True)
@@ -91,7 +92,7 @@ def test_a_step_is_the_models_own_loss_with_that_of_its_routers(
     output = reference(**data, output_router_logits=True, use_cache=False)
     output.loss.backward()
     stage = 1 if way == "stage 1" else 2
-    module = trained(model, [data], tmp_path, chunked_loss=way == "in pieces", stage=stage)
+    module = trained(model, [data], tmp_path, objective=LabelObjective(chunked=way == "in pieces"), stage=stage)
     assert module.step_loss is not None
     assert module.step_router_loss is not None
     torch.testing.assert_close(module.step_router_loss, output.aux_loss.detach())

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.parity import ROUNDS_ALIKE
+from tests.training.attempts import Attempt, run_attempts
 from tests.training.test_kill_and_resume import CONFIG, ROWS, TIMED, history
 
 from uniattn_pl.plan import LayerPlan
 
-ROOT = Path(__file__).parents[2]
 # thin W_c train two factors, which rounding moves further apart than the sums of all ranks' gradients otherwise do
 WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
 FSDP = "training.strategy=fsdp"
@@ -27,16 +23,6 @@ LORA = "training.lora.enabled=true"
 RANKS = "calibration.rank=auto"
 MIDDLE_OF_STAGE_1, MIDDLE_OF_STAGE_2 = "stage 1, step 4", "stage 2, in the middle of an accumulation"
 BEFORE_THE_SWITCH, AFTER_THE_SWITCH = "at the switch, before the commit", "at the switch, after the commit"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a fit: its name, ranks, settings, and on which rank it kills itself where."""
-
-    name: str
-    ranks: int
-    settings: tuple[str, ...] = ()
-    kill: tuple[int, str] | None = None
 
 
 ATTEMPTS = (
@@ -67,27 +53,7 @@ ATTEMPTS = (
 def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all attempts ran; each kill ended every rank, and everything else ended well."""
     root = tmp_path_factory.mktemp("fits")
-    jobs = []
-    for number, attempt in enumerate(ATTEMPTS):
-        folder = root / attempt.name
-        folder.mkdir(exist_ok=True)
-        (folder / "killed.yaml").write_text(WHOLE, encoding="utf-8")
-        (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-        arguments = ["fit", "--config", "killed.yaml", *attempt.settings]
-        log = str(folder / f"log-{number}")
-        jobs.append({**vars(attempt), "folder": str(folder), "arguments": arguments, "log": log})
-    driver = [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for attempt, job, line in zip(ATTEMPTS, jobs, done.stdout.splitlines(), strict=True):
-        codes = json.loads(line)
-        if attempt.kill is None:
-            assert codes == [0] * attempt.ranks, (attempt, Path(f"{job['log']}-0.txt").read_text())
-        else:
-            # the one that was killed, and the others, which say why they cannot go on
-            expected = [-9 if rank == attempt.kill[0] else 1 for rank in range(attempt.ranks)]
-            assert codes == expected, attempt
+    run_attempts(root, ATTEMPTS, config=WHOLE, rows=ROWS)
     return root
 
 

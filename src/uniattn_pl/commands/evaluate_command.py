@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     subject = find_subject(arguments.source, loaded)
     trainer_device(loaded.config)
     check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
+    if "divergence" in options.probes and options.reference is not None:
+        find_subject(options.reference, loaded)
     if options.tasks:
         check_names(options.tasks)
     if {"held_out", "divergence"} & set(options.probes) or options.drop:

@@ -53,7 +53,7 @@ class PostTrainingModule(pl.LightningModule):
 
     Attributes:
         sharding: set by that callback where the strategy shards.
-        step_loss: the objective's mean over the last optimizer step (scalar tensor, equal on all ranks).
+        step_loss: the objective's loss of the last optimizer step (scalar tensor, equal on all ranks).
         step_terms: the mean of each of the objective's terms in that step, by name.
         step_router_loss: the routers' loss of that step, without its coefficient; None where it is not added.
         grad_norm: gradient norm of the last optimizer step before clipping, or None when not clipped.
@@ -163,11 +163,10 @@ class PostTrainingModule(pl.LightningModule):
             counts = trainer.strategy.reduce(counts, reduce_op="sum")
         self._sums, self._term_sums, self._router_sums, self._tokens = [], [], [], 0
         tokens = counts[1].clamp_min(1.0)
-        self.step_loss = counts[0] / tokens
         self.step_router_loss = counts[2] / tokens if self._router_coefficient else None
         sums, brought = counts[3:].chunk(2) if self.objective.terms else (counts[3:], counts[3:])
         self.step_terms = dict(zip(self.objective.terms, sums / brought.clamp_min(1.0), strict=True))
-        self.objective.settle(self.step_terms)
+        self.step_loss = self.objective.settle(counts[0] / tokens, self.step_terms)
         # Lightning divided by the accumulated micro batches, DDP averages over ranks; both are undone here
         scale = TOKENS_PER_GRADIENT_UNIT * trainer.accumulate_grad_batches * trainer.world_size / tokens
         gradients = [_local(p.grad) for p in self.hosted.parameters() if p.grad is not None]

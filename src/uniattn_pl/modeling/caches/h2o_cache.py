@@ -9,7 +9,6 @@ full, and the attention of every query is summed, so they had better come in chu
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -17,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.stock import backend_name, has_maps
 from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, fit_cache
+from uniattn_pl.modeling.caches.seen_tokens import SeenTokensLayer
 from uniattn_pl.plan import LayerPlan
 
 RECENT_FRACTION = 0.5
@@ -171,36 +171,10 @@ class HeldTokens:
             self.positions = self.positions[indices]
 
 
-class _EvictingLayer(GrowingLayer):
-    """A layer that reports the tokens it has seen, of which it may hold fewer."""
+class _EvictingLayer(SeenTokensLayer, GrowingLayer):
+    """A layer of which tokens are taken away."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [B, Hkv, L, D]; returns all that is held."""
-        self.seen += value_states.shape[-2]
-        return super().update(key_states, value_states, *args, **kwargs)
-
-    def get_seq_length(self) -> int:
-        """Tokens seen: the next one's position."""
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As if all were held; `H2OCache.visible` takes the columns that are."""
-        return self.seen + query_length, 0
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self.seen = 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: tokens that have gone do not come back."""
-        raise NotImplementedError("H2O cannot take tokens back, which assisted and prompt-lookup decoding need.")
+    what = "H2O"
 
     def keep(self, chosen: torch.Tensor) -> None:
         """Hold the tokens at these indices [B, Hkv, K] only."""

@@ -3,8 +3,9 @@
     L = (1 / N) sum_t [ w_labels CE_t + w_logits D(p_t, q_t) + w_hidden s mean_l err(h_l,t, h'_l,t) ]
 
 over the N distilled tokens of a step's global batch; CE_t counts where t predicts a response token. Hidden states are
-compared at the size of the other terms (NVIDIA ModelOpt): s is their mean over that of the hidden error, both of the
-step before, and 1 in the first, so that it is the same however a step is divided among micro batches and ranks.
+compared at the size of the other terms (NVIDIA ModelOpt): s is their sum over that of the hidden error, both of the
+step before, so that it is the same however a step is divided among micro batches and ranks; 1 in the first step, and
+where there are no other terms.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from uniattn_pl.training.objectives.teacher_cache import TeacherCache
 
 LABELS, LOGITS, HIDDEN = "label_loss", "logit_divergence", "hidden_error"
 POSITIONS, TARGETS, SPANS = "distilled_positions", "distilled_targets", "row_spans"
+# Beyond it hidden states differ by rounding alone.
+LARGEST_SCALE = 1e5
 ERRORS = {"relative": relative_error, "cosine": cosine_error}
 
 
@@ -83,13 +86,15 @@ class DistillationObjective(Objective):
         counts = tuple(labelled if term == LABELS else len(positions) for term in self.terms)
         return MicroLoss(total, len(positions), sums[0], counts)
 
-    def settle(self, means: Mapping[str, Tensor]) -> None:
-        if not self.hidden_layers:
-            return
-        others = self.weights.labels * means[LABELS] + self.weights.logits * means.get(LOGITS, 0)
-        error = float(means[HIDDEN])
-        if float(others) > 0 and error > 0:
-            self.hidden_scale = float(others) / error
+    def settle(self, loss: Tensor, means: Mapping[str, Tensor]) -> Tensor:
+        if not self.hidden_layers or not (self.weights.labels or self.weights.logits):
+            return loss
+        error = means[HIDDEN]
+        others = loss - self.weights.hidden * self.hidden_scale * error
+        if error > 0:
+            self.hidden_scale = min(float(others / error), LARGEST_SCALE)
+        # with hidden states at the others' size in this very step, so that a jump of a small error is no explosion
+        return others + self.weights.hidden * self.hidden_scale * error
 
     def state(self) -> dict[str, float]:
         return {"hidden_scale": self.hidden_scale}

@@ -48,8 +48,12 @@ class Objective:
         """The loss of a batch as `tokens_of` completed it."""
         raise NotImplementedError
 
-    def settle(self, means: Mapping[str, Tensor]) -> None:
-        """Hear of each term's mean over a step that was made, equal on all ranks."""
+    def settle(self, loss: Tensor, means: Mapping[str, Tensor]) -> Tensor:
+        """Hear what a step has minimised, and each term's mean; returns the loss that is shown and judged by.
+
+        Both are equal on all ranks. The loss may end stage 1 early, or stop a fit that has exploded.
+        """
+        return loss
 
     def state(self) -> dict[str, float]:
         """What a resumed stage must know again."""
