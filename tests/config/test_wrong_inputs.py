@@ -117,6 +117,19 @@ WRONG = {
         "data: {source: embedded, further_sources: [self, embedded]}",
         "a.yaml:1: data.further_sources: 'embedded' is trained on already",
     ),
+    "maps beside a cache": config(
+        "training:\n  distillation: {teacher: original, top_k: 8, cache: true, stage2: {maps: 1}}",
+        "a.yaml:2: training.distillation.cache: the cache keeps logits, no attention maps, which stage2.maps compares",
+    ),
+    "maps that nobody reads": config(
+        "architecture: {name: llmdrop, layers: [3]}\n"
+        "training: {distillation: {teacher: original, stage1: {maps: 0.1}, stage2: {maps: 0.1}}}",
+        "training.distillation.stage1.maps and training.distillation.stage2.maps: no layer of this plan uses the",
+        "set it to 0, or choose an architecture with reuse layers (uniattn, shared_attention)",
+    ),
+    "negative weight of maps": config(
+        "training: {distillation: {stage1: {maps: -1}}}", "training.distillation.stage1.maps: must be at least 0"
+    ),
     "text of the model held out": config(
         "data: {validation_source: self}", "a.yaml:1: data.validation_source: held-out rows are not sampled"
     ),

@@ -18,6 +18,7 @@ from uniattn_pl.plan import Experts, LayerPlan, costs
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.frozen_weights import halve_frozen
+from uniattn_pl.training.objectives.source_maps import trained_for_readers
 
 BATCH, LENGTH = 2, 64
 SIZES: dict[str, Any] = {
@@ -83,6 +84,21 @@ def test_activations_are_what_autograd_saves(
     model = apply_architecture(llama(), name, **options).to(dtype)
     # left out: that the lowest trained layer keeps nothing of its input, one number per token and norm, rotary tables
     assert estimated(model, stage, dtype.itemsize) == pytest.approx(saved_bytes(model), rel=0.1)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_where_stage_1_trains_sources_too_gradients_start_at_the_lowest(*, mixed: bool) -> None:
+    model = apply_architecture(llama(), "uniattn", superblock_size=3, num_superblocks=2)
+    estimate = estimated(model, 1, 2 if mixed else 4, trains_maps=True)
+    without = estimated(model, 1, 2 if mixed else 4)
+    freeze_for_stage(model, 1, trained_for_readers(model))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        saved = saved_bytes(model)
+    assert estimate == pytest.approx(saved, rel=0.1)
+    assert without < 0.9 * saved
+    sizes: dict[str, Any] = {"stage": 1, "micro_batch_size": 1, "length": 1, "weight_bytes": 4, "activation_bytes": 4}
+    memory = training_memory(model.layer_plan, shape_of(model.config), trains_maps=True, **sizes)  # type: ignore[arg-type]
+    assert memory.gradients == sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
 def estimated(

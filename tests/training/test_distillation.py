@@ -18,11 +18,13 @@ from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.losses import row_logits
 from uniattn_pl.losses.divergence import DIVERGENCES
 from uniattn_pl.modeling.conversion.convert import apply_architecture
+from uniattn_pl.plan.roles import MAP
 from uniattn_pl.plan.teacher_memory import teacher_bytes
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.objectives import teacher_cache
 from uniattn_pl.training.objectives.distillation_objective import DistillationObjective
+from uniattn_pl.training.objectives.source_maps import trained_for_readers
 from uniattn_pl.training.objectives.teacher import Teacher, share_frozen
 from uniattn_pl.training.objectives.teacher_cache import TeacherCache
 
@@ -263,18 +265,20 @@ def test_a_damaged_file_is_made_again_and_the_folder_stays_within_its_limit(tmp_
     ("name", "options"),
     [("uniattn", {"superblock_size": 2, "num_superblocks": 2}), ("llmdrop", {"layers": [1, 2], "compensation": True})],
 )
-@pytest.mark.parametrize("whole", [False, True])
-def test_the_teachers_own_memory_is_what_the_plan_says(name: str, options: dict[str, Any], *, whole: bool) -> None:
+@pytest.mark.parametrize("trained", ["all", "W_c", "W_c and sources"])
+def test_the_teachers_own_memory_is_what_the_plan_says(name: str, options: dict[str, Any], trained: str) -> None:
     original, student = llama(), apply_architecture(llama(), name, **options)
     plan = student.layer_plan
     for row in plan.rows:  # as a joint calibration does
         attention = student.model.layers[row.index].self_attn
         if row.compensated and hasattr(attention, "o_proj"):
             attention.o_proj.weight.data += 1
-    freeze_for_stage(student, 2 if whole else 1)
+    whole, with_sources = trained == "all", trained == "W_c and sources"
+    freeze_for_stage(student, 2 if whole else 1, trained_for_readers(student) if with_sources else ())
     share_frozen(student, original)
     held = {id(p) for p in student.parameters()}
     own = sum(p.numel() for p in original.parameters() if id(p) not in held)
-    sizes = {"whole": whole, "refitted": True, "weight_bytes": 4}
+    sizes: dict[str, Any] = {"whole": whole, "refitted": True, "weight_bytes": 4}
+    sizes["trained_sources"] = plan.sources(MAP) if with_sources else ()
     norms = 0 if whole else SIZES["hidden_size"] * sum(not row.reads_stream for row in plan.rows)
     assert 4 * (own + norms) == teacher_bytes(plan, shape_of(original.config), **sizes)

@@ -18,6 +18,7 @@ from uniattn_pl.files import CACHE_VARIABLE
 
 WHOLE = CONFIG.replace(", rank: auto", "").replace("devices: 1", "devices: auto")
 D = "training.distillation."
+MAPS = (f"{D}stage1.maps=0.5", f"{D}stage2.maps=0.5")
 LIVE = (f"{D}teacher=original", f"{D}stage1.hidden=0.5", f"{D}stage2.hidden=0.5", f"{D}hidden_layers=[5,7]")
 TOP = (f"{D}teacher=original", f"{D}top_k=16")
 CACHED = (*TOP, f"{D}cache=true")
@@ -35,8 +36,11 @@ ATTEMPTS = (
     Attempt("killed fsdp", 2, (*LIVE, FSDP, "training.checkpoint_format=sharded"), (1, STAGE_2)),
     Attempt("killed fsdp", 2, (*LIVE, FSDP, "training.checkpoint_format=sharded")),
     Attempt("checkpointed", 1, (*LIVE, "training.gradient_checkpointing=true")),
-    Attempt("lora", 1, (*LIVE, LORA)),
-    Attempt("lora fsdp", 2, (*LIVE, LORA, FSDP)),
+    Attempt("lora", 1, (*LIVE, *MAPS, LORA)),
+    Attempt("lora fsdp", 2, (*LIVE, *MAPS, LORA, FSDP)),
+    Attempt("maps", 1, (f"{D}teacher=original", *MAPS)),
+    Attempt("maps ddp", 2, (f"{D}teacher=original", *MAPS), (1, STAGE_1)),
+    Attempt("maps ddp", 2, (f"{D}teacher=original", *MAPS)),
     Attempt("top", 1, TOP),
     Attempt("top packed", 1, (*TOP, "data.packing=true")),
     Attempt("cached fsdp", 2, (*CACHED, FSDP)),
@@ -73,6 +77,7 @@ def far(fits: Path, name: str, other: str) -> float:
         ("killed fsdp", "fsdp"),
         ("checkpointed", "single"),
         ("lora fsdp", "lora"),
+        ("maps ddp", "maps"),
         ("cached", "top"),
         ("cached fsdp", "top"),
         ("cached packed", "top packed"),
@@ -89,10 +94,10 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(fits: Path) -> None:
 
 
 def test_every_term_of_the_loss_is_tracked_by_itself(fits: Path) -> None:
-    tracked = history(fits / "single")
+    tracked = history(fits / "lora")
     for stage in ("stage1", "stage2"):
         steps = [step for step, _ in tracked[f"{stage}/loss"]]
-        for term in ("label_loss", "logit_divergence", "hidden_error"):
+        for term in ("label_loss", "logit_divergence", "hidden_error", "map_divergence"):
             values = tracked[f"{stage}/{term}"]
             assert [step for step, _ in values] == steps
             assert all(value > 0 for _, value in values)
@@ -123,6 +128,7 @@ def test_a_teacher_that_was_changed_is_told(
     [
         ("vocab_size", 7, "has logits of 7 tokens, the model of"),
         ("num_hidden_layers", 6, "hidden states of 8 layers of 32 cannot be compared with those of"),
+        ("num_hidden_layers", 6, "attention maps of 8 layers of 4 heads cannot be compared with those of"),
     ],
 )
 def test_a_teacher_of_other_tokens_or_layers_is_refused_before_anything_starts(
@@ -142,5 +148,14 @@ def test_a_teacher_of_other_tokens_or_layers_is_refused_before_anything_starts(
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     monkeypatch.chdir(tmp_path / "work")
     hidden = (f"{D}hidden_layers=[1]", f"{D}stage1.hidden=1", f"{D}stage2.hidden=1")
-    assert main(["fit", "--config", "killed.yaml", "--dry-run", f"{D}teacher=../other", *hidden]) == 2
+    assert main(["fit", "--config", "killed.yaml", "--dry-run", f"{D}teacher=../other", *hidden, *MAPS]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_teacher_without_a_map_in_a_layer_that_reads_one_is_refused(
+    fits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fits / "single")
+    teacher = f"{D}teacher=../labels/runs/killed"
+    assert main(["fit", "--config", "killed.yaml", "--dry-run", "name=other", teacher, *MAPS]) == 2
+    assert "computes no attention map in layer 6, 7" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def _used(config: ExperimentConfig) -> str | None:
     stages = _stages(config)
     if config.training.distillation.teacher is None or not stages or any(w.needs_teacher for _, w in stages):
         return None
-    names = " and ".join(f"{name}.logits and .hidden" for name, _ in stages)
+    names = " and ".join(f"{name}.logits, .hidden and .maps" for name, _ in stages)
     return f"nothing is learned from the teacher: {names} are 0; give one a weight, or set teacher to null."
 
 
@@ -65,9 +65,11 @@ def _cached(config: ExperimentConfig) -> str | None:
         return None
     if options.top_k is None:
         return "the cache keeps a teacher's largest logits; say with top_k how many (64, for instance)."
-    with_hidden = [name for name, weights in _stages(config) if weights.hidden]
-    if with_hidden:
-        return f"the cache keeps logits, no hidden states, which {with_hidden[0]}.hidden compares; do without one."
+    for name, weights in _stages(config):
+        if weights.hidden:
+            return f"the cache keeps logits, no hidden states, which {name}.hidden compares; do without one."
+        if weights.maps:
+            return f"the cache keeps logits, no attention maps, which {name}.maps compares; do without one."
     return None
 
 

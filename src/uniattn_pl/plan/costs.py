@@ -79,6 +79,12 @@ def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
     return row.compensation.weights(shape.layers[row.index].heads, shape.hidden_size)
 
 
+def map_weights(row: LayerRow, layer: LayerShape) -> int:
+    """Weights of its own by which a layer makes the queries and keys of its map, norms among them."""
+    sized, own = row.sized(layer), row.traits.projections
+    return (sized.query + sized.query_norm) * (QUERY in own) + (sized.key + sized.key_norm) * (KEY in own)
+
+
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
     """FLOPs of one forward over `length` prompt tokens, with logits of the last position only (as for TTFT).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniattn_pl.plan.costs import compensation_weights, layer_parameters, parameters, projection_sizes
+from uniattn_pl.plan.costs import compensation_weights, layer_parameters, map_weights, parameters, projection_sizes
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import KEY, KEY_VALUE, MAP, OUTPUT, QUERY, VALUE
@@ -60,6 +60,7 @@ def training_memory(
     lora_rank: int | None = None,
     loss_chunk: int | None = None,
     frozen_bytes: int | None = None,
+    trains_maps: bool = False,
 ) -> TrainingMemory:
     """Estimate a stage's peak: AdamW (two states per trained weight); gradients live until the next forward is over.
 
@@ -74,10 +75,11 @@ def training_memory(
         loss_chunk: tokens whose logits are held at once; default: all.
         lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
         frozen_bytes: bytes of a weight of the matrices that do not train; default: `weight_bytes`.
+        trains_maps: stage 1 trains the queries and keys of sources of maps, too.
     """
-    lora_rank = lora_rank if stage == 2 else None
-    whole = stage == 2 and lora_rank is None
-    trained = _trained(plan, shape, stage, lora_rank)
+    kept = _Kept(stage, lora_rank if stage == 2 else None, plan.sources(MAP) if trains_maps and stage == 1 else ())
+    lora_rank, whole = kept.lora_rank, kept.everything
+    trained = _trained(plan, shape, kept)
     mixed = activation_bytes < weight_bytes and num_devices == 1
     # transformers' grouped products of experts are no part of autocast: they compute in the dtype of the weights. Nor
     # are embeddings and norms.
@@ -85,7 +87,7 @@ def training_memory(
     tokens = micro_batch_size * length
     scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
-    saved = tokens * _saved_bytes(plan, shape, sizes, _Kept(stage, lora_rank), checkpointing=gradient_checkpointing)
+    saved = tokens * _saved_bytes(plan, shape, sizes, kept, checkpointing=gradient_checkpointing)
     recomputed = tokens * _largest_layer(plan, shape, sizes) if gradient_checkpointing else 0
     # autocast keeps a cast of what trains until the backward pass is over
     routed = (layer.experts for _, layer in _layers(plan, shape) if layer.experts is not None)
@@ -94,10 +96,10 @@ def training_memory(
     if not whole:
         # each product keeps the cast of a frozen matrix that is not halved, as no output embedding is that is tied
         if frozen_bytes is None:
-            in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[_first_kept(plan, stage) :]]
+            in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[_first_kept(plan, kept) :]]
             casts += max(in_layers, default=0) if gradient_checkpointing else sum(in_layers)
         else:
-            halved = (weight_bytes - frozen_bytes) * _matrices(plan, shape)
+            halved = (weight_bytes - frozen_bytes) * (_matrices(plan, shape) - _trained_map_weights(plan, shape, kept))
         if scored and (frozen_bytes is None or not _untied(shape)):
             casts += _table(shape)
     adapters = trained if lora_rank is not None else 0
@@ -125,10 +127,12 @@ class _ElementBytes:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What trains, by which follows what a layer keeps: everything, updates of its attention, or its W_c alone."""
+    """What trains, by which follows what a layer keeps: everything, updates of its attention, or its W_c alone, and the
+    queries and keys of some layers."""
 
     stage: int
     lora_rank: int | None
+    sources: tuple[int, ...] = ()
 
     @property
     def everything(self) -> bool:
@@ -139,9 +143,14 @@ def _layers(plan: LayerPlan, shape: ModelShape) -> list[tuple[LayerRow, LayerSha
     return [(row, row.sized(layer)) for row, layer in zip(plan.rows, shape.layers, strict=True)]
 
 
-def _first_kept(plan: LayerPlan, stage: int) -> int:
+def _first_kept(plan: LayerPlan, kept: _Kept) -> int:
     """The lowest layer through which gradients go."""
-    return 0 if stage == 2 else min(plan.compensated, default=len(plan.rows))
+    return 0 if kept.stage == 2 else min((*plan.compensated, *kept.sources), default=len(plan.rows))
+
+
+def _trained_map_weights(plan: LayerPlan, shape: ModelShape, kept: _Kept) -> int:
+    """Weights of the queries and keys that train beside W_c."""
+    return sum(map_weights(plan.rows[source], shape.layers[source]) for source in kept.sources)
 
 
 def _matrices(plan: LayerPlan, shape: ModelShape) -> int:
@@ -166,14 +175,14 @@ def _layer_matrices(row: LayerRow, layer: LayerShape) -> int:
     return layer.feed_forward + sum(of_projection[projection] for projection in row.traits.projections)
 
 
-def _trained(plan: LayerPlan, shape: ModelShape, stage: int, lora_rank: int | None) -> int:
+def _trained(plan: LayerPlan, shape: ModelShape, kept: _Kept) -> int:
     compensations = sum(compensation_weights(row, shape) for row in plan.rows)
-    if stage == 1:
-        return compensations
-    if lora_rank is None:
+    if kept.stage == 1:
+        return compensations + _trained_map_weights(plan, shape, kept)
+    if kept.lora_rank is None:
         return parameters(plan, shape)
     layers = _layers(plan, shape)
-    return compensations + lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
+    return compensations + kept.lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
 
 
 def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
@@ -184,7 +193,7 @@ def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
 
 def _saved_bytes(plan: LayerPlan, shape: ModelShape, sizes: _ElementBytes, kept: _Kept, *, checkpointing: bool) -> int:
     """Per token: what autograd keeps of all layers, or with checkpointing what enters them and what they publish."""
-    layers = _layers(plan, shape)[_first_kept(plan, kept.stage) :]
+    layers = _layers(plan, shape)[_first_kept(plan, kept) :]
     of_norm = sizes.of_stream + sizes.of_activations if kept.everything else 0
     head = shape.hidden_size * (NORM_BYTES + of_norm)
     if not checkpointing:
@@ -214,6 +223,8 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _El
         inputs = readers + 2 if sizes.mixed else norms
     elif kept.lora_rank is not None:
         inputs = readers if sizes.mixed else min(readers, 1)
+    elif row.index in kept.sources:
+        inputs = 2 if sizes.mixed else 1
     else:
         inputs = int(row.compensated)
     # queries, keys and values as they are projected, and what enters W_o

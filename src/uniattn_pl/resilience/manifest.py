@@ -69,6 +69,8 @@ ADDED_VALUES = {
     "architecture.swaps": 0,
     "architecture.distilled": 0,
     "architecture.distill_steps": 30,
+    "training.distillation.stage1.maps": 0.0,
+    "training.distillation.stage2.maps": 0.0,
 }
 # Without a teacher nothing of its section matters.
 DISTILLATION = "training.distillation."

@@ -20,9 +20,10 @@ from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, l
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Contents
+from uniattn_pl.training.objectives.source_maps import check_separate_projections
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
-from uniattn_pl.training.teacher_checks import check_teacher, teacher_contents
+from uniattn_pl.training.teacher_checks import check_source_maps, check_teacher, map_stages, teacher_contents
 
 
 class Experiment:
@@ -50,6 +51,7 @@ class Experiment:
         check_positions(loaded, self.shape)
         check_updates(loaded)
         check_teacher(loaded, self.shape)
+        check_source_maps(loaded, self.compiled_plan)
         check_weights(source, revision=self.config.model.revision)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
@@ -110,17 +112,20 @@ class Experiment:
 
 
 def check_updates(loaded: LoadedConfig) -> None:
-    """Check, without weights, which modules get low-rank updates, and that a loss of routers is one that there is.
+    """Check, without weights, that the model has the modules that are to train, and the loss of routers that is asked.
 
     Raises:
-        UserError: as `check_target_modules` and `adds_router_loss`.
+        UserError: as `check_target_modules` and `adds_router_loss`, or queries and keys cannot train by themselves.
     """
     training = loaded.config.training
-    if not training.lora.enabled and not training.router_loss:
+    trains_maps = "stage1" in map_stages(loaded)
+    if not training.lora.enabled and not training.router_loss and not trains_maps:
         return
     model = empty_model(loaded.config.model.source, **model_origin(loaded))
     if training.lora.enabled:
         check_target_modules(model, training.lora.target_modules)
+    if trains_maps:
+        check_separate_projections(model)
     adds_router_loss(model, training.router_loss)
 
 

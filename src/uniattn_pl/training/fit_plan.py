@@ -17,6 +17,7 @@ from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.planning import with_configured_compensation
+from uniattn_pl.training.teacher_checks import check_source_maps
 
 MEASURED_TOKENS = 2000
 SEARCH_FOLDER = "search"
@@ -30,7 +31,11 @@ def fit_plan(
     cluster: Cluster,
     console: Console,
 ) -> LayerPlan:
-    """The recorded plan, else what the architecture compiles to, else what it chooses now by measurement on rank 0."""
+    """The recorded plan, else what the architecture compiles to, else what it chooses now by measurement on rank 0.
+
+    Raises:
+        UserError: as `check_source_maps`, of a plan that was chosen.
+    """
     if recorded is not None:
         return LayerPlan.from_dict(recorded)
     if experiment.compiled_plan is not None:
@@ -44,6 +49,7 @@ def fit_plan(
     plan = LayerPlan.from_dict(cluster.broadcast(chosen))
     plan = with_configured_compensation(plan, experiment.config.calibration)
     plan.check(experiment.shape)
+    check_source_maps(experiment.loaded, plan)
     return plan
 
 

@@ -43,7 +43,7 @@ class PostTrainingModule(pl.LightningModule):
     Args:
         model: the model, or a function that returns it (called once, in `configure_model`). A peft model trains what
             it has unfrozen itself.
-        stage: 1 trains only W_c, 2 everything.
+        stage: 1 trains only W_c (and what the objective trains besides), 2 everything.
         options: learning rate, weight decay and schedule of this stage.
         max_grad_norm: clip the global gradient norm to this; None never clips.
         objective: what is minimised; default: the loss of response tokens alone.
@@ -94,7 +94,8 @@ class PostTrainingModule(pl.LightningModule):
         if self.model is None and self._build is not None:
             self.model, self._build = self._build(), None
         if not hasattr(self.hosted, "peft_config"):
-            freeze_for_stage(self.hosted, self.stage)
+            besides = self.objective.trained_besides(self.hosted) if self.stage == 1 else ()
+            freeze_for_stage(self.hosted, self.stage, besides)
         if self._halves_frozen:
             halve_frozen(self.hosted, self.trainer.strategy.root_device)
         self.hosted.train()  # from_pretrained returns models in eval mode

@@ -7,7 +7,8 @@ from dataclasses import replace
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.distillation_section import TermWeights
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.plan.teacher_memory import compared_bytes, teacher_bytes
+from uniattn_pl.plan.roles import MAP
+from uniattn_pl.plan.teacher_memory import compared_bytes, compared_map_bytes, teacher_bytes
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
@@ -18,6 +19,7 @@ def stage_memory(
     config: ExperimentConfig, plan: LayerPlan, shape: ModelShape, *, stage: int, num_devices: int
 ) -> TrainingMemory:
     """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp)."""
+    from uniattn_pl.losses.map_divergence import ROWS
     from uniattn_pl.losses.row_logits import LOSS_CHUNK
     from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 
@@ -25,6 +27,8 @@ def stage_memory(
     weight_bytes = resolve_dtype(WEIGHT_DTYPES.get(training.precision, config.model.dtype)).itemsize
     frozen_bytes = 2 if training.precision == "bf16-mixed" and num_devices == 1 and _in_bfloat16(config) else None
     distills = learns_from_teacher(config, stage)
+    trains_maps = training.stage1.enabled and learns_from_maps(config, 1)
+    activation_bytes = 2 if training.precision.endswith("-mixed") else weight_bytes
     memory = training_memory(
         plan,
         shape,
@@ -32,12 +36,13 @@ def stage_memory(
         micro_batch_size=training.micro_batch_size,
         length=config.data.max_length,
         weight_bytes=weight_bytes,
-        activation_bytes=2 if training.precision.endswith("-mixed") else weight_bytes,
+        activation_bytes=activation_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
         loss_chunk=LOSS_CHUNK if training.chunked_loss or distills else None,
         num_devices=num_devices,
         lora_rank=training.lora.rank if training.lora.enabled else None,
         frozen_bytes=frozen_bytes,
+        trains_maps=trains_maps,
     )
     if not distills:
         return memory
@@ -51,16 +56,28 @@ def stage_memory(
             weight_bytes=weight_bytes,
             frozen_bytes=frozen_bytes,
             num_devices=num_devices,
+            trained_sources=plan.sources(MAP) if trains_maps else (),
         )
     compared = compared_bytes(shape, min(LOSS_CHUNK, training.micro_batch_size * config.data.max_length))
+    if learns_from_maps(config, stage):
+        sizes = {"micro_batch_size": training.micro_batch_size, "length": config.data.max_length}
+        compared += compared_map_bytes(plan, shape, **sizes, rows=ROWS, activation_bytes=activation_bytes)
     return replace(memory, teacher=weights + compared)
 
 
 def learns_from_teacher(config: ExperimentConfig, stage: int) -> bool:
     """Whether a stage has a teacher."""
-    options = config.training.distillation
-    weights: TermWeights = getattr(options, f"stage{stage}")
-    return options.teacher is not None and weights.needs_teacher
+    return config.training.distillation.teacher is not None and _weights(config, stage).needs_teacher
+
+
+def learns_from_maps(config: ExperimentConfig, stage: int) -> bool:
+    """Whether a stage compares the attention maps of sources with a teacher's."""
+    return learns_from_teacher(config, stage) and _weights(config, stage).maps > 0
+
+
+def _weights(config: ExperimentConfig, stage: int) -> TermWeights:
+    weights: TermWeights = getattr(config.training.distillation, f"stage{stage}")
+    return weights
 
 
 def _in_bfloat16(config: ExperimentConfig) -> bool:

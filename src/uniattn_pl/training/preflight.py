@@ -36,7 +36,7 @@ from uniattn_pl.tracking.store_check import check_store
 from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
 from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
-from uniattn_pl.training.teacher_checks import check_teacher, teacher_contents
+from uniattn_pl.training.teacher_checks import check_source_maps, check_teacher, teacher_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +114,7 @@ def check_fit(
         found.of(check_positions, loaded, planned[1])
     if planned is None and found.unopened:
         found.problems.append(found.unopened)  # not even its shape is known
-    tokenizer = found.of(_check_model, loaded, planned[1]) if planned is not None else None
+    tokenizer = found.of(_check_model, loaded, *planned) if planned is not None else None
     if cluster is not None and planned is not None:
         found.of(_check_trainer, loaded, cluster, planned[1])
     split = found.of(load_split, config.data, Original(config.model)) if rows else None
@@ -131,7 +131,7 @@ def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:
     return (None, checked_shape(loaded)) if loaded.architecture.measured else compile_plan(loaded)
 
 
-def _check_model(loaded: LoadedConfig, shape: ModelShape) -> PreTrainedTokenizerBase:
+def _check_model(loaded: LoadedConfig, plan: LayerPlan | None, shape: ModelShape) -> PreTrainedTokenizerBase:
     """The tokenizer; the files of weights, the kernel and the modules of low-rank updates are looked at.
 
     Raises:
@@ -150,6 +150,7 @@ def _check_model(loaded: LoadedConfig, shape: ModelShape) -> PreTrainedTokenizer
     if not found.problems and found.unopened is None:
         found.of(check_updates, loaded)
         found.of(check_teacher, loaded, shape)
+        found.of(check_source_maps, loaded, plan)
     if found.problems:
         raise UserError(*dict.fromkeys(found.problems))
     if tokenizer is None:

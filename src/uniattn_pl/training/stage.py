@@ -36,6 +36,7 @@ from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.frozen_weights import restore_frozen
 from uniattn_pl.training.lightning_module import PostTrainingModule
+from uniattn_pl.training.memory_estimate import learns_from_maps
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.objectives.stage_objective import stage_objective
 from uniattn_pl.training.saved_model import InMemory, reread
@@ -52,7 +53,7 @@ class Stage:
     """One of the two stages of an experiment.
 
     Attributes:
-        number: 1 trains only W_c, 2 everything (or low-rank updates).
+        number: 1 trains W_c (and, for their readers, sources' queries and keys), 2 everything (or low-rank updates).
         options: None where the stage does not run: disabled, or stage 1 with nothing to compensate.
         source: the model folder it starts from, which is named like the milestone that was measured of it.
         target: the model folder it leaves.
@@ -268,5 +269,6 @@ def _reporting(stage: Stage, experiment: Experiment, context: FitContext) -> lis
     if not context.cluster.is_main:
         return []
     whole = "low-rank updates" if experiment.config.training.lora.enabled else "all parameters"
-    label = f"stage {stage.number} ({'W_c' if stage.number == 1 else whole})"
+    first = "W_c, queries and keys of sources" if learns_from_maps(experiment.config, 1) else "W_c"
+    label = f"stage {stage.number} ({first if stage.number == 1 else whole})"
     return [StepMetrics(f"{stage.name}/"), TrainingProgress(label, context.console)]

@@ -7,11 +7,14 @@ from pathlib import Path
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.distillation_section import ORIGINAL
 from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.modeling.loading.model_contents import folder_contents, tokenizer_parts
-from uniattn_pl.modeling.loading.pretrained import load_shape, load_tokenizer
-from uniattn_pl.plan import ModelShape
+from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
+from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.roles import MAP
 from uniattn_pl.resilience.identity import TEACHER, Contents
 from uniattn_pl.run_folder import model_folder
+from uniattn_pl.training.memory_estimate import learns_from_maps
 
 
 def teacher_folder(loaded: LoadedConfig) -> Path | None:
@@ -51,6 +54,41 @@ def check_teacher(loaded: LoadedConfig, shape: ModelShape) -> None:
         raise UserError(*problems)
 
 
+def map_stages(loaded: LoadedConfig) -> list[str]:
+    """The stages that compare attention maps, by name."""
+    numbers = [number for number in (1, 2) if getattr(loaded.config.training, f"stage{number}").enabled]
+    return [f"stage{number}" for number in numbers if learns_from_maps(loaded.config, number)]
+
+
+def check_source_maps(loaded: LoadedConfig, plan: LayerPlan | None) -> None:
+    """Check that a plan has sources whose maps can be trained for their readers, if a stage is to do that.
+
+    Args:
+        plan: None: it is not chosen yet.
+
+    Raises:
+        UserError: no layer reads a map, or the teacher's has none in a layer that does.
+    """
+    stages = map_stages(loaded)
+    if plan is None or not stages:
+        return
+    if not plan.reusing:
+        keys = " and ".join(f"training.distillation.{stage}.maps" for stage in stages)
+        raise UserError(
+            f"{keys}: no layer of this plan uses the attention map of another, so there is no source to train for "
+            "its readers; set it to 0, or choose an architecture with reuse layers (uniattn, shared_attention)."
+        )
+    folder = teacher_folder(loaded)
+    rows = () if folder is None else plan_of(empty_model(str(folder))).rows
+    without = [row.index for row in rows if row.index in plan.reusing and MAP not in row.traits.gives]
+    if without:
+        raise UserError(
+            f"training.distillation.teacher: '{folder}' computes no attention map in layer "
+            f"{', '.join(map(str, without))}, which training.distillation's maps compare; name another teacher, or set "
+            "the weights .maps to 0."
+        )
+
+
 def _differences(loaded: LoadedConfig, shape: ModelShape, folder: Path) -> list[str]:
     key, other = "training.distillation.teacher", load_shape(str(folder))
     if other.vocab_size != shape.vocab_size:
@@ -62,6 +100,12 @@ def _differences(loaded: LoadedConfig, shape: ModelShape, folder: Path) -> list[
         problems.append(
             f"{key}: hidden states of {shape.num_layers} layers of {shape.hidden_size} cannot be compared with those "
             f"of '{folder}', {other.num_layers} of {other.hidden_size}; do without training.distillation.hidden_layers."
+        )
+    heads = [[layer.heads.queries for layer in one.layers] for one in (shape, other)]
+    if map_stages(loaded) and heads[0] != heads[1]:
+        problems.append(
+            f"{key}: attention maps of {shape.num_layers} layers of {heads[0][0]} heads cannot be compared with those "
+            f"of '{folder}', {other.num_layers} of {heads[1][0]}; set the weights .maps to 0."
         )
     model = loaded.config.model
     own = load_tokenizer(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)

@@ -25,9 +25,16 @@ class TermWeights:
         0.0, "weight of the error of hidden states, which is scaled to the size of the other terms", minimum=0.0
     )
 
+    maps: float = option(
+        0.0,
+        "weight of the divergence of each source's attention map from the maps that its readers have in the teacher; "
+        "stage 1 then trains the sources' queries and keys, too",
+        minimum=0.0,
+    )
+
     @property
     def needs_teacher(self) -> bool:
-        return self.logits > 0 or self.hidden > 0
+        return self.logits > 0 or self.hidden > 0 or self.maps > 0
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import lightning.pytorch as pl
 from torch import nn
 
@@ -10,8 +12,11 @@ from uniattn_pl.errors import UserError
 COMPENSATION = "self_attn.w_c."
 
 
-def freeze_for_stage(module: nn.Module, stage: int) -> int:
+def freeze_for_stage(module: nn.Module, stage: int, besides: Iterable[nn.Parameter] = ()) -> int:
     """Let only the compensations train in stage 1 and everything in stage 2; return the trainable parameters.
+
+    Args:
+        besides: parameters that train in stage 1, too.
 
     Raises:
         UserError: stage 1 of a module without a W_c, or a stage other than 1 and 2.
@@ -26,6 +31,8 @@ def freeze_for_stage(module: nn.Module, stage: int) -> int:
         )
     for name, parameter in parameters.items():
         parameter.requires_grad_(stage == 2 or COMPENSATION in name)
+    for parameter in besides:
+        parameter.requires_grad_(True)
     return sum(p.numel() for p in parameters.values() if p.requires_grad)
 
 

@@ -1,11 +1,13 @@
-"""Distillation: the mean over distilled tokens of label loss, divergence of logits and error of hidden states.
+"""Distillation: the mean over distilled tokens of what labels, and a teacher's logits, hidden states and maps say.
 
-    L = (1 / N) sum_t [ w_labels CE_t + w_logits D(p_t, q_t) + w_hidden s mean_l err(h_l,t, h'_l,t) ]
+    L = (1 / N) sum_t [ w_labels CE_t + w_logits D(p_t, q_t) + w_hidden s mean_l err(h_l,t, h'_l,t)
+                        + w_maps sum_r mean_h KL(A_r,h[t] || A'_source(r),h[t]) ]
 
 over the N distilled tokens of a step's global batch; CE_t counts where t predicts a response token. Hidden states are
 compared at the size of the other terms (NVIDIA ModelOpt): s is their sum over that of the hidden error, both of the
 step before, so that it is the same however a step is divided among micro batches and ranks; 1 in the first step, and
-where there are no other terms.
+where there are no other terms. A_r is the teacher's map in a layer r that reads a map in the student, A' the student's
+map that it reads.
 """
 
 from __future__ import annotations
@@ -17,16 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from uniattn_pl.config.sections.distillation_section import DistillationConfig, TermWeights
+from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.divergence import TopLogits, cosine_error, relative_error, summed_divergence
 from uniattn_pl.losses.response_loss import IGNORED
 from uniattn_pl.losses.row_logits import PieceLoss, logits_of_rows, loss_at_head, summed_over_rows
-from uniattn_pl.training.objectives.distilled_tokens import distilled_positions, row_spans
+from uniattn_pl.training.objectives.distilled_tokens import distilled_positions, row_segments, row_spans
 from uniattn_pl.training.objectives.objective import MicroLoss, Objective
+from uniattn_pl.training.objectives.source_maps import (
+    Served,
+    served_layers,
+    summed_source_divergence,
+    trained_for_readers,
+    watched_maps,
+)
 from uniattn_pl.training.objectives.teacher import Teacher, watched_layers
 from uniattn_pl.training.objectives.teacher_cache import TeacherCache
 
-LABELS, LOGITS, HIDDEN = "label_loss", "logit_divergence", "hidden_error"
-POSITIONS, TARGETS, SPANS = "distilled_positions", "distilled_targets", "row_spans"
+LABELS, LOGITS, HIDDEN, MAPS = "label_loss", "logit_divergence", "hidden_error", "map_divergence"
+POSITIONS, TARGETS, SPANS, SEGMENTS = "distilled_positions", "distilled_targets", "row_spans", "row_segments"
 # Beyond it hidden states differ by rounding alone.
 LARGEST_SCALE = 1e5
 ERRORS = {"relative": relative_error, "cosine": cosine_error}
@@ -54,15 +64,20 @@ class DistillationObjective(Objective):
     ) -> None:
         self.options, self.weights, self.teacher, self.cache = options, weights, teacher, cache
         self.hidden_layers = tuple(options.hidden_layers) if weights.hidden else ()
-        self.terms = (LABELS, *((LOGITS,) if weights.logits else ()), *((HIDDEN,) if self.hidden_layers else ()))
+        wanted = {LABELS: True, LOGITS: weights.logits, HIDDEN: self.hidden_layers, MAPS: weights.maps}
+        self.terms = tuple(term for term, is_wanted in wanted.items() if is_wanted)
         self.hidden_scale = 1.0
 
     def begin(self, shard: Callable[[nn.Module], None] | None) -> None:
-        self.teacher.shard = shard
+        self.teacher.shard, self.teacher.publishes = shard, MAPS in self.terms
+
+    def trained_besides(self, model: nn.Module) -> list[nn.Parameter]:
+        return trained_for_readers(model) if MAPS in self.terms else []
 
     def tokens_of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         positions, targets = distilled_positions(batch, self.options.tokens)
-        return {POSITIONS: positions, TARGETS: targets, SPANS: row_spans(batch) if self.cache is not None else []}
+        found = {POSITIONS: positions, TARGETS: targets, SPANS: row_spans(batch) if self.cache is not None else []}
+        return {**found, SEGMENTS: row_segments(batch)} if MAPS in self.terms else found
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> MicroLoss:
         positions, targets = batch[POSITIONS], batch[TARGETS]
@@ -76,18 +91,18 @@ class DistillationObjective(Objective):
             if kept is not None:
                 total, parts = summed_over_rows(model, rows, self._piece_loss(targets, lambda span: kept[span]))
             else:
-                total, parts = self._beside_teacher(model, batch, rows, seen)
+                total, parts = self._beside_teacher(model, batch, rows, hidden, maps)
             sums.append(parts)
             return total
 
-        with watched_layers(model, self.hidden_layers) as seen:
+        with watched_layers(model, self.hidden_layers) as hidden, watched_maps(model, self._served(model)) as maps:
             total = loss_at_head(model, batch, of_states)
         labelled = int((targets != IGNORED).sum())
         counts = tuple(labelled if term == LABELS else len(positions) for term in self.terms)
         return MicroLoss(total, len(positions), sums[0], counts)
 
     def settle(self, loss: Tensor, means: Mapping[str, Tensor]) -> Tensor:
-        if not self.hidden_layers or not (self.weights.labels or self.weights.logits):
+        if not self.hidden_layers or not (self.weights.labels or self.weights.logits or self.weights.maps):
             return loss
         error = means[HIDDEN]
         others = loss - self.weights.hidden * self.hidden_scale * error
@@ -105,12 +120,21 @@ class DistillationObjective(Objective):
     def end(self) -> None:
         self.teacher.release()
 
+    def _served(self, model: nn.Module) -> Served:
+        """The sources whose maps are compared, and their readers."""
+        return served_layers(model) if MAPS in self.terms else {}
+
     @torch.no_grad()
     def _beside_teacher(
-        self, model: nn.Module, batch: Mapping[str, Any], rows: Tensor, seen: Mapping[int, Tensor]
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        rows: Tensor,
+        hidden: Mapping[int, Tensor],
+        maps: Mapping[int, ReplayedMap],
     ) -> tuple[Tensor, Tensor]:
         """The loss of the student's rows [N, d], with the teacher's of the same tokens."""
-        teacher, positions = self.teacher.beside(model), batch[POSITIONS]
+        teacher, positions, served = self.teacher.beside(model), batch[POSITIONS], self._served(model)
         found: list[tuple[Tensor, Tensor]] = []
 
         def of_states(states: Tensor) -> Tensor:
@@ -118,14 +142,21 @@ class DistillationObjective(Objective):
             piece = self._piece_loss(batch[TARGETS], lambda span: self._logits(teacher, wanted[span]))
             with torch.enable_grad():
                 total, parts = summed_over_rows(model, rows, piece)
+                others = []
                 if self.hidden_layers:
-                    error = self._hidden_error(seen, of_teacher, positions)
-                    total = total + self.weights.hidden * self.hidden_scale * error
-                    parts = torch.cat([parts, error.detach()[None].to(parts)])
-                found.append((total, parts))
+                    others.append(self._hidden_error(hidden, hidden_of_teacher, positions))
+                    total = total + self.weights.hidden * self.hidden_scale * others[-1]
+                if served:
+                    others.append(summed_source_divergence(served, maps, maps_of_teacher, batch[SEGMENTS], positions))
+                    total = total + self.weights.maps * others[-1]
+                found.append((total, torch.cat([parts, *(other.detach()[None].to(parts) for other in others)])))
             return states.new_zeros(())
 
-        with watched_layers(teacher, self.hidden_layers) as of_teacher:
+        readers = [reader for readers in served.values() for reader in readers]
+        with (
+            watched_layers(teacher, self.hidden_layers) as hidden_of_teacher,
+            watched_maps(teacher, readers) as maps_of_teacher,
+        ):
             loss_at_head(teacher, batch, of_states)
         return found[0]
 

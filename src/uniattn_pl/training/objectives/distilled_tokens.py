@@ -39,6 +39,14 @@ def row_spans(batch: Mapping[str, Tensor]) -> list[RowSpan]:
     return spans
 
 
+def row_segments(batch: Mapping[str, Tensor]) -> Tensor:
+    """Int64 [B, L]: the number of the row that each token is of; -1 where it is of none."""
+    segments = torch.full_like(batch["input_ids"], -1)
+    for number, span in enumerate(row_spans(batch)):
+        segments[span.sequence, span.start : span.end] = number
+    return segments
+
+
 def distilled_positions(batch: Mapping[str, Tensor], tokens: str) -> tuple[Tensor, Tensor]:
     """Indices [N] into the flattened [B * L] states that predict a distilled token, and that token's label (or -100).
 

@@ -40,6 +40,10 @@ class Objective:
     def begin(self, shard: Callable[[nn.Module], None] | None) -> None:
         """Learn, before the first step, how other models are sharded like the one that trains (None: not at all)."""
 
+    def trained_besides(self, model: nn.Module) -> list[nn.Parameter]:
+        """Parameters that stage 1 trains besides W_c."""
+        return []
+
     def tokens_of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Find, while the batch is on the CPU, the tokens that count; what is returned goes with the batch."""
         raise NotImplementedError

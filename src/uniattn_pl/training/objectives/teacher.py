@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.modeling.loading.sharded_weights import file_key
 from uniattn_pl.training.frozen_weights import halve_frozen
+from uniattn_pl.training.objectives.source_maps import publishing
 
 
 class Teacher:
@@ -23,18 +24,21 @@ class Teacher:
 
     Attributes:
         shard: shards it like the student; None: it is not sharded, and takes over what the student does not train.
+        publishes: its attentions can leave what their maps are made of.
     """
 
     def __init__(self, build: Callable[[], nn.Module], *, halves: bool = False) -> None:
         self._build, self._halves = build, halves
         self._model: nn.Module | None = None
         self.shard: Callable[[nn.Module], None] | None = None
+        self.publishes = False
 
     def beside(self, student: nn.Module) -> nn.Module:
         """The teacher, on the student's device; loaded by the first call."""
         if self._model is None:
             device = next(student.parameters()).device
-            model = self._build().requires_grad_(False).eval()
+            model = self._build()
+            model = (publishing(model) if self.publishes else model).requires_grad_(False).eval()
             if self._halves:
                 halve_frozen(model, device)
             if self.shard is None:
