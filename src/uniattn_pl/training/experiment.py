@@ -20,10 +20,15 @@ from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, l
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Contents
-from uniattn_pl.training.objectives.source_maps import check_separate_projections
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
-from uniattn_pl.training.teacher_checks import check_source_maps, check_teacher, map_stages, teacher_contents
+from uniattn_pl.training.teacher_checks import (
+    check_separate_projections,
+    check_source_maps,
+    check_teacher,
+    map_stages,
+    teacher_contents,
+)
 
 
 class Experiment:

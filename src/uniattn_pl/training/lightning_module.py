@@ -105,7 +105,7 @@ class PostTrainingModule(pl.LightningModule):
         if self.sharding is not None:
             shard = partial(self.sharding.shard, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
             shard(self.hosted)
-        self.objective.begin(shard)
+        self.objective.begin(self.hosted, shard)
         if self._fill is not None:
             self._fill(self.hosted)
             self._fill = None
@@ -150,7 +150,7 @@ class PostTrainingModule(pl.LightningModule):
         return total / TOKENS_PER_GRADIENT_UNIT
 
     def on_train_end(self) -> None:
-        """Give back a teacher's memory."""
+        """Give back a teacher's memory, and what the objective has set."""
         self.objective.end()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

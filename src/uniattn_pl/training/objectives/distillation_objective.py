@@ -27,6 +27,7 @@ from uniattn_pl.training.objectives.distilled_tokens import distilled_positions,
 from uniattn_pl.training.objectives.objective import MicroLoss, Objective
 from uniattn_pl.training.objectives.source_maps import (
     Served,
+    replay_maps,
     served_layers,
     summed_source_divergence,
     trained_for_readers,
@@ -67,9 +68,12 @@ class DistillationObjective(Objective):
         wanted = {LABELS: True, LOGITS: weights.logits, HIDDEN: self.hidden_layers, MAPS: weights.maps}
         self.terms = tuple(term for term, is_wanted in wanted.items() if is_wanted)
         self.hidden_scale = 1.0
+        self._restore: Callable[[], None] = lambda: None
 
-    def begin(self, shard: Callable[[nn.Module], None] | None) -> None:
+    def begin(self, model: nn.Module, shard: Callable[[nn.Module], None] | None) -> None:
         self.teacher.shard, self.teacher.publishes = shard, MAPS in self.terms
+        if MAPS in self.terms:
+            self._restore = replay_maps(model)
 
     def trained_besides(self, model: nn.Module) -> list[nn.Parameter]:
         return trained_for_readers(model) if MAPS in self.terms else []
@@ -119,6 +123,7 @@ class DistillationObjective(Objective):
 
     def end(self) -> None:
         self.teacher.release()
+        self._restore()
 
     def _served(self, model: nn.Module) -> Served:
         """The sources whose maps are compared, and their readers."""

@@ -37,8 +37,8 @@ class Objective:
 
     terms: tuple[str, ...] = ()
 
-    def begin(self, shard: Callable[[nn.Module], None] | None) -> None:
-        """Learn, before the first step, how other models are sharded like the one that trains (None: not at all)."""
+    def begin(self, model: nn.Module, shard: Callable[[nn.Module], None] | None) -> None:
+        """Learn, before the first step, what trains, and how other models are sharded like it (None: not at all)."""
 
     def trained_besides(self, model: nn.Module) -> list[nn.Parameter]:
         """Parameters that stage 1 trains besides W_c."""
@@ -67,7 +67,7 @@ class Objective:
         """Take back what `state` gave."""
 
     def end(self) -> None:
-        """Give back memory behind the last step."""
+        """Give back memory, and the model as it was set up, behind the last step."""
 
 
 class LabelObjective(Objective):

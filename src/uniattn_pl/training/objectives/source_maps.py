@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FUSED, MODEL_TYPE_PREFIX, PUBLICATIONS, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, PUBLICATIONS, decoder_layers
 from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.map_divergence import MapInputs, map_divergence
 from uniattn_pl.modeling.attention.operate import MODULES
 from uniattn_pl.modeling.conversion.convert import unmodified_copy
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY, MAP, QUERY
+from uniattn_pl.training.teacher_checks import check_separate_projections
 
 Served = Mapping[int, Mapping[int, tuple[int, ...] | None]]
 """Source layer -> its readers, each with the source's head of each of its heads (None: of its index)."""
@@ -43,20 +43,22 @@ def trained_for_readers(model: Any) -> list[nn.Parameter]:
     return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
 
-def check_separate_projections(model: Any) -> None:
-    """Raise UserError where queries and keys are rows of a projection that makes the values, too."""
-    if any(hasattr(layer.self_attn, FUSED) for layer in decoder_layers(model)):
-        raise UserError(
-            "training.distillation.stage1.maps trains the queries and keys of sources, but "
-            f"'{stock_model_type(model.config)}' makes them and the values by one projection ({FUSED}); set it to 0, "
-            "or use training.distillation.stage2.maps."
-        )
-
-
 def publishing(teacher: Any) -> nn.Module:
     """The teacher on the same weights, but with attentions that can leave what their maps are made of."""
     converted = teacher.config.model_type.startswith(MODEL_TYPE_PREFIX)
-    return teacher if converted else unmodified_copy(teacher)
+    made: Any = teacher if converted else unmodified_copy(teacher)
+    replay_maps(made)
+    return made
+
+
+def replay_maps(model: Any) -> Callable[[], None]:
+    """Have sources publish queries and keys whatever the model is set to; returns what undoes it.
+
+    For a whole stage: gradient checkpointing runs a layer again in the backward pass, when it must do the same.
+    """
+    config = model.get_decoder().config
+    former, config.reuse_mode = config.reuse_mode, "replay"
+    return lambda: setattr(config, "reuse_mode", former)
 
 
 @contextmanager
@@ -66,24 +68,21 @@ def watched_maps(model: Any, layers: Collection[int]) -> Iterator[Mapping[int, R
     Nothing is computed in the hooks: they run inside of what gradient checkpointing repeats without them.
 
     Args:
-        model: with a plan, be it the unmodified one, and so with attentions that publish.
+        model: with a plan, be it the unmodified one, and so with attentions that publish; under `replay_maps`.
         layers: that compute a map.
     """
     seen: dict[int, ReplayedMap] = {}
     if not layers:
         yield seen
         return
-    config = model.get_decoder().config
     attentions = [decoder_layers(model)[index].self_attn for index in layers]
     published = [attention.publishes for attention in attentions]
     handles = [attention.register_forward_hook(_keeping(seen), with_kwargs=True) for attention in attentions]
-    mode, config.reuse_mode = config.reuse_mode, "replay"
     for attention in attentions:
         attention.publishes |= {MAP}
     try:
         yield seen
     finally:
-        config.reuse_mode = mode
         for attention, former, handle in zip(attentions, published, handles, strict=True):
             attention.publishes = former
             handle.remove()
