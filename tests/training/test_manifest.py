@@ -43,6 +43,16 @@ def test_settings_of_sampled_text_count_where_text_is_sampled() -> None:
     assert key_of(sampled) != key_of(more)
 
 
+def test_a_run_with_a_teacher_that_knew_no_weight_of_maps_goes_on_without_one() -> None:
+    former, now, other = (
+        {"training": {"distillation": {"teacher": "original", "stage1": {"logits": 1.0, **maps}}}}
+        for maps in ({}, {"maps": 0.0}, {"maps": 0.1})
+    )
+    assert Manifest(former).changes(now) == {}
+    assert key_of(former) == key_of(now) != key_of(other)
+    assert list(Manifest(former).changes(other)) == ["training.distillation.stage1.maps"]
+
+
 def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:
     config = {"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"}
     manifest = Manifest(config, mlflow_run_id="begun")
