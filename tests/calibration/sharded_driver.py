@@ -28,7 +28,7 @@ report = calibrate(
     initialiser=initialiser,
     ridge="auto",
     head_alignment="output_error",
-    refinement=Refinement(5, 1e-3),
+    refinement=Refinement(5, 1e-3, feed_forward=True),
     rank=int(rank),
     world_size=int(world_size),
 )

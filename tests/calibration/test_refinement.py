@@ -96,8 +96,29 @@ def test_it_trains_what_the_initialiser_fits_and_no_weight_of_the_original() -> 
         assert all(torch.equal(weight, untouched[name]) for name, weight in stock_llama().state_dict().items())
 
 
+def test_with_the_feed_forward_it_lowers_its_error_further_by_w_down() -> None:
+    plan, behind = CASES["drop"]
+    without, _ = run(plan, Refinement(24, 1e-3))
+    refined, report = run(plan, Refinement(24, 1e-3, feed_forward=True))
+    assert report.rows[-1].refined
+    assert error_behind(refined, behind, "relative") < 0.999 * error_behind(without, behind, "relative")
+    fixed = without.state_dict()
+    changed = {name for name, weight in refined.state_dict().items() if not torch.equal(weight, fixed[name])}
+    assert changed == {f"model.layers.6.{part}" for part in ("self_attn.w_c.weight", "mlp.down_proj.weight")}
+    untouched = stock_llama().state_dict()
+    assert torch.equal(untouched["model.layers.6.mlp.down_proj.weight"], fixed["model.layers.6.mlp.down_proj.weight"])
+
+
+def test_a_layer_without_a_feed_forward_is_refined_without_it() -> None:
+    plan, _ = CASES["one for a run of blocks"]
+    without, _ = run(plan, Refinement(4, 1e-3))
+    refined, _ = run(plan, Refinement(4, 1e-3, feed_forward=True))
+    for (name, weight), other in zip(refined.state_dict().items(), without.state_dict().values(), strict=True):
+        assert torch.equal(weight, other), name
+
+
 def test_a_stopped_pass_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, refinement = PLANS["mixed"], Refinement(8, 1e-3)
+    plan, refinement = PLANS["mixed"], Refinement(8, 1e-3, feed_forward=True)
     expected, whole = run(plan, refinement)
     with monkeypatch.context() as patch:
         stop_after(patch, 1)

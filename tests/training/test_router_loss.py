@@ -209,3 +209,13 @@ def test_two_ranks_with_shards_train_as_one_and_log_it(tmp_path: Path) -> None:
     for key, tolerance in (("stage1/router_loss", 5e-3), ("stage2/router_loss", 5e-3), ("stage2/loss", 1e-3)):
         assert len(alone[key]) == 3
         assert [v for _, v in shards[key]] == pytest.approx([v for _, v in alone[key]], abs=tolerance)
+
+
+def test_experts_have_no_one_projection_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts_folder(tmp_path)
+    words = ["--config", str(ROOT / "experiments/quickstart.yaml"), "--dry-run", f"model.source={tmp_path}", "data.max_length=512"]
+    words.append("architecture={name: llmdrop, num_dropped: 1, compensation: true}")
+    refine = ["calibration.refine.steps=2", "calibration.refine.feed_forward=true"]
+    assert main(["fit", *words, *refine]) == 2
+    assert "no projections to the hidden size" in capsys.readouterr().err
+    assert main(["fit", *words, refine[0]]) == 0

@@ -13,7 +13,7 @@ from uniattn_pl.calibration.layer_streams import LayerStreams
 from uniattn_pl.calibration.layers import LayerInputs, WatchPoint, capture
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS, RepairedByRank
 from uniattn_pl.calibration.solvers import Fit
-from uniattn_pl.calibration.weights import write_weights
+from uniattn_pl.calibration.weights import in_attention, write_weights
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.modeling.attention.compensation_layer import with_rank
 from uniattn_pl.modeling.attention.operate import align_heads
@@ -64,17 +64,18 @@ class LayerChoices(LayerStreams):
 
     def _merge_heads(self, row: LayerRow) -> None:
         """Choose the merged heads of keys and values of a layer, all batches having reached it."""
-        attention, original = (decoder_layers(model)[row.index].self_attn for model in (self.converted, self.original))
+        layer, original = (decoder_layers(model)[row.index] for model in (self.converted, self.original))
         tokens = InputGram()
         for batch in range(self.num_fitted):
             inputs = self._inputs(batch, row)
             seen: dict[str, torch.Tensor] = {}
-            with capture(WatchPoint(attention), seen, "x", stop=True):
+            with capture(WatchPoint(layer.self_attn), seen, "x", stop=True):
                 self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
             tokens.add(seen["x"], self.masks[batch].to(seen["x"].device))
         if self.distributed:
             tokens.gram = sum_over_ranks(tokens.gram)
-        write_weights(attention, fitted_heads(original, tokens, row.kv_heads or 1), original)
+        heads = fitted_heads(original.self_attn, tokens, row.kv_heads or 1)
+        write_weights(layer, in_attention(heads), original)
 
     def _align_heads(self, row: LayerRow, criterion: str) -> None:
         """Choose the source head of every head of a reuse layer, all batches having reached it."""

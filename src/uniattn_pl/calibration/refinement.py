@@ -1,9 +1,9 @@
-"""Refinement: W_c and W_o of one layer trained for a few steps behind their closed form, while all batches are there.
+"""Refinement: what a layer was fitted, trained for a few steps behind the closed form, while all batches are there.
 
 The closed form makes the squared error behind the attention least, in which few tokens of large norm count most, and
-knows nothing of the feed-forward. Refinement goes on from it by Adam, on what leaves the layer (block-local
-distillation; Puzzle, arXiv 2411.19146; ReplaceMe, arXiv 2505.02819, for the cosine), per token t of the original's o_t
-and the converted layer's u_t:
+knows nothing of the feed-forward. Refinement goes on from it by Adam, with W_c, W_o where the initialiser fits it, and
+where asked for the feed-forward's W_down, on what leaves the layer (block-local distillation; Puzzle, arXiv 2411.19146;
+ReplaceMe, arXiv 2505.02819, for the cosine), per token t of the original's o_t and the converted layer's u_t:
 
     relative    |u_t - o_t|^2 / (|o_t|^2 + 1e-6)
     cosine      1 - cos(u_t, o_t)
@@ -16,19 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from uniattn_pl.calibration.layer_choices import LayerChoices
-from uniattn_pl.calibration.weights import Weights, read_weights, write_weights
+from uniattn_pl.calibration.weights import ATTENTION, Weights, read_weights, write_weights
 from uniattn_pl.config.sections.calibration_section import JOINT, RefineConfig
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.losses.divergence import cosine_error, relative_error
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
+W_C = ATTENTION + "w_c."
 _ERRORS = {"relative": relative_error, "cosine": cosine_error}
 
 
@@ -40,11 +42,13 @@ class Refinement:
         steps: of Adam, one batch each, in the order of the batches and from the first again.
         learning_rate: of the first step; it falls linearly to zero.
         error: a name of `REFINED_ERRORS`.
+        feed_forward: W_down of the layer is trained, too; a layer without attention has no W_o to be corrected.
     """
 
     steps: int
     learning_rate: float = 1e-4
     error: str = "relative"
+    feed_forward: bool = False
 
     @classmethod
     def configured(cls, config: RefineConfig) -> Refinement | None:
@@ -84,19 +88,24 @@ class LayerRefinement(LayerChoices):
         if self.refinement is None:
             return None
         layer = decoder_layers(self.converted)[row.index]
-        fitted = read_weights(layer.self_attn, row)
+        fitted = self._fitted_weights(layer, row)
         trained = {
             name: weight.float().clone().requires_grad_()  # bfloat16 has no room for small steps
             for name, weight in fitted.items()
-            if initialiser == JOINT or name.startswith("w_c.")
+            if initialiser == JOINT or name.startswith(W_C) or not name.startswith(ATTENTION)
         }
         before = self._held_out_error(row, {})
         self._train(row, trained, self.refinement)
         refined = {name: weight.detach().to(fitted[name].dtype) for name, weight in trained.items()}
         kept = self._held_out_error(row, refined) < before
         if kept:
-            write_weights(layer.self_attn, refined, decoder_layers(self.original)[row.index].self_attn)
+            write_weights(layer, refined, decoder_layers(self.original)[row.index])
         return kept
+
+    def _fitted_weights(self, layer: Any, row: LayerRow) -> Weights:
+        """What this pass may change in a layer."""
+        feed_forward = self.refinement is not None and self.refinement.feed_forward
+        return read_weights(layer, row, feed_forward=feed_forward)
 
     def _train(self, row: LayerRow, trained: Weights, refinement: Refinement) -> None:
         optimizer = torch.optim.Adam(trained.values(), lr=refinement.learning_rate)
@@ -121,15 +130,15 @@ class LayerRefinement(LayerChoices):
         return float(both[0] / both[1])
 
     def _error(self, row: LayerRow, batch: int, weights: Mapping[str, Tensor]) -> Tensor:
-        """Of what leaves the converted layer, its attention with these weights, summed over a batch's tokens.
+        """Of what leaves the converted layer with these weights, summed over a batch's tokens.
 
         The target is the original's stream behind the layer, or behind all blocks that its W_c stands for.
         """
         assert self.refinement is not None
         inputs = self._inputs(batch, row)
         layer = decoder_layers(self.converted)[row.index]
-        present = dict(layer.self_attn.named_parameters())
-        replaced = {f"self_attn.{name}": weight.to(present[name].dtype) for name, weight in weights.items()}
+        present = dict(layer.named_parameters())
+        replaced = {name: weight.to(present[name].dtype) for name, weight in weights.items()}
         state = self._state(row, batch, inputs)
         arguments = {**inputs.arguments[row.index], PUBLICATIONS: state}
         hidden = self._hidden("unified", row.index, batch, inputs)

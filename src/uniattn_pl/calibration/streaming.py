@@ -34,7 +34,7 @@ from uniattn_pl.calibration.record import CalibrationRecord, SolvedLayer
 from uniattn_pl.calibration.refinement import LayerRefinement, Refinement
 from uniattn_pl.calibration.solvers import LayerSample, make_solver
 from uniattn_pl.calibration.stream_store import TensorStore
-from uniattn_pl.calibration.weights import adjusts_output_projection, read_weights, set_fit, write_weights
+from uniattn_pl.calibration.weights import adjusts_output_projection, set_fit, write_weights
 from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import decoder_layers
@@ -172,18 +172,17 @@ class _StreamingPass(LayerRefinement):
 
     def _record(self, row: LayerRow, error: LayerError) -> None:
         if self.record is not None:
-            attention = decoder_layers(self.converted)[row.index].self_attn
-            heads_from = self.plan.rows[row.index].heads_from
-            self.record.save(SolvedLayer(error, read_weights(attention, row), heads_from))
+            layer, heads_from = decoder_layers(self.converted)[row.index], self.plan.rows[row.index].heads_from
+            self.record.save(SolvedLayer(error, self._fitted_weights(layer, row), heads_from))
 
     def _take_solved(self, row: LayerRow, solved: SolvedLayer, *, chosen: bool) -> list[LayerError]:
         """Move all batches past a layer that a killed pass had solved."""
-        attention = decoder_layers(self.converted)[row.index].self_attn
         if solved.heads_from is not None:
             self._use_heads(row, solved.heads_from)
         if row.index in self.plan.open_ranks:
             self._use_rank(row, solved.error.rank)
-        write_weights(attention, solved.weights, decoder_layers(self.original)[row.index].self_attn)
+        layer, original = (decoder_layers(model)[row.index] for model in (self.converted, self.original))
+        write_weights(layer, solved.weights, original)
         self._advance_both(row)
         self._forget_below(row.index)
         self.total -= len(self._moving_on(row)) + self.num_fitted * chosen + self._refining_visits()

@@ -1,18 +1,22 @@
-"""The weights calibration sets in an operated attention: W_c, and W_o where it takes part."""
+"""The weights calibration sets in an operated layer: W_c, W_o where it takes part, and perhaps W_down."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from uniattn_pl.calibration.solvers import Fit
+from uniattn_pl.families.feed_forward import output_of_feed_forward
 from uniattn_pl.modeling.attention.compensation_layer import set_compensation
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.plan.roles import FIT, OUTPUT
 
 Weights = dict[str, torch.Tensor]
+"""By name within a decoder layer."""
+ATTENTION = "self_attn."
 
 
 def adjusts_output_projection(row: LayerRow) -> bool:
@@ -39,25 +43,38 @@ def set_fit(attention: Any, fit: Fit | None, original: Any) -> None:
         _put(attention.o_proj, "weight", updated.to(weight.dtype), original)
 
 
-def read_weights(attention: Any, row: LayerRow) -> Weights:
-    """What a fit may have changed, by its name in the attention; tensors in the model's memory."""
-    weights = {f"w_c.{name}": parameter.detach() for name, parameter in attention.w_c.named_parameters()}
-    if row.merge == FIT:
-        return {name: parameter.detach() for name, parameter in attention.named_parameters()}
-    if adjusts_output_projection(row):
-        weights["o_proj.weight"] = attention.o_proj.weight.detach()
+def read_weights(layer: Any, row: LayerRow, *, feed_forward: bool = False) -> Weights:
+    """What a fit may have changed in a layer; tensors in the model's memory.
+
+    Args:
+        feed_forward: W_down is part of it, where the layer has one.
+    """
+    weights = {name: parameter.detach() for name, parameter in layer.self_attn.named_parameters()}
+    if row.merge != FIT:
+        fitted = ("w_c.", "o_proj.weight") if adjusts_output_projection(row) else ("w_c.",)
+        weights = {name: weight for name, weight in weights.items() if name.startswith(fitted)}
+    weights = in_attention(weights)
+    if feed_forward and row.traits.feed_forward:
+        name, linear = output_of_feed_forward(layer)
+        weights[f"{name}.weight"] = linear.weight.detach()
     return weights
 
 
-def write_weights(attention: Any, weights: Weights, original: Any = None) -> None:
-    """Put what `read_weights` gave into the attention of another converted model.
+def in_attention(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """Weights that are named within an attention, by their names within its layer."""
+    return {ATTENTION + name: weight for name, weight in weights.items()}
+
+
+def write_weights(layer: Any, weights: Weights, original: Any = None) -> None:
+    """Put what `read_weights` gave into the same layer of another converted model.
 
     Args:
-        original: as of `set_fit`; None: parameters are replaced by new ones on these very tensors, nothing is copied.
+        original: that layer of the original model, whose parameters may be these very ones; None: parameters are
+            replaced by new ones on these very tensors, nothing is copied.
     """
     for name, weight in weights.items():
         module, _, parameter = name.rpartition(".")
-        _put(attention.get_submodule(module), parameter, weight, original)
+        _put(layer.get_submodule(module), parameter, weight, original)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def _refine(config: ExperimentConfig) -> str | None:
         if config.architecture.get("compensation", True):
             return None
         return "W_c is refined behind its fit, and architecture.compensation=false leaves none."
-    given = [name for name in ("learning_rate", "error") if getattr(refine, name) is not None]
+    given = [name for name in ("learning_rate", "error", "feed_forward") if getattr(refine, name) is not None]
     return f"{given[0]} is of a refinement, which takes calibration.refine.steps." if given else None
 
 

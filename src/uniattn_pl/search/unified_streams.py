@@ -27,7 +27,14 @@ from uniattn_pl.calibration.layers import (
     repaired_point,
 )
 from uniattn_pl.calibration.solvers import Fit, LayerSample, make_solver
-from uniattn_pl.calibration.weights import Weights, adjusts_output_projection, read_weights, set_fit, write_weights
+from uniattn_pl.calibration.weights import (
+    Weights,
+    adjusts_output_projection,
+    in_attention,
+    read_weights,
+    set_fit,
+    write_weights,
+)
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
 from uniattn_pl.losses.divergence import TopLogits
@@ -135,7 +142,7 @@ class UnifiedStreams:
         model.config.reuse_mode = "replay"
         for index, weights in self.fitted.items():
             if plan.rows[index].role == self.plan.rows[index].role:
-                write_weights(decoder_layers(model)[index].self_attn, weights)
+                write_weights(decoder_layers(model)[index], weights)
         return model
 
     @torch.no_grad()
@@ -161,10 +168,10 @@ class UnifiedStreams:
         for row in plan.rows[start:]:
             if row.index in refit and row.compensated:
                 fit = self._fit(model, row, running, states)
-                attention = decoder_layers(model)[row.index].self_attn
-                set_fit(attention, fit, decoder_layers(self.original)[row.index].self_attn)
+                layer = decoder_layers(model)[row.index]
+                set_fit(layer.self_attn, fit, decoder_layers(self.original)[row.index].self_attn)
                 if keep:
-                    self.fitted[row.index] = read_weights(attention, row)
+                    self.fitted[row.index] = read_weights(layer, row)
             if not keep and row.index >= last_fit:
                 running = self._measured(running)
             running = {batch: self._layer(model, row, batch, h, states[batch]) for batch, h in running.items()}
@@ -204,7 +211,7 @@ class UnifiedStreams:
                 with capture(WatchPoint(layer.self_attn), seen, "x", stop=True):
                     self._layer(model, row, batch, running[batch], states[batch])
                 tokens.add(seen["x"], self.masks[batch])
-            write_weights(layer.self_attn, fitted_heads(original, tokens, row.kv_heads or 1))
+            write_weights(layer, in_attention(fitted_heads(original, tokens, row.kv_heads or 1)))
         assert row.compensation is not None
         layer.self_attn.w_c = make_compensation(original, row.compensation)
         solver = make_solver(self.initialiser, self.ridge, bias=row.compensation.bias)

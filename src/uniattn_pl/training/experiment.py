@@ -14,6 +14,8 @@ from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.feed_forward import output_of_feed_forward
+from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_shape, load_tokenizer
@@ -117,14 +119,15 @@ class Experiment:
 
 
 def check_updates(loaded: LoadedConfig) -> None:
-    """Check, without weights, that the model has the modules that are to train, and the loss of routers that is asked.
+    """Check, without weights, that the model has what is to be refined or to train, and the loss of routers asked for.
 
     Raises:
-        UserError: as `check_target_modules` and `adds_router_loss`, or queries and keys cannot train by themselves.
+        UserError: as `output_of_feed_forward`, `check_target_modules` and `adds_router_loss`, or queries and keys cannot
+            train by themselves.
     """
-    training = loaded.config.training
+    training, feed_forward = loaded.config.training, loaded.config.calibration.refine.feed_forward
     trains_maps = "stage1" in map_stages(loaded)
-    if not training.lora.enabled and not training.router_loss and not trains_maps:
+    if not (training.lora.enabled or training.router_loss or trains_maps or feed_forward):
         return
     model = empty_model(loaded.config.model.source, **model_origin(loaded))
     if training.lora.enabled:
@@ -132,6 +135,8 @@ def check_updates(loaded: LoadedConfig) -> None:
     if trains_maps:
         check_separate_projections(model)
     adds_router_loss(model, training.router_loss)
+    for layer in decoder_layers(model) if feed_forward else ():
+        output_of_feed_forward(layer)
 
 
 def model_origin(loaded: LoadedConfig) -> dict[str, Any]:

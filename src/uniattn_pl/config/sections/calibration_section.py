@@ -28,11 +28,12 @@ HEAD_ALIGNMENTS = {
 
 @dataclass
 class RefineConfig:
-    """Steps of Adam on W_c and W_o of each layer behind the closed form, kept where held-out rows gain."""
+    """Steps of Adam on what was fitted of each layer, behind the closed form; kept where held-out rows gain."""
 
     steps: int | None = option(None, "steps of one batch for every layer; null: the closed form stays", minimum=1)
     learning_rate: float | None = option(None, "of the first step, falling to zero; default: 1e-4", minimum=0.0)
     error: str | None = option(None, "what is made least; default: relative", allowed=tuple(REFINED_ERRORS))
+    feed_forward: bool | None = option(None, "W_down of the layer's feed-forward is refined, too; null: no")
 
 
 @dataclass
