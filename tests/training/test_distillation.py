@@ -203,9 +203,15 @@ def test_in_stage_1_the_teacher_is_the_students_own_weights_and_learns_the_same(
     options = DistillationConfig("x", hidden_layers=[3])
     shared = module(options, TermWeights(1, 1, 1), stage=1, model=student, of=original)
     seen: dict[str, Any] = {}
+    ran: set[int] = set()
+    for index, layer in enumerate(original.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.add(index))
     release = shared.objective.end
     shared.objective.end = lambda: (seen.update(model=shared.objective.teacher._model), release())  # type: ignore
     fit(shared, batches(2), tmp_path / "shared", steps=2)
+    plan = student.layer_plan
+    lowest = min(*plan.operated, *(row.source for row in plan.rows if row.source is not None))
+    assert ran == set(range(lowest, len(plan.rows)))  # below it both compute the same, so the student for both
 
     class Apart(Teacher):
         def beside(self, _: nn.Module) -> nn.Module:

@@ -213,7 +213,13 @@ def test_two_ranks_with_shards_train_as_one_and_log_it(tmp_path: Path) -> None:
 
 def test_experts_have_no_one_projection_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experts_folder(tmp_path)
-    words = ["--config", str(ROOT / "experiments/quickstart.yaml"), "--dry-run", f"model.source={tmp_path}", "data.max_length=512"]
+    words = [
+        "--config",
+        str(ROOT / "experiments/quickstart.yaml"),
+        "--dry-run",
+        f"model.source={tmp_path}",
+        "data.max_length=512",
+    ]
     words.append("architecture={name: llmdrop, num_dropped: 1, compensation: true}")
     refine = ["calibration.refine.steps=2", "calibration.refine.feed_forward=true"]
     assert main(["fit", *words, *refine]) == 2

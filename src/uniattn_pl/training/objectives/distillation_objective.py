@@ -23,6 +23,7 @@ from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.divergence import TopLogits, cosine_error, relative_error, summed_divergence
 from uniattn_pl.losses.response_loss import IGNORED
 from uniattn_pl.losses.row_logits import PieceLoss, logits_of_rows, loss_at_head, summed_over_rows
+from uniattn_pl.training.objectives.common_layers import continued_behind, num_common_layers
 from uniattn_pl.training.objectives.distilled_tokens import distilled_positions, row_segments, row_spans
 from uniattn_pl.training.objectives.objective import MicroLoss, Objective
 from uniattn_pl.training.objectives.source_maps import (
@@ -99,7 +100,7 @@ class DistillationObjective(Objective):
             sums.append(parts)
             return total
 
-        with watched_layers(model, self.hidden_layers) as hidden, watched_maps(model, self._served(model)) as maps:
+        with watched_layers(model, self._watched(model)) as hidden, watched_maps(model, self._served(model)) as maps:
             total = loss_at_head(model, batch, of_states)
         labelled = int((targets != IGNORED).sum())
         counts = tuple(labelled if term == LABELS else len(positions) for term in self.terms)
@@ -128,6 +129,16 @@ class DistillationObjective(Objective):
     def _served(self, model: nn.Module) -> Served:
         """The sources whose maps are compared, and their readers."""
         return served_layers(model) if MAPS in self.terms else {}
+
+    def _common(self, model: nn.Module) -> int:
+        """Layers at the bottom which the teacher need not compute; none above the lowest that is compared."""
+        common = 0 if self.cache is not None else num_common_layers(model, self.teacher.beside(model))
+        return min([common, *(index + 1 for index in self.hidden_layers)])
+
+    def _watched(self, model: nn.Module) -> tuple[int, ...]:
+        """The student's layers whose hidden states the teacher needs, or is compared by."""
+        common = self._common(model)
+        return (*self.hidden_layers, *([common - 1] if common else []))
 
     @torch.no_grad()
     def _beside_teacher(
@@ -158,9 +169,11 @@ class DistillationObjective(Objective):
             return states.new_zeros(())
 
         readers = [reader for readers in served.values() for reader in readers]
+        common = self._common(model)
         with (
             watched_layers(teacher, self.hidden_layers) as hidden_of_teacher,
             watched_maps(teacher, readers) as maps_of_teacher,
+            continued_behind(teacher, common, lambda: hidden[common - 1].detach()),
         ):
             loss_at_head(teacher, batch, of_states)
         return found[0]
