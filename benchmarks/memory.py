@@ -4,6 +4,7 @@
     python benchmarks/memory.py --model experts --lengths 512
 
 `--dtypes mixed` is bfloat16 autocast on float32 weights, of which frozen ones stay in bfloat16, as in a fit.
+`--teacher` has both stages learn from the original as well, on all tokens, as `training.distillation` does.
 `experts` is a Mixtral of random weights whose activations weigh as much as its weights (8 experts, 2 for a token).
 Each line is a process of its own: it loads the converted model, trains some steps with the module and the Trainer of
 `fit`, and reads how far its anonymous memory (weights, gradients, optimizer state, activations; not the pages of
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=4)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--checkpointing", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--teacher", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -71,6 +73,7 @@ def main() -> None:
                         "checkpointing": checkpointing == "yes",
                         "stage": stage,
                         "batch": arguments.micro_batch_size,
+                        "teacher": arguments.teacher,
                     }
                     found = _in_a_process(case)
                     measured, estimate = found["measured"] / 2**20, found["estimate"] / 2**20
@@ -95,6 +98,8 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
     from uniattn_pl import apply_architecture, load_model
     from uniattn_pl.config.sections.training_section import StageConfig
     from uniattn_pl.families.model_shape import shape_of
+    from uniattn_pl.losses.row_logits import LOSS_CHUNK
+    from uniattn_pl.plan.teacher_memory import compared_bytes, teacher_bytes
     from uniattn_pl.plan.training_memory import training_memory
     from uniattn_pl.training.lightning_module import PostTrainingModule
 
@@ -114,7 +119,10 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         labels = tokens.clone()
         labels[:, : length // 2] = -100
         sample = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
-        module = PostTrainingModule(model, stage=case["stage"], options=StageConfig(), halves_frozen=mixed)
+        objective = _distillation(case["model"], dtype, mixed=mixed) if case["teacher"] else None
+        module = PostTrainingModule(
+            model, stage=case["stage"], options=StageConfig(), halves_frozen=mixed, objective=objective
+        )
         trainer = pl.Trainer(
             accelerator="cpu",
             max_steps=STEPS,
@@ -127,19 +135,40 @@ def _measure(case: dict[str, Any]) -> dict[str, int]:
         )
         peak.highest = 0  # not what building the model took
         trainer.fit(module, torch.utils.data.DataLoader([sample] * STEPS, batch_size=None))  # type: ignore[arg-type]
+    plan: Any = model.layer_plan
+    weights = {"weight_bytes": 4 if mixed else model.dtype.itemsize, "frozen_bytes": 2 if mixed else None}
     estimate = training_memory(
-        model.layer_plan,  # type: ignore[arg-type]
+        plan,
         shape,
         stage=case["stage"],
         micro_batch_size=batch,
         length=length,
-        weight_bytes=4 if mixed else model.dtype.itemsize,
         activation_bytes=2 if mixed else model.dtype.itemsize,
-        frozen_bytes=2 if mixed else None,
         gradient_checkpointing=case["checkpointing"],
-        scored_fraction=0.5,
-    )
-    return {"measured": peak.highest - before, "estimate": estimate.total}
+        scored_fraction=1.0 if case["teacher"] else 0.5,
+        loss_chunk=LOSS_CHUNK if case["teacher"] else None,
+        **weights,
+    ).total
+    if case["teacher"]:
+        estimate += teacher_bytes(plan, shape, whole=case["stage"] == 2, refitted=False, **weights)
+        estimate += compared_bytes(shape, min(LOSS_CHUNK, batch * length))
+    return {"measured": peak.highest - before, "estimate": estimate}
+
+
+def _distillation(name: str, dtype: str, *, mixed: bool) -> Any:
+    """What `training.distillation: {teacher: original}` minimises."""
+    from uniattn_pl import load_model
+    from uniattn_pl.config.sections.distillation_section import DistillationConfig, TermWeights
+    from uniattn_pl.training.objectives.distillation_objective import DistillationObjective
+    from uniattn_pl.training.objectives.teacher import Teacher
+
+    def original() -> Any:
+        teacher = load_model(name, dtype=dtype)
+        for parameter in teacher.parameters():
+            parameter.data = parameter.data.float() if mixed else parameter.data.clone()
+        return teacher
+
+    return DistillationObjective(DistillationConfig("original"), TermWeights(), Teacher(original, halves=mixed))
 
 
 def _experts(dtype: str) -> Any:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniattn_pl.losses.divergence import DIVERGENCES, TopLogits, cosine_error, relative_error, summed_divergence
+from uniattn_pl.losses.divergence import (
+    DIVERGENCES,
+    TopLogits,
+    cosine_error,
+    log_probabilities,
+    relative_error,
+    summed_divergence,
+)
 
 CASES = st.tuples(st.integers(1, 6), st.integers(2, 40), st.sampled_from([0.5, 1.0, 2.0]), st.floats(0.1, 8))
 
@@ -16,6 +25,12 @@ def drawn(tokens: int, vocabulary: int, scale: float) -> tuple[torch.Tensor, tor
     generator = torch.Generator().manual_seed(tokens * 1000 + vocabulary)
     student, teacher = scale * torch.randn(2, tokens, vocabulary, generator=generator)
     return student.requires_grad_(), teacher
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor | TopLogits, kind: str, temperature: float = 1.0) -> Any:
+    """Of logits."""
+    known = teacher if isinstance(teacher, TopLogits) else log_probabilities(teacher, temperature)
+    return summed_divergence(log_probabilities(student, temperature), known, kind, temperature)
 
 
 def by_formula(student: torch.Tensor, teacher: torch.Tensor, kind: str, temperature: float) -> torch.Tensor:
@@ -36,7 +51,7 @@ def test_divergences_are_those_of_the_formula_with_their_gradients(
 ) -> None:
     tokens, vocabulary, temperature, scale = case
     student, teacher = drawn(tokens, vocabulary, scale)
-    found = summed_divergence(student, teacher, kind, temperature)
+    found = divergence(student, teacher, kind, temperature)
     expected = by_formula(student, teacher, kind, temperature)
     assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
     wanted = torch.autograd.grad(expected, student)[0]
@@ -51,10 +66,10 @@ def test_what_is_kept_of_a_teacher_bounds_the_divergence_and_the_whole_gives_it(
 ) -> None:
     tokens, vocabulary, temperature, scale = case
     student, teacher = drawn(tokens, vocabulary, scale)
-    full = summed_divergence(student, teacher, kind, temperature)
-    kept = summed_divergence(student, TopLogits.of(teacher, k, temperature), kind, temperature)
+    full = divergence(student, teacher, kind, temperature)
+    kept = divergence(student, TopLogits.of(teacher, k, temperature), kind, temperature)
     assert float(kept) <= float(full) + 1e-4 * (1 + abs(float(full)))
-    whole = summed_divergence(student, TopLogits.of(teacher, vocabulary, temperature), kind, temperature)
+    whole = divergence(student, TopLogits.of(teacher, vocabulary, temperature), kind, temperature)
     torch.testing.assert_close(whole, full, rtol=1e-4, atol=1e-5)
     gradients = [torch.autograd.grad(loss, student, retain_graph=True)[0] for loss in (whole, full)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
@@ -64,7 +79,7 @@ def test_the_tail_counts_with_its_mass() -> None:
     """A student that has moved all mass of the tail onto the first token is not right, though these two agree."""
     teacher = torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log()
     student = torch.tensor([[0.7, 0.3, 1e-9, 1e-9]]).log()
-    kept = summed_divergence(student, TopLogits.of(teacher, 2), "forward_kl")
+    kept = divergence(student, TopLogits.of(teacher, 2), "forward_kl")
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.7, 0.3, 1e-7])
     assert float(kept) == pytest.approx(float((p * (p / q).log()).sum()), rel=0.05)
 
@@ -72,7 +87,7 @@ def test_the_tail_counts_with_its_mass() -> None:
 def test_the_same_distribution_costs_nothing() -> None:
     logits = torch.randn(3, 7)
     for kind in DIVERGENCES:
-        assert float(summed_divergence(logits, logits + 2.0, kind)) == pytest.approx(0, abs=1e-5)
+        assert float(divergence(logits, logits + 2.0, kind)) == pytest.approx(0, abs=1e-5)
 
 
 def test_errors_of_hidden_states() -> None:
@@ -84,4 +99,4 @@ def test_errors_of_hidden_states() -> None:
 
 def test_a_divergence_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no divergence 'kl'; there are forward_kl, reverse_kl"):
-        summed_divergence(torch.zeros(1, 2), torch.zeros(1, 2), "kl")
+        divergence(torch.zeros(1, 2), torch.zeros(1, 2), "kl")

@@ -40,7 +40,7 @@ class TopLogits:
     @classmethod
     def of(cls, logits: Tensor, k: int, temperature: float = 1.0) -> TopLogits:
         """Of logits [N, vocabulary]; k = vocabulary keeps all."""
-        kept = (logits.float() / temperature).log_softmax(-1)
+        kept = log_probabilities(logits, temperature)
         values, ids = kept.topk(min(k, kept.shape[-1]), dim=-1)
         return cls(ids, values, _log_of_rest(values))
 
@@ -61,28 +61,33 @@ class TopLogits:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def summed_divergence(student: Tensor, teacher: Tensor | TopLogits, kind: str, temperature: float = 1.0) -> Tensor:
-    """T^2 times the divergence of the student's logits [N, vocabulary] from the teacher's, summed over N tokens.
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Of the next token [N, vocabulary] at a temperature, in float32."""
+    logits = logits.float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def summed_divergence(log_q: Tensor, teacher: Tensor | TopLogits, kind: str, temperature: float = 1.0) -> Tensor:
+    """T^2 times the divergence of the student's distribution from the teacher's, summed over N tokens.
 
     Of a teacher of which only the largest logits were kept, all other tokens count as one, with their mass together on
     either side: that is a lower bound of the divergence, and the divergence itself where k is the whole vocabulary.
 
     Args:
-        student: with a graph.
-        teacher: logits [N, vocabulary] without one, or what was kept of them, at the same temperature.
+        log_q: the student's `log_probabilities` [N, vocabulary], with a graph.
+        teacher: log p, without one, or what was kept of the teacher's logits.
         kind: of `DIVERGENCES`.
-        temperature: T.
+        temperature: T, at which both were taken.
 
     Raises:
         ValueError: no such kind.
     """
-    log_q = (student.float() / temperature).log_softmax(-1)
     if isinstance(teacher, TopLogits):
         log_p = torch.cat([teacher.log_probabilities, teacher.rest[:, None]], dim=-1)  # [N, k + 1]
         chosen = log_q.gather(-1, teacher.ids)
         log_q = torch.cat([chosen, _log_of_rest(chosen)[:, None]], dim=-1)
     else:
-        log_p = (teacher.float() / temperature).log_softmax(-1)
+        log_p = teacher
     if kind == FORWARD_KL:
         total = _kl(log_p, log_q)
     elif kind == REVERSE_KL:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.architectures.measurement_protocol import KL
 from uniattn_pl.calibration.layers import Batch, replaced_layers
 from uniattn_pl.config.sections.distillation_section import FORWARD_KL
-from uniattn_pl.losses.divergence import TopLogits, summed_divergence
+from uniattn_pl.losses.divergence import TopLogits, log_probabilities, summed_divergence
 from uniattn_pl.losses.response_loss import ScoredTokens, logits_at, summed_response_loss
 
 KEPT_LOGITS = 1024
@@ -97,7 +97,7 @@ def divergence_pieces(
     """KL(original | model) summed over `PIECE` tokens at a time, with a graph to `last` [B, L, d] if that has one."""
     with replaced_layers(model, lambda _, **__: last):
         for piece, original in zip(_pieces(batch), kept, strict=True):
-            yield summed_divergence(logits_at(model, batch, piece), original, FORWARD_KL)
+            yield summed_divergence(log_probabilities(logits_at(model, batch, piece)), original, FORWARD_KL)
 
 
 def _pieces(batch: Batch) -> tuple[torch.Tensor, ...]:

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from uniattn_pl.config.sections.distillation_section import DistillationConfig, TermWeights
 from uniattn_pl.kernels.map_handles import ReplayedMap
-from uniattn_pl.losses.divergence import TopLogits, cosine_error, relative_error, summed_divergence
+from uniattn_pl.losses.divergence import (
+    TopLogits,
+    cosine_error,
+    log_probabilities,
+    relative_error,
+    summed_divergence,
+)
 from uniattn_pl.losses.response_loss import IGNORED
 from uniattn_pl.losses.row_logits import PieceLoss, logits_of_rows, loss_at_head, summed_over_rows
 from uniattn_pl.training.objectives.common_layers import continued_behind, num_common_layers
@@ -155,7 +161,7 @@ class DistillationObjective(Objective):
 
         def of_states(states: Tensor) -> Tensor:
             wanted = states.flatten(0, 1)[positions]
-            piece = self._piece_loss(batch[TARGETS], lambda span: self._logits(teacher, wanted[span]))
+            piece = self._piece_loss(batch[TARGETS], lambda span: self._known(teacher, wanted[span]))
             with torch.enable_grad():
                 total, parts = summed_over_rows(model, rows, piece)
                 others = []
@@ -178,21 +184,23 @@ class DistillationObjective(Objective):
             loss_at_head(teacher, batch, of_states)
         return found[0]
 
-    def _logits(self, teacher: nn.Module, rows: Tensor) -> Tensor | TopLogits:
+    def _known(self, teacher: nn.Module, rows: Tensor) -> Tensor | TopLogits:
+        """What the teacher says of its rows: log p, or its largest logits."""
         with torch.no_grad():
-            logits = logits_of_rows(teacher, rows)
-            top = self.options.top_k
-            return logits if top is None else TopLogits.of(logits, top, self.options.temperature)
+            logits, top = logits_of_rows(teacher, rows), self.options.top_k
+            temperature = self.options.temperature
+            return log_probabilities(logits, temperature) if top is None else TopLogits.of(logits, top, temperature)
 
-    def _piece_loss(self, targets: Tensor, teacher_logits: Callable[[slice], Tensor | TopLogits]) -> PieceLoss:
+    def _piece_loss(self, targets: Tensor, of_teacher: Callable[[slice], Tensor | TopLogits]) -> PieceLoss:
         weights, options = self.weights, self.options
 
         def loss_of(logits: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-            labels = nn.functional.cross_entropy(logits.float(), targets[span], ignore_index=IGNORED, reduction="sum")
+            own = log_probabilities(logits)
+            labels = nn.functional.nll_loss(own, targets[span], ignore_index=IGNORED, reduction="sum")
             if not weights.logits:
                 return weights.labels * labels, labels[None]
-            known = teacher_logits(span)
-            divergence = summed_divergence(logits, known, options.divergence, options.temperature)
+            log_q = own if options.temperature == 1 else log_probabilities(logits, options.temperature)
+            divergence = summed_divergence(log_q, of_teacher(span), options.divergence, options.temperature)
             return weights.labels * labels + weights.logits * divergence, torch.stack([labels, divergence])
 
         return loss_of
