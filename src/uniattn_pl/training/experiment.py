@@ -122,8 +122,8 @@ def check_updates(loaded: LoadedConfig) -> None:
     """Check, without weights, that the model has what is to be refined or to train, and the loss of routers asked for.
 
     Raises:
-        UserError: as `output_of_feed_forward`, `check_target_modules` and `adds_router_loss`, or queries and keys cannot
-            train by themselves.
+        UserError: as `output_of_feed_forward`, `check_target_modules` and `adds_router_loss`; queries and keys that
+            cannot train by themselves.
     """
     training, feed_forward = loaded.config.training, loaded.config.calibration.refine.feed_forward
     trains_maps = "stage1" in map_stages(loaded)

@@ -9,6 +9,7 @@ as under torchrun.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -61,6 +62,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         signal.alarm(HANGING_S)
         os.chdir(job["folder"])
         _redirect(rank)
+        faulthandler.enable()  # a crash of native code says where
         _join(rank, job["ranks"], port)
         for who, point, action in job["faults"]:
             if who == rank:
