@@ -95,7 +95,7 @@ def test_a_solved_layer_keeps_every_part(tmp_path: Path) -> None:
     solved = record.load(layer)
     assert solved is not None
     assert solved.error.layer == layer
-    assert solved.weights.keys() == {"w_c.weight", "o_proj.weight"}
+    assert solved.weights.keys() == {"self_attn.w_c.weight", "self_attn.o_proj.weight"}
     assert solved.heads_from is not None
     changed = replace(solved, error=replace(solved.error, before=9.0))
     record.save(changed)

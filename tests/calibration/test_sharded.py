@@ -36,7 +36,7 @@ def test_two_ranks_give_the_weights_of_one_process(initialiser: str, thin: str |
     data, original = batches(padded=True), stock_llama()
     model = converted_copy(original, PLANS["mixed"].limit_rank(thin))
     options = {"initialiser": initialiser, "ridge": "auto", "head_alignment": "output_error"}
-    options |= {"refinement": Refinement(5, 1e-3)}
+    options |= {"refinement": Refinement(5, 1e-3, feed_forward=True)}
     report = calibrate(original, model, data[:2], data[2:], **options)  # type: ignore[arg-type]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     # The pseudo-inverse of Theorem 3.7 amplifies the order of summation.
