@@ -13,8 +13,10 @@ IMPORTS = {
     "Auto classes after both": "import transformers, uniattn_pl; from transformers import AutoConfig",
     # The Auto classes are then imported while other modules of transformers are half made.
     "through generation": "import uniattn_pl; from transformers import GenerationMixin, AutoConfig",
+    "through a family": "import uniattn_pl.families.inspection; from transformers import AutoConfig",
     "through a kernel": "import uniattn_pl.kernels.interface; from transformers import AutoConfig",
     "through training": "import uniattn_pl.training.fit; from transformers import AutoConfig",
+    "through our own module": "import uniattn_pl.modeling.conversion.auto_classes; from transformers import AutoConfig",
 }
 
 

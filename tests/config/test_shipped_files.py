@@ -81,18 +81,13 @@ def relative(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
-def is_general_table(file: Path) -> bool:
-    """Of a model whose medical table has the same points; only their rows differ."""
-    return file.parent.parent == PAPER and file.stem.endswith("_general")
-
-
 @pytest.mark.parametrize("file", [*BLOCKS, *(f for f in EXPERIMENTS if f.name in PARTS)], ids=relative)
 def test_a_building_block_loads(file: Path) -> None:
     assert file.read_text(encoding="utf-8").startswith("# "), "a shipped file opens with what it is"
     loaded(file)
 
 
-@pytest.mark.parametrize("file", [file for file in RUNNABLE if not is_general_table(file)], ids=relative)
+@pytest.mark.parametrize("file", RUNNABLE, ids=relative)
 def test_an_experiment_passes_the_dry_run_of_the_command_it_names(
     file: Path, local_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

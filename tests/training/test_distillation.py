@@ -200,7 +200,7 @@ def test_in_stage_1_the_teacher_is_the_students_own_weights_and_learns_the_same(
         if getattr(layer.self_attn, "w_c", None) is not None:
             nn.init.normal_(layer.self_attn.w_c.weight, std=0.1)
     state = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    options = DistillationConfig("x", hidden_layers=[3])
+    options = DistillationConfig("original", hidden_layers=[3])
     shared = module(options, TermWeights(1, 1, 1), stage=1, model=student, of=original)
     seen: dict[str, Any] = {}
     ran: set[int] = set()

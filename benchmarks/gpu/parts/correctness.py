@@ -9,8 +9,13 @@ import pytest
 from benchmarks.gpu.result_file import CheckOptions, PartRows
 
 ROOT = Path(__file__).parents[3]
-# In small: parity, on the CPU.
-TINY_TESTS = ["tests/modeling/test_parity.py::test_logits", "-m", "not gpu"]
+# In small: parity and a resume, on the CPU.
+TINY_TESTS = [
+    "tests/modeling/test_parity.py::test_logits",
+    "tests/training/test_deterministic_resume.py",
+    "-m",
+    "not gpu",
+]
 
 
 def measure(rows: PartRows, options: CheckOptions) -> None:

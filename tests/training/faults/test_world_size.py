@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.parity import ROUNDS_ALIKE
 from tests.training.faults.conftest import AtPoint
 from tests.training.faults.fits import Work
 
@@ -44,7 +45,9 @@ def test_a_killed_fit_goes_on_with_other_ranks(
     for (_, loss), (_, expected) in zip(history["stage2/loss"], reference["stage2/loss"], strict=True):
         assert math.isclose(loss, expected, rel_tol=1e-5)
     trained, wanted = (load_file(fit.run / "final" / "model.safetensors") for fit in (work, whole))
-    assert all((trained[name] - weight).abs().max() < 3e-5 for name, weight in wanted.items())
+    assert all(
+        (trained[name] - weight).abs().max() < (1e-5 if ROUNDS_ALIKE else 3e-5) for name, weight in wanted.items()
+    )
 
 
 def test_shards_are_refused_by_a_strategy_that_cannot_read_them(at: AtPoint) -> None:

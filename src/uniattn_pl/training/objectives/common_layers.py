@@ -16,13 +16,17 @@ from uniattn_pl.plan import LayerPlan
 def num_common_layers(student: Any, teacher: Any) -> int:
     """How many layers, from the bottom, give the teacher's hidden states in the student.
 
-    They hold the very parameters of the teacher, as does the input embedding, and the plan neither changes them nor has
-    them read from: so in stage 1 all below the first layer that the plan names, and none where everything trains.
+    They hold the very parameters of the teacher, as does what lies before them, and the plan neither changes them nor
+    has them read from: so in stage 1 all below the first layer that the plan names, and none where everything trains.
+
+    Args:
+        student: the model that trains, sharing what is frozen of it (`teacher.share_frozen`).
+        teacher: the model it was made of; another one computes otherwise with the same weights, if its config says so.
     """
     plan: LayerPlan | None = getattr(student.get_decoder(), "layer_plan", None)
     if plan is None or _drops_out(student.config):
         return 0
-    if _held(student.get_input_embeddings()) != _held(teacher.get_input_embeddings()):
+    if _held_outside(student.get_decoder()) != _held_outside(teacher.get_decoder()):
         return 0
     layers = zip(plan.rows, decoder_layers(student), decoder_layers(teacher), strict=False)
     common = 0
@@ -56,3 +60,8 @@ def _drops_out(config: PreTrainedConfig) -> bool:
 
 def _held(module: nn.Module) -> set[int]:
     return {id(parameter) for parameter in module.parameters()}
+
+
+def _held_outside(decoder: Any) -> set[int]:
+    """What a decoder holds outside of its layers: tables of tokens and positions, norms before and behind them."""
+    return _held(decoder) - _held(decoder.layers)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniattn_pl.config.sections.distillation_section import DistillationConfig, TermWeights
+from uniattn_pl.config.sections.distillation_section import ORIGINAL, DistillationConfig, TermWeights
 from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.divergence import (
     TopLogits,
@@ -76,6 +76,7 @@ class DistillationObjective(Objective):
         self.terms = tuple(term for term, is_wanted in wanted.items() if is_wanted)
         self.hidden_scale = 1.0
         self._restore: Callable[[], None] = lambda: None
+        self._common_layers: int | None = None  # known once the teacher is there
 
     def begin(self, model: nn.Module, shard: Callable[[nn.Module], None] | None) -> None:
         self.teacher.shard, self.teacher.publishes = shard, MAPS in self.terms
@@ -95,6 +96,7 @@ class DistillationObjective(Objective):
         kept = None
         if self.cache is not None:
             kept = self.cache.logits_of(batch, batch[SPANS], positions, lambda: self.teacher.beside(model))
+        common = self._common(model)
         sums: list[Tensor] = []
 
         def of_states(states: Tensor) -> Tensor:
@@ -102,11 +104,12 @@ class DistillationObjective(Objective):
             if kept is not None:
                 total, parts = summed_over_rows(model, rows, self._piece_loss(targets, lambda span: kept[span]))
             else:
-                total, parts = self._beside_teacher(model, batch, rows, hidden, maps)
+                total, parts = self._beside_teacher(model, batch, rows, hidden, maps, common)
             sums.append(parts)
             return total
 
-        with watched_layers(model, self._watched(model)) as hidden, watched_maps(model, self._served(model)) as maps:
+        watched = (*self.hidden_layers, *([common - 1] if common else []))
+        with watched_layers(model, watched) as hidden, watched_maps(model, self._served(model)) as maps:
             total = loss_at_head(model, batch, of_states)
         labelled = int((targets != IGNORED).sum())
         counts = tuple(labelled if term == LABELS else len(positions) for term in self.terms)
@@ -138,13 +141,11 @@ class DistillationObjective(Objective):
 
     def _common(self, model: nn.Module) -> int:
         """Layers at the bottom which the teacher need not compute; none above the lowest that is compared."""
-        common = 0 if self.cache is not None else num_common_layers(model, self.teacher.beside(model))
-        return min([common, *(index + 1 for index in self.hidden_layers)])
-
-    def _watched(self, model: nn.Module) -> tuple[int, ...]:
-        """The student's layers whose hidden states the teacher needs, or is compared by."""
-        common = self._common(model)
-        return (*self.hidden_layers, *([common - 1] if common else []))
+        if self.cache is not None or self.options.teacher != ORIGINAL:
+            return 0
+        if self._common_layers is None:
+            self._common_layers = num_common_layers(model, self.teacher.beside(model))
+        return min([self._common_layers, *(index + 1 for index in self.hidden_layers)])
 
     @torch.no_grad()
     def _beside_teacher(
@@ -154,6 +155,7 @@ class DistillationObjective(Objective):
         rows: Tensor,
         hidden: Mapping[int, Tensor],
         maps: Mapping[int, ReplayedMap],
+        common: int,
     ) -> tuple[Tensor, Tensor]:
         """The loss of the student's rows [N, d], with the teacher's of the same tokens."""
         teacher, positions, served = self.teacher.beside(model), batch[POSITIONS], self._served(model)
@@ -175,7 +177,6 @@ class DistillationObjective(Objective):
             return states.new_zeros(())
 
         readers = [reader for readers in served.values() for reader in readers]
-        common = self._common(model)
         with (
             watched_layers(teacher, self.hidden_layers) as hidden_of_teacher,
             watched_maps(teacher, readers) as maps_of_teacher,
