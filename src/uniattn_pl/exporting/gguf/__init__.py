@@ -1,0 +1,1 @@
+"""A model as one GGUF file of llama.cpp's `deci` architecture, whose layers may differ."""

@@ -1,0 +1,97 @@
+"""`export --format gguf`: from a model folder to a file that stock llama.cpp serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.exporting.gguf.deci_support import deci_problems
+from uniattn_pl.exporting.gguf.gguf_file import GGUF_DTYPES, Tell, write_gguf
+from uniattn_pl.exporting.gguf.gguf_tokenizer import check_tokenizer
+from uniattn_pl.file_contents import check_writable
+from uniattn_pl.files import atomic_path
+from uniattn_pl.modeling.conversion.convert import drop_attention
+from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from uniattn_pl.plan import LayerPlan, ModelShape
+
+AUTO_DTYPE = "auto"
+
+
+def check_gguf_target(target: Path, *, overwrite: bool) -> None:
+    """Check that a GGUF file can be written to `target`.
+
+    Raises:
+        UserError: it is a folder, has another suffix, is there already, or nothing can be written there.
+    """
+    if target.is_dir():
+        raise UserError(f"--to '{target}' is a folder; --format gguf writes one file: {target / 'model.gguf'}.")
+    if target.suffix != ".gguf":
+        raise UserError(f"--to '{target}' does not end in .gguf, by which llama.cpp and others know such a file.")
+    check_writable(target.parent)
+    if target.exists() and not overwrite:
+        raise UserError(f"--to '{target}' exists; choose another file, or pass --overwrite.")
+
+
+def export_gguf(
+    source: Path, target: Path, *, dtype: str = AUTO_DTYPE, drop: Sequence[int] = (), tell: Tell = lambda *_: None
+) -> str:
+    """Write the model in `source` as one GGUF file, which appears only when complete; returns the dtype of matrices.
+
+    Args:
+        source: as of `exporting.export.export`.
+        target: the file, checked by `check_gguf_target`.
+        dtype: a name of `GGUF_DTYPES`, or `auto`: as the folder has them, float32, bfloat16 or float16.
+        drop: layers (0-based) whose attention is removed on the way.
+        tell: is told how many tensors of how many are written.
+
+    Raises:
+        UserError: llama.cpp cannot serve such a plan, family or tokenizer.
+    """
+    model, tokenizer = load_folder(source), load_folder_tokenizer(source)
+    if drop:
+        drop_attention(model, drop)
+    plan, shape = check_gguf_model(model, tokenizer)
+    kind = _own_dtype(model) if dtype == AUTO_DTYPE else dtype
+    with atomic_path(target) as temporary:
+        write_gguf(model, tokenizer, plan, shape, temporary, dtype=kind, name=_name(source), tell=tell)
+    return kind
+
+
+def check_gguf_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[LayerPlan, ModelShape]:
+    """The plan and the shape of a model, which may lie on the meta device.
+
+    Raises:
+        UserError: llama.cpp cannot serve such a plan, family or tokenizer.
+    """
+    from uniattn_pl.exporting.planned_model import plan_of
+    from uniattn_pl.families.model_shape import shape_of
+
+    plan, shape = plan_of(model.config), shape_of(model.config)
+    problems = deci_problems(plan, model.config, shape)
+    try:
+        check_tokenizer(tokenizer)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return plan, shape
+
+
+def _own_dtype(model: PreTrainedModel) -> str:
+    names = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+    own = str(model.dtype).removeprefix("torch.")
+    if own not in names:
+        raise UserError(f"the model's weights are {own}; name what to write them in: --dtype {', '.join(GGUF_DTYPES)}.")
+    return names[own]
+
+
+def _name(source: Path) -> str:
+    """A run's name, not that of its `final/`."""
+    folder = source.resolve()
+    return folder.parent.name if folder.name in ("final", "initial", "stage1") else folder.name
