@@ -9,7 +9,7 @@ import pytest
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export_target import check_target
-from uniattn_pl.files import atomic_file, atomic_folder
+from uniattn_pl.files import atomic_file, atomic_folder, atomic_path
 
 
 def names(folder: Path) -> list[str]:
@@ -115,3 +115,18 @@ def test_an_export_sees_through_links(tmp_path: Path) -> None:
     for target, message in ((link, "contains"), (link / "final", "itself"), (link / "final" / "x", "inside")):
         with pytest.raises(UserError, match=message):
             check_target(source, target, overwrite=True)
+
+
+def test_a_named_file_takes_its_name_when_complete_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model.gguf"
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with atomic_path(target) as temporary:
+        temporary.write_text("first")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("second")
+        raise RuntimeError
+    assert [(path.name, path.read_text()) for path in target.parent.iterdir()] == [("model.gguf", "first")]

@@ -23,6 +23,7 @@ RUNS = (
     "my-uniattn",
     "quickstart",
     "smollm2-figure5-dropping/UniAttn",
+    "smollm2-pmc-llmdrop-half-compensated",
     "smollm2-pmc-uniattn",
     "smollm2-pmc-uniattn-greedy",
 )

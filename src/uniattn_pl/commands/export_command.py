@@ -1,29 +1,50 @@
-"""`export`: the model of a run as an ordinary Hugging Face folder."""
+"""`export`: the model of a run as a folder or a file that others load."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, load
 from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
 from uniattn_pl.config.paths import path_argument
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.exporting.export_target import check_target
 
 DESCRIPTION = """\
-Writes the model of a run, with its tokenizer, as an ordinary Hugging Face folder. After `import uniattn_pl`,
-AutoModelForCausalLM.from_pretrained(FOLDER) loads it; with --standalone also without this package, given
-trust_remote_code=True. A peft adapter folder is merged into its base."""
+Writes the model of a run, with its tokenizer, for others to load:
+
+  --format folder   an ordinary Hugging Face folder (default). After `import uniattn_pl`,
+                    AutoModelForCausalLM.from_pretrained(FOLDER) loads it; with --standalone also without this
+                    package, given trust_remote_code=True. vLLM serves it with this package's plugin.
+  --format gguf     one file for stock llama.cpp and what is built on it: plans of dropped layers, with W_c or
+                    without, blocks left out, and fewer heads of keys and values.
+  --format decilm   a folder that vLLM, SGLang, TensorRT-LLM and MLX-LM read as nemotron-nas; the same plans,
+                    but not every engine takes every layer, which the command says.
+
+A plan that a format cannot say is refused, with the engine that can serve it. A peft adapter folder is merged
+into its base."""
 EXAMPLE = """\
   uniattn-pl export --from runs/quickstart --to exported/quickstart
-  uniattn-pl export --from runs/quickstart --to exported/anywhere --standalone"""
+  uniattn-pl export --from runs/quickstart --to exported/anywhere --standalone
+  uniattn-pl export --from runs/smollm2-pmc-llmdrop-half-compensated --to exported/dropped.gguf --format gguf --dtype q8_0"""
+
+FOLDER, GGUF, DECILM = FORMATS = ("folder", "gguf", "decilm")
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of `export`."""
     add_source_arguments(parser)
-    parser.add_argument("--to", dest="target", type=path_argument, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the target folder if it holds a model")
+    parser.add_argument(
+        "--to", dest="target", type=path_argument, metavar="PLACE", help="the folder, or the .gguf file, to write"
+    )
+    parser.add_argument("--format", default=FOLDER, metavar="FORMAT", help=f"{', '.join(FORMATS)}; default: {FOLDER}")
+    parser.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        help="of a GGUF file's matrices: f32, f16, bf16 or q8_0; default: as the model has them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder, or a file, that is there")
     parser.add_argument(
         "--standalone", action="store_true", help="add the code that loads the folder without this package"
     )
@@ -37,28 +58,102 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check both folders, then write."""
+    """Check what is given and where it goes, then write."""
     if arguments.print_config:
         print(load(arguments).to_yaml(), end="")
         return 0
-    if arguments.target is None:
-        raise UserError("export needs --to FOLDER, the folder to write.")
+    _check_options(arguments)
     source, target = find_model_folder(arguments), arguments.target
-    check_target(source, target, overwrite=arguments.overwrite)
-    if arguments.dry_run:
-        from uniattn_pl.modeling.loading.pretrained import check_folder
+    if arguments.format == GGUF:
+        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_target
 
-        check_folder(source)
+        check_gguf_target(target, overwrite=arguments.overwrite)
+    else:
+        check_target(source, target, overwrite=arguments.overwrite)
+    if arguments.dry_run:
+        _check_model(arguments, source)
         print(f"dry run: would write the model of {source} to {target}.")
         return 0
     from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of single-file transfers, which take a moment
+    {FOLDER: _write_folder, GGUF: _write_gguf, DECILM: _write_decilm}[arguments.format](arguments, source)
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    from uniattn_pl.exporting.gguf.gguf_file import GGUF_DTYPES
+
+    problems = []
+    if arguments.format not in FORMATS:
+        near = did_you_mean(arguments.format, FORMATS)
+        problems.append(f"--format '{arguments.format}' is none.{near} Formats: {', '.join(FORMATS)}.")
+    if arguments.target is None:
+        problems.append("export needs --to PLACE, the folder or the file to write.")
+    if arguments.dtype is not None and arguments.format != GGUF:
+        problems.append("--dtype is of --format gguf; folders keep the dtype of the model.")
+    elif arguments.dtype not in (None, *GGUF_DTYPES):
+        near = did_you_mean(arguments.dtype, GGUF_DTYPES)
+        problems.append(f"--dtype '{arguments.dtype}' is none.{near} A GGUF file has {', '.join(GGUF_DTYPES)}.")
+    if arguments.standalone and arguments.format != FOLDER:
+        problems.append(f"--standalone is of --format {FOLDER}: engines that read {arguments.format} bring their code.")
+    if problems:
+        raise UserError(*problems)
+
+
+def _check_model(arguments: argparse.Namespace, source: Path) -> None:
+    """What can be seen without reading weights."""
+    from uniattn_pl.modeling.loading.adapter_folder import is_adapter
+    from uniattn_pl.modeling.loading.pretrained import check_folder, empty_model, load_folder_tokenizer
+    from uniattn_pl.modeling.loading.weight_files import check_adapter
+
+    check_folder(source)
+    if arguments.format == FOLDER:
+        return
+    model = empty_model(str(check_adapter(source) if is_adapter(source) else source))
+    if arguments.drop:
+        from uniattn_pl.modeling.conversion.convert import drop_attention
+
+        drop_attention(model, arguments.drop)
+    if arguments.format == GGUF:
+        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_model
+
+        check_gguf_model(model, load_folder_tokenizer(source))
+    else:
+        from uniattn_pl.exporting.decilm.export_decilm import check_decilm_model
+
+        check_decilm_model(model.config)
+
+
+def _write_folder(arguments: argparse.Namespace, source: Path) -> None:
     from uniattn_pl.exporting.export import export
 
-    disable_progress_bar()  # of single-file transfers, which take a moment
+    target = arguments.target
     export(source, target, overwrite=arguments.overwrite, standalone=arguments.standalone, drop=arguments.drop)
     print(f"exported {source} to {target}")
-    return 0
+
+
+def _write_gguf(arguments: argparse.Namespace, source: Path) -> None:
+    from rich.console import Console
+
+    from uniattn_pl.display.progress import ProgressReporter
+    from uniattn_pl.exporting.gguf.export_gguf import AUTO_DTYPE, export_gguf
+
+    target: Path = arguments.target
+    with ProgressReporter("tensors", Console(stderr=True)) as progress:
+        dtype = export_gguf(
+            source, target, dtype=arguments.dtype or AUTO_DTYPE, drop=arguments.drop, tell=progress.update
+        )
+    print(f"exported {source} to {target}: {target.stat().st_size / 2**20:,.0f} MiB, matrices in {dtype}")
+    print("llama.cpp keeps values as narrow as the plan says with flash attention on, its default where it can.")
+
+
+def _write_decilm(arguments: argparse.Namespace, source: Path) -> None:
+    from uniattn_pl.exporting.decilm.export_decilm import engine_lines, export_decilm
+
+    obstacles = export_decilm(source, arguments.target, overwrite=arguments.overwrite, drop=arguments.drop)
+    print(f"exported {source} to {arguments.target}")
+    print(engine_lines(obstacles))
 
 
 def _layer_indices(text: str) -> list[int]:

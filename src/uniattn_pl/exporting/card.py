@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from uniattn_pl.exporting.planned_model import plan_of
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
@@ -31,7 +32,7 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
     """
     config = model.config
     converted = config.model_type.startswith(MODEL_TYPE_PREFIX)
-    plan = LayerPlan.from_dict(config.layer_plan) if converted else LayerPlan.unmodified(config.num_hidden_layers)
+    plan = plan_of(config)
     family = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [uniattn_pl]\n---",

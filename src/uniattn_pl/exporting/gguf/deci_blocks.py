@@ -1,11 +1,11 @@
 """The blocks of a `deci` file: what each layer of a plan becomes there, and the weights it is made of.
 
-    full, heads         a block with H heads over this layer's Hkv
-    drop                a block without attention (no heads)
-    drop with W_c       a block whose W_o is W_c: heads, but none of keys and values, is llama.cpp's linear layer
-    ... with a bias     two blocks: the linear layer adds no bias, so a feed-forward of zero weights does, whose W_down
-                        has the bias: x + W_c norm(x) + b; the layer's own feed-forward follows in a block of its own
-    skip                no block at all
+full, heads         a block with H heads over this layer's Hkv
+drop                a block without attention (no heads)
+drop with W_c       a block whose W_o is W_c: heads, but none of keys and values, is llama.cpp's linear layer
+... with a bias     two blocks: the linear layer adds no bias, so a feed-forward of zero weights does, whose W_down
+                    has the bias: x + W_c norm(x) + b; the layer's own feed-forward follows in a block of its own
+skip                no block at all
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from uniattn_pl.exporting.llama_blocks import linear_matrix
 from uniattn_pl.plan import LayerPlan, LayerRow, ModelShape
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def deci_blocks(plan: LayerPlan, shape: ModelShape) -> list[DeciBlock]:
         if row.traits.attends:
             blocks.append(DeciBlock(row, heads.queries, heads.groups))
         elif row.compensation is None:
-            blocks.append(DeciBlock(row, 0, 0))
+            blocks.append(DeciBlock(row, 0 if blocks else heads.queries, 0))
         elif row.compensation.bias:
             blocks += [DeciBlock(row, heads.queries, 0, constant=True), DeciBlock(row, 0, 0)]
         else:
@@ -67,7 +68,7 @@ def block_tensors(block: DeciBlock, layer: Any, head_dim: int) -> Iterator[tuple
     """
     attention, feed_forward = layer.self_attn, layer.mlp
     if block.heads:
-        yield "attn_norm.weight", lambda: layer.input_layernorm.weight
+        yield "attn_norm.weight", _as_it_is(_attention_norm(layer))
     if block.kv_heads:
         for name, projection, heads in (("q", attention.q_proj, block.heads), ("k", attention.k_proj, block.kv_heads)):
             for part, tensor in _parameters(projection):
@@ -76,7 +77,7 @@ def block_tensors(block: DeciBlock, layer: Any, head_dim: int) -> Iterator[tuple
             for part, tensor in _parameters(projection):
                 yield f"attn_{name}.{part}", _as_it_is(tensor)
     elif block.heads:
-        yield "attn_output.weight", lambda: _matrix(attention.w_c)
+        yield "attn_output.weight", _linear(attention.w_c, layer.post_attention_layernorm.weight)
     yield "ffn_norm.weight", lambda: layer.post_attention_layernorm.weight
     if block.constant:
         yield from _constant(attention.w_c)
@@ -101,12 +102,16 @@ def _paired(tensor: torch.Tensor, heads: int, head_dim: int) -> Callable[[], tor
     return lambda: tensor.reshape(heads, 2, head_dim // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def _matrix(w_c: Any) -> torch.Tensor:
-    """W_c [out, in] as one matrix; of low rank the product of its two, since llama.cpp's linear layer is one."""
-    if hasattr(w_c, "down"):
-        product: torch.Tensor = w_c.up.weight.double() @ w_c.down.weight.double()
-        return product.to(w_c.up.weight.dtype)
-    return w_c.weight
+def _attention_norm(layer: Any) -> torch.Tensor:
+    """The norm before the attention [d]; ones where the layer has none since nothing reads it."""
+    weight = getattr(getattr(layer, "input_layernorm", None), "weight", None)
+    other: torch.Tensor = layer.post_attention_layernorm.weight
+    return other.new_ones(other.shape) if weight is None else weight
+
+
+def _linear(w_c: Any, norm: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """W_c, or zeros [d, d] where there is none."""
+    return lambda: norm.new_zeros(len(norm), len(norm)) if w_c is None else linear_matrix(w_c)
 
 
 def _constant(w_c: Any) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:

@@ -57,8 +57,8 @@ def write_gguf(
     _add_sizes(writer, model.config, plan, shape, dtype)
     writer.add_name(name)
     writer.add_string(PLAN_KEY, json.dumps(plan.to_dict()))
-    vocabulary, generation = model.get_input_embeddings().weight.shape[0], model.generation_config
-    add_tokenizer(writer, tokenizer, vocabulary=vocabulary, ends=_ends(generation))
+    generation = model.generation_config
+    add_tokenizer(writer, tokenizer, vocabulary=model.config.vocab_size, ends=_ends(generation))
     _add_sampling(writer, generation)
     tensors = list(_tensors(model, plan, shape))
     for key, make in tensors:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 # What a byte-level tokenizer does to a text before it joins bytes, and llama.cpp's name for it; the second is of those
@@ -55,10 +56,6 @@ def add_tokenizer(
     described = _description(tokenizer)
     model = described["model"]
     pieces: dict[str, int] = tokenizer.get_vocab()
-    if max(pieces.values()) >= vocabulary:
-        raise UserError(
-            f"the tokenizer has ids up to {max(pieces.values())}, and the model's embedding only {vocabulary} rows."
-        )
     words = [f"[PAD{index}]" for index in range(vocabulary)]
     for piece, index in pieces.items():
         words[index] = piece
@@ -75,6 +72,8 @@ def add_tokenizer(
         special = SpecialVocab(folder, load_merges=name == "gpt2", n_vocab=vocabulary)
     special.add_special_token = _added_around(tokenizer)  # as it does it, whatever its files say
     special.special_token_ids.update(zip(_ENDS, ends, strict=False))
+    if name == "gpt2" and not special.merges:  # single bytes: llama.cpp wants a merge; this one's halves never meet
+        special.merges = [f"{words[0]} {words[0]}"]
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -97,9 +96,10 @@ def tokenizer_kind(described: dict[str, Any]) -> tuple[str, str]:
     steps = tuple(_step(step) for step in _listed(described.get("pre_tokenizer"), "pretokenizers"))
     if steps not in _FIRST_SPLITS:
         known = ", ".join(name for names in _FIRST_SPLITS.values() for name in names if name)
+        found = " then ".join(steps) or "not at all"
         raise UserError(
-            f"GGUF: llama.cpp has no name for how this tokenizer first splits a text ({' then '.join(steps) or 'not'}); "
-            f"it would give other tokens. Written are those that split as {known} do."
+            f"GGUF: llama.cpp has no name for how this tokenizer first splits a text ({found}); it would give other "
+            f"tokens. Written are those that split as {known} do."
         )
     plain, whole_words = _FIRST_SPLITS[steps]
     return "gpt2", (whole_words or plain) if model.get("ignore_merges") else plain

@@ -1,0 +1,1 @@
+"""A model as a DeciLM folder (`nemotron-nas`), which several serving engines read."""
