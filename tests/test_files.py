@@ -119,14 +119,17 @@ def test_an_export_sees_through_links(tmp_path: Path) -> None:
 
 def test_a_named_file_takes_its_name_when_complete_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new" / "model.gguf"
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write(text: str, *, fails: bool) -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text(text)
+            if fails:
+                raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError):
+        write("half", fails=True)
     assert list(target.parent.iterdir()) == []
-    with atomic_path(target) as temporary:
-        temporary.write_text("first")
-        assert not target.exists()
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("second")
-        raise RuntimeError
+    write("first", fails=False)
+    with pytest.raises(RuntimeError):
+        write("second", fails=True)
     assert [(path.name, path.read_text()) for path in target.parent.iterdir()] == [("model.gguf", "first")]
