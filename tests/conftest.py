@@ -86,6 +86,7 @@ SLOW = (
     "search/test_proposals.py",
     "search/test_search.py",
     "security/",
+    "serving/vllm/test_vllm_engine.py",
     "sweeps/",
     "test_auto_registration.py",
     "test_cli.py::test_help_has_an_example_and_imports_nothing_heavy",

@@ -70,4 +70,6 @@ def _register() -> None:
 
         register_auto_classes()
     except (ImportError, AttributeError, ValueError) as error:  # transformers itself must stay usable
+        if "vllm" in sys.modules:  # with the transformers that it pins; serving/vllm/plugin.py registers what it needs
+            return
         warnings.warn(f"uniattn_pl could not register its model types with transformers: {error}", stacklevel=2)

@@ -1,0 +1,53 @@
+"""The entry point that vLLM calls in each of its processes (group `vllm.general_plugins`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uniattn_pl.errors import UserError
+from uniattn_pl.plan import LayerPlan
+from uniattn_pl.serving.vllm.support import engine_problems, plan_problems
+
+MODEL = "uniattn_pl.serving.vllm.served_model:ServedForCausalLM"
+
+
+def register() -> None:
+    """Let vLLM read the configs of converted models, build them, and refuse what it cannot serve."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    from uniattn_pl.serving.vllm.served_configs import ARCHITECTURES, SERVED_CONFIGS
+
+    _CONFIG_REGISTRY.update(SERVED_CONFIGS)
+    for architecture in ARCHITECTURES:
+        ModelRegistry.register_model(architecture, MODEL)
+        MODELS_CONFIG_MAP[architecture] = ServedConfigChecks
+
+
+class ServedConfigChecks:
+    """What vLLM calls with every config of a converted model, before any process for it is started."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Raise UserError for a plan that vLLM cannot serve, with every reason."""
+        problems = plan_problems(model_config.hf_config.to_dict())
+        if problems:
+            raise UserError(*problems)
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Raise UserError for an engine that cannot serve this plan, with every reason."""
+        plan = LayerPlan.from_dict(vllm_config.model_config.hf_config.layer_plan)
+        parallel = vllm_config.parallel_config
+        engine = {
+            "device": vllm_config.device_config.device_type,
+            "tensor_parallel_size": parallel.tensor_parallel_size,
+            "pipeline_parallel_size": parallel.pipeline_parallel_size,
+            "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+            "quantization": vllm_config.model_config.quantization,
+            "lora": vllm_config.lora_config is not None,
+        }
+        problems = engine_problems(plan, engine)
+        if problems:
+            raise UserError(*problems)

@@ -1,0 +1,146 @@
+"""The real vLLM on folders that this package writes: what torch says, with the cache that the plan says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.serving.vllm.served_plans import CASES, LAYERS, NEW, PROMPT, SIZES, prompts, save, torch_answer
+
+from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.plan import LayerPlan, costs
+
+ROOT = Path(__file__).parents[3]
+INSTALLED = ROOT / ".venv-serving"
+INTERPRETER = os.environ.get("UNIATTN_PL_SERVING_PYTHON", str(INSTALLED / "bin" / "python"))
+pytestmark = pytest.mark.skipif(
+    "UNIATTN_PL_SERVING_PYTHON" not in os.environ and not (INSTALLED / ".ready").exists(),
+    reason="vLLM is not installed; `make serving-env` installs it",
+)
+
+BLOCK = 32
+PAGE = 2 * SIZES["num_key_value_heads"] * SIZES["head_dim"] * BLOCK * 4  # bytes
+GREEDY = {"temperature": 0.0, "max_tokens": NEW}
+TOGETHER = ("uniattn", "mixed", "window with sinks", "map of merged heads")
+SEEDED = {"temperature": 1.0, "max_tokens": 16}
+REFUSED: dict[str, dict[str, Any]] = {
+    "two workers": {"engine": {"tensor_parallel_size": 2}},
+    "quantised cache": {"engine": {"kv_cache_dtype": "fp8"}},
+    "family": {"config": {"model_type": "uniattn_gemma2", "architectures": ["UniAttnGemma2ForCausalLM"]}},
+    "depth": {"config": {"layer_plan": LayerPlan.unmodified(7).drop([1], compensated=False).to_dict()}},
+}
+
+
+def requests_together() -> list[dict[str, Any]]:
+    return [
+        {"prompt": prompt, "temperature": 0.0, "max_tokens": 8 + place % 9} for place, prompt in enumerate(prompts(32))
+    ]
+
+
+def rounds(name: str) -> list[list[dict[str, Any]]]:
+    """What each engine is asked: one prompt twice; some engines also 32 at once, each alone, and pairs."""
+    alone = {"prompt": prompts(1)[0], **GREEDY, "logprobs": 10}
+    asked = [[alone], [alone]]
+    if name in TOGETHER:
+        together = requests_together()
+        # Under other first tokens, so that nothing of them is in the cache.
+        asked += [together, *([one] for one in together[:12])]
+    if name == "uniattn":
+        # Short: on CPUs this vLLM cannot take a seed and a prompt in chunks.
+        pair, single = {"prompt": prompts(1, longest=20)[0], **SEEDED}, {"prompt": prompts(1, longest=20)[0], **SEEDED}
+        asked += [[{**pair, "n": 2, "seed": 7}], [{**single, "seed": 7}], [{**single, "seed": 8}]]
+    return asked
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process of vLLM answered to all that the tests of this module ask, an engine after another."""
+    base = tmp_path_factory.mktemp("served")
+    jobs: list[dict[str, Any]] = []
+    for name, case in CASES.items():
+        folder = save(case.model(), base / name.replace(" ", "_"))
+        jobs.append({"name": name, "folder": folder, "rounds": rounds(name)})
+    for name, change in REFUSED.items():
+        folder = save(CASES["uniattn"].model(), base / name.replace(" ", "_"))
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | change.get("config", {})))
+        jobs.append({"name": name, "folder": folder, "rounds": [], "engine": change.get("engine", {})})
+    (base / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("engine_jobs.py")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    command = [INTERPRETER, str(script), str(base / "jobs.json"), str(base / "results.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=base)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((base / "results.json").read_text())
+
+
+def rounds_of(served: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    assert "rounds" in served[name], served[name]
+    return list(served[name]["rounds"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_says_what_torch_says(served: dict[str, Any], name: str) -> None:
+    expected = torch_answer(CASES[name].model(), prompts(1)[0])
+    answer = rounds_of(served, name)[0]["answers"][0]
+    assert len(set(expected["tokens"])) > 10  # not one that is repeated
+    assert answer["tokens"] == [expected["tokens"]]
+    found = [answer["first"][str(token)] for token in expected["first"]]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([*expected["first"].values()]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_holds_what_the_plan_says(served: dict[str, Any], name: str) -> None:
+    case = CASES[name]
+    shape = shape_of(case.model().config)
+    length = PROMPT + NEW - 1
+    counted = costs.kv_cache_bytes(case.counted or case.plan, shape, batch_size=1, length=length, bytes_per_element=4)
+    held = rounds_of(served, name)[0]["held_blocks"] * served[name]["block_bytes"]
+    assert counted <= held <= counted + LAYERS * PAGE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prompt_that_was_there_is_read_from_the_cache(served: dict[str, Any], name: str) -> None:
+    first, again = (of_round["answers"][0] for of_round in rounds_of(served, name)[:2])
+    assert first["cached"] == 0
+    assert again["cached"] >= PROMPT - 2 * BLOCK
+    assert again["tokens"] == first["tokens"]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_requests_together_are_answered_as_one_at_a_time(served: dict[str, Any], name: str) -> None:
+    together, *alone = rounds_of(served, name)[2:15]
+    assert len(together["answers"]) == 32
+    for one, of_many in zip(alone, together["answers"], strict=False):
+        assert one["answers"][0]["tokens"] == of_many["tokens"]
+    model = CASES[name].model()
+    for request, of_many in zip(requests_together()[::4], together["answers"][::4], strict=True):
+        assert of_many["tokens"] == [torch_answer(model, request["prompt"], request["max_tokens"])["tokens"]]
+
+
+def test_two_answers_to_a_prompt_are_those_of_two_requests(served: dict[str, Any]) -> None:
+    pair, first, second = (of_round["answers"][0]["tokens"] for of_round in rounds_of(served, "uniattn")[-3:])
+    assert pair == [*first, *second]  # the second has the next seed
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "two workers",
+            "UserError: tensor_parallel_size is 2; plans have been served by one worker only: set it to 1.",
+        ),
+        ("quantised cache", "layer 2 has the role 'reuse', whose cache is not kept in fp8"),
+        ("family", "UserError: vLLM serves no plans of model_type 'uniattn_gemma2'. Did you mean 'uniattn_qwen2'?"),
+        ("depth", "UserError: the plan has 7 layers, the model 6."),
+    ],
+)
+def test_what_it_cannot_serve_is_refused_with_the_reason(served: dict[str, Any], name: str, said: str) -> None:
+    assert said in served[name]["refused"]
