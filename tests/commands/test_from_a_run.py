@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.tiny_fit import BASE
 
 from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
+from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.training import fit as fit_module
 from uniattn_pl.training.fit import fit
@@ -145,6 +147,25 @@ def test_export_takes_every_model_folder_of_a_run(folder: Path, tmp_path: Path) 
     assert weights[""] == weights["final"] == weights["adapter"]
     assert len(set(weights.values())) == 3
     assert main(["generate", "--from", "runs/tiny/adapter", "--prompt", "Hi", "--max-new-tokens", "2"]) == 0
+
+
+def test_the_original_answers_beside_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "Count to 2.", "--max-new-tokens", "6"]
+    texts = []
+    for name in ("runs/tiny", named_model("tiny-llama")):
+        assert main(["generate", "--from", str(name), *words]) == 0
+        texts.append(capsys.readouterr().out.removesuffix("\n").strip())
+    assert main(["generate", "--from", "runs/tiny", *words, "--compare"]) == 0
+    printed = capsys.readouterr().out
+    shown = re.search(
+        r"prompt: Count to 2\.\noriginal \(([\d.]+) tokens/s, ([\d.]+) KiB of cache\): (.*)\n"
+        r"converted \(([\d.]+) tokens/s, ([\d.]+) KiB of cache\): (.*)\n",
+        printed,
+        re.DOTALL,
+    )
+    assert shown is not None, printed
+    assert [shown[6], shown[3]] == texts
+    assert float(shown[5]) < float(shown[2])
 
 
 def test_a_copied_adapter_is_merged_into_the_copy_s_base(folder: Path, tmp_path: Path) -> None:

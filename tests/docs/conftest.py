@@ -54,6 +54,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "runs" / UNFINISHED / "initial").mkdir(parents=True)
     for name in RUNS:
         shutil.copytree(named_model("tiny-llama"), folder / "runs" / name / "final")
+        _write(folder / "runs" / name / "final/chat_template.jinja", "{{ messages[0].content }}")
     _write(base / "shared/data/train/pmc_llama_instructions_1000.json", json.dumps(ROWS))
     _write(base / "shared/data/train/tulu3_sft_filtered_1000.json", json.dumps(TULU_ROWS))
     _write(base / "shared/data/wikitext2/wiki.test.raw", "text")

@@ -1,4 +1,4 @@
-"""The device a measurement runs on."""
+"""The device a model runs on: of a measurement, and of texts."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def trainer_device(config: ExperimentConfig) -> torch.device:
         UserError: as `Cluster.alone`.
     """
     return Cluster.alone(config).device
+
+
+def fastest_device() -> torch.device:
+    """The first card, where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,10 +2,112 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from uniattn_pl.inference.token_choice import Sampling
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """What one text took: new tokens, seconds for them and the prompt, bytes of keys and values at its end."""
+
+    tokens: int
+    seconds: float
+    cache_bytes: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the new ones."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+class TextModel:
+    """A model that continues prompts, text coming as it is made.
+
+    Args:
+        h2o_retain_rate: fraction of each prompt's cache that is kept while decoding; None: all of it.
+        compiled_tokens: decode by a compiled step over a static cache of so many tokens; None: do not.
+
+    Attributes:
+        cost: of the text that was made last.
+
+    Raises:
+        UserError: the model cannot be compiled whole, or H2O cannot serve it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        h2o_retain_rate: float | None = None,
+        compiled_tokens: int | None = None,
+    ) -> None:
+        from uniattn_pl.inference.compiled_decoding import check_compilable, compiled_step, static_cache
+        from uniattn_pl.modeling.conversion.convert import unmodified_copy
+        from uniattn_pl.modeling.decoding import ends_of
+
+        if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
+            model = unmodified_copy(model)
+        self.model, self.tokenizer, self.h2o_retain_rate = model, tokenizer, h2o_retain_rate
+        self.ends = frozenset(ends_of(model, tokenizer))
+        self.step: Any = None
+        self._static: Any = None
+        if compiled_tokens is not None:
+            check_compilable(model)
+            self.step = compiled_step(model)
+            self._static = static_cache(model, compiled_tokens)  # of one size, so that one graph serves all
+        self.cost = TextCost(0, 0.0, 0)
+
+    def stream(
+        self, ids: Sequence[int], sampling: Sampling, *, max_new_tokens: int, stop: Sequence[str] = (), number: int = 0
+    ) -> Iterator[str]:
+        """Yield the text that follows a prompt, piece by piece.
+
+        Args:
+            ids: the prompt's tokens, one at least.
+            stop: the text ends before the first of these.
+            number: of the text among those of one seed.
+        """
+        from uniattn_pl.inference.continuation import continuation, filled_at_once
+        from uniattn_pl.inference.text_pieces import TextPieces
+        from uniattn_pl.inference.token_choice import TokenChooser
+        from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+
+        begin, tokens = time.perf_counter(), 0
+        pieces, chooser = TextPieces(self.tokenizer, stop), TokenChooser(sampling, self.model.device, number=number)
+        prompt = filled_at_once(self.model, ids, self._cache())
+        limits: dict[str, Any] = {"ends": self.ends, "max_new_tokens": max_new_tokens}
+        for score in continuation(self.model, prompt, chooser, **limits, step=self.step):
+            tokens += 1
+            if score.id not in self.ends and (piece := pieces.push(score.id)):
+                yield piece
+            if pieces.stopped:
+                break
+        self.cost = TextCost(tokens, time.perf_counter() - begin, kv_cache_bytes(prompt.cache))
+        if piece := pieces.finish():
+            yield piece
+
+    def _cache(self) -> Any:
+        """An empty cache for one text; None: what suits the model and its plan."""
+        import torch
+
+        from uniattn_pl.modeling.caches.h2o_cache import H2OCache
+
+        if self._static is not None:
+            with torch.inference_mode():  # in which it was filled
+                self._static.reset()
+            return self._static
+        return None if self.h2o_retain_rate is None else H2OCache(self.model, self.h2o_retain_rate)
 
 
 def generate(
@@ -36,49 +138,51 @@ def generate(
     Raises:
         UserError: a prompt without a token, or as `load_folder`.
     """
-    import torch
-
-    from uniattn_pl.inference.compiled_decoding import check_compilable, static_cache, step_config
-    from uniattn_pl.modeling.caches.h2o_cache import H2OCache
-    from uniattn_pl.modeling.conversion.convert import unmodified_copy
-    from uniattn_pl.modeling.decoding import decoding, own_defaults
-    from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
-
-    tokenizer: Any = load_folder_tokenizer(folder)
-    encoded = _encoded(prompts, tokenizer, instruction=instruction)
-    model: Any = load_folder(folder, quantization=quantization)
-    _tell_positions(model, max(map(len, encoded)), max_new_tokens)
-    if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
-        model = unmodified_copy(model)
-    settings = decoding(model, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
-    fixed = None
-    if compiled:
-        check_compilable(model)
-        settings.compile_config = step_config(model.device)
-        fixed = static_cache(
-            model, max(map(len, encoded)) + max_new_tokens
-        )  # of one size, so that one graph serves all
-    if seed is not None:
-        torch.manual_seed(seed)
-    texts = []
-    for ids in encoded:
-        inputs = torch.tensor([ids], device=model.device)
-        cache: dict[str, Any] = {}
-        if h2o_retain_rate is not None:
-            cache = {"past_key_values": H2OCache(model, h2o_retain_rate)}
-        with torch.inference_mode(), own_defaults(model, tokenizer):
-            if fixed is not None:
-                fixed.reset()
-                cache = {"past_key_values": fixed}
-            output = model.generate(inputs, generation_config=settings, attention_mask=torch.ones_like(inputs), **cache)
-        texts.append(str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)))
-    return texts
-
-
-def _encoded(prompts: list[str], tokenizer: Any, *, instruction: bool) -> list[list[int]]:
-    """The ids of every prompt, as training makes them."""
-    from uniattn_pl.data.prompt_ids import prompt_ids, special_text
     from uniattn_pl.data.prompts import format_prompt
+    from uniattn_pl.inference.token_choice import Sampling
+    from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
+
+    tokenizer = load_folder_tokenizer(folder)
+    encoded = encoded_prompts(tokenizer, [format_prompt(prompt) if instruction else prompt for prompt in prompts])
+    room = max(map(len, encoded)) + max_new_tokens
+    model = load_text_model(
+        folder,
+        tokenizer,
+        quantization=quantization,
+        h2o_retain_rate=h2o_retain_rate,
+        compiled_tokens=room if compiled else None,
+    )
+    tell_positions(model.model, room - max_new_tokens, max_new_tokens)
+    sampling = Sampling(temperature=temperature, seed=seed)
+    return [
+        "".join(model.stream(ids, sampling, max_new_tokens=max_new_tokens, number=number))
+        for number, ids in enumerate(encoded)
+    ]
+
+
+def load_text_model(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    quantization: str | None = None,
+    h2o_retain_rate: float | None = None,
+    compiled_tokens: int | None = None,
+) -> TextModel:
+    """Load a model folder onto the fastest device here. Raises UserError as `load_folder` and `TextModel`."""
+    from uniattn_pl.inference.device import fastest_device
+    from uniattn_pl.modeling.loading.pretrained import load_folder
+
+    model = load_folder(folder, quantization=quantization, device=fastest_device())
+    return TextModel(model, tokenizer, h2o_retain_rate=h2o_retain_rate, compiled_tokens=compiled_tokens)
+
+
+def encoded_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of every prompt, as training makes them; what is odd about one is told once.
+
+    Raises:
+        UserError: a prompt without a token.
+    """
+    from uniattn_pl.data.prompt_ids import prompt_ids, special_text
     from uniattn_pl.display.notices import tell_once
 
     special = special_text(tokenizer)
@@ -87,14 +191,15 @@ def _encoded(prompts: list[str], tokenizer: Any, *, instruction: bool) -> list[l
         found = special.search(prompt)
         if found:
             tell_once(f"'{found[0]}' in a prompt is text, as in training rows, and not this model's special token.")
-        ids = prompt_ids(tokenizer, format_prompt(instruction=prompt, input="") if instruction else prompt)
+        ids = prompt_ids(tokenizer, prompt)
         if not ids:
             raise UserError(f"--prompt {prompt!r} has no token, and this model's tokenizer begins a text with none.")
         encoded.append(ids)
     return encoded
 
 
-def _tell_positions(model: Any, prompt_tokens: int, new_tokens: int) -> None:
+def tell_positions(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Say so, once, if a text may get longer than what the model was trained on."""
     from uniattn_pl.display.notices import tell_once
     from uniattn_pl.families.positions import positions_of
 

@@ -24,18 +24,24 @@ def decoding(
     Args:
         limits: such as `max_new_tokens`.
     """
-    own = model.generation_config
-    named = (own.eos_token_id, getattr(model.config, "eos_token_id", None), tokenizer.eos_token_id)
-    ends = [token for ids in named for token in (ids if isinstance(ids, list) else [ids]) if token is not None]
+    own, ends = model.generation_config, ends_of(model, tokenizer)
     pad = next((token for token in (tokenizer.pad_token_id, own.pad_token_id, *ends) if token is not None), None)
     chosen = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
     return GenerationConfig(
         bos_token_id=own.bos_token_id,
-        eos_token_id=list(dict.fromkeys(ends)) or None,
+        eos_token_id=ends or None,
         pad_token_id=pad,
         **chosen,
         **limits,
     )
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text, as the model's own configs and its tokenizer name them."""
+    own = model.generation_config.eos_token_id
+    named = (own, getattr(model.config, "eos_token_id", None), tokenizer.eos_token_id)
+    ends = [token for ids in named for token in (ids if isinstance(ids, list) else [ids]) if token is not None]
+    return list(dict.fromkeys(ends))
 
 
 @contextmanager

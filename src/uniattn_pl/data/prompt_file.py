@@ -1,0 +1,70 @@
+"""Prompts from a file: a line each, or JSON rows as training has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from uniattn_pl.data.prompts import format_prompt
+from uniattn_pl.errors import UserError, did_you_mean
+
+SUFFIXES = (".txt", ".jsonl")
+FIELDS = ("prompt", "instruction", "input")
+
+
+def read_prompts(file: Path, *, instruction: bool = False) -> list[str]:
+    """Return the prompts of a file, as the model is to read them.
+
+    Args:
+        file: .txt, where empty lines are left out; .jsonl, where a row has `prompt`, or `instruction` and perhaps
+            `input`, which are put into the template that the training rows use. Other fields are not looked at.
+        instruction: put plain prompts into that template, too.
+
+    Raises:
+        UserError: there is no such file, it is of no such kind, holds no prompt, or naming every line that has none.
+    """
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"--prompts '{file}' ends in '{file.suffix}'; allowed are {', '.join(SUFFIXES)}.")
+    if not file.is_file():
+        names = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise UserError(f"--prompts: there is no file '{file}'.{did_you_mean(file.name, names)}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts '{file}' is no UTF-8 text: byte {error.start} is not.") from error
+    prompts, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if file.suffix == ".txt":
+            prompts.append(format_prompt(line) if instruction else line)
+            continue
+        try:
+            prompts.append(_of_row(line, instruction))
+        except ValueError as error:
+            problems.append(f"{file}, line {number}: {error}")
+    if problems:
+        raise UserError(*problems)
+    if not prompts:
+        raise UserError(f"--prompts '{file}' holds no prompt.")
+    return prompts
+
+
+def _of_row(line: str, instruction: bool) -> str:
+    """The prompt of a JSON line. Raises ValueError where there is none."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error}).") from None
+    if not isinstance(row, dict):
+        raise ValueError("expected an object with 'prompt', or 'instruction' and 'input'.")
+    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    wrong = next((name for name, value in given.items() if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise ValueError(f"'{wrong}' is a text, got {given[wrong]!r}.")
+    if "prompt" in given:
+        return format_prompt(given["prompt"]) if instruction else str(given["prompt"])
+    if "instruction" in given:
+        return format_prompt(given["instruction"], given.get("input", ""))
+    near = next((hint for key in row if (hint := did_you_mean(str(key), FIELDS))), "")
+    raise ValueError(f"a row has 'prompt', or 'instruction' and 'input'; this one has neither.{near}")
