@@ -5,10 +5,11 @@ Tests collect what these functions return and run it as it stands.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from uniattn_pl.redaction import redact
@@ -61,3 +62,18 @@ def _line(program: str, *words: str) -> str:
 def config_words(files: Iterable[Path], overrides: Iterable[str]) -> list[str]:
     """The words of a command line that name an experiment."""
     return [*(word for file in files for word in ("--config", str(file))), *overrides]
+
+
+def curl_post(url: str, body: Mapping[str, object], *, key_variable: str | None) -> str:
+    """A request of JSON; `key_variable` holds the server's key."""
+    key = "" if key_variable is None else f' -H "Authorization: Bearer ${key_variable}"'
+    return _line("curl -s", url, "-H", "Content-Type: application/json") + f"{key} -d {shlex.quote(json.dumps(body))}"
+
+
+def openai_completion(url: str, request: Mapping[str, object], *, key_variable: str | None) -> str:
+    """The same with the package openai."""
+    key = '"none"' if key_variable is None else f'os.environ["{key_variable}"]'
+    words = ", ".join(f"{name}={json.dumps(value)}" for name, value in request.items())
+    client = f"OpenAI(base_url={json.dumps(url)}, api_key={key})"
+    imports = "from openai import OpenAI" if key_variable is None else "import os; from openai import OpenAI"
+    return _line(python(), "-c", f"{imports}; print({client}.completions.create({words}).choices[0].text)")

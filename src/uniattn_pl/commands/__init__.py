@@ -13,5 +13,6 @@ COMMANDS = {
     "report": "write a sweep's runs in MLflow as tables and figures, with what is missing and how to get it",
     "list": "list architectures, models or initialisers",
     "generate": "generate text with a post-trained model",
+    "serve": "serve a post-trained model with an OpenAI-compatible API",
     "export": "write a run's model as an ordinary Hugging Face folder",
 }

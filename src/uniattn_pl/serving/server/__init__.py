@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over our own generation, and the start of other engines' servers."""

@@ -1,0 +1,131 @@
+"""Other engines' servers as child processes: started as they are, waited for, signalled; or refused with the reason."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tests.serving.server.server_process import started
+
+from uniattn_pl.cli import main
+from uniattn_pl.families.catalogue import MODELS
+
+ENGINE = f"""\
+#!{sys.executable}
+import http.server, json, os, signal, sys
+words = sys.argv[1:]
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps([words, os.environ.get("LLAMA_API_KEY")]).encode())
+    def log_message(self, *_):
+        pass
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+if words[words.index("--alias") + 1] == "broken":
+    sys.exit("no such architecture")
+place = words[words.index("--host") + 1], int(words[words.index("--port") + 1])
+http.server.HTTPServer(place, Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> dict[str, str]:
+    """An environment with a `llama-server` that says how it was called."""
+    file = tmp_path / "bin/llama-server"
+    file.parent.mkdir()
+    file.write_text(ENGINE)
+    file.chmod(0o755)
+    return {"PATH": f"{file.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    return file
+
+
+def test_an_engine_is_started_waited_for_and_signalled(gguf: Path, program: dict[str, str]) -> None:
+    words = ("--from", str(gguf), "--engine", "llama.cpp", "--port", "0", "--max-model-len", "256", "--parallel", "2")
+    with started(*words, environment={**program, "UNIATTN_PL_API_KEY": "secret"}) as server:
+        called, key = json.loads(server.request("GET", "/health")[1])
+        place = ["--host", "127.0.0.1", "--port", str(server.port)]
+        assert called == ["--model", str(gguf), "--alias", "model", *place, "--ctx-size", "256", "--parallel", "2"]
+        assert key == "secret"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 7, "its exit code is passed on"
+
+
+def test_an_engine_that_ends_at_once_passes_its_code_on(
+    gguf: Path, program: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", program["PATH"])
+    words = ["serve", "--from", str(gguf), "--engine", "llama.cpp", "--port", "0", "--model-name", "broken"]
+    assert main(words) == 1
+    printed = capfd.readouterr()
+    assert "no such architecture" in printed.err
+    assert "llama.cpp ended before it was ready" in printed.err
+    assert "serving" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--engine", "llama.cpp"], "--engine llama.cpp serves a .gguf file, and"),
+        (["--engine", "vllm"], "there is no interpreter '.venv-serving/bin/python'; name one with --engine-python"),
+        (["--engine", "vllm", "--engine-python", "/none/python"], "there is no interpreter '/none/python'"),
+        (["--engine-python", "python"], "--engine-python is of --engine vllm; leave it out."),
+    ],
+)
+def test_an_engine_that_is_not_here_is_told_with_one_that_is(
+    words: list[str],
+    says: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--from", str(folder), "--port", "0", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_an_environment_without_vllm_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("this environment has vLLM")
+    monkeypatch.setenv("UNIATTN_PL_SERVING_PYTHON", sys.executable)
+    assert main(["serve", "--from", str(folder), "--port", "0", "--engine", "vllm"]) == 2
+    told = capsys.readouterr().err
+    assert f"the environment of '{sys.executable}' has no vllm" in told
+    assert "--engine transformers serves it without." in told
+
+
+def test_a_gguf_file_is_for_llama_cpp(gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for engine, says in (("transformers", "which --engine llama.cpp serves"), ("vllm", "vLLM takes a folder")):
+        assert main(["serve", "--from", str(gguf), "--port", "0", "--engine", engine]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["serve", "--from", f"{gguf.parent}/none.gguf", "--port", "0"]) == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+def test_llama_cpp_itself_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MODELS["smollm2-135m"].source
+    assert source is not None
+    with started("--from", str(source()), "--engine", "llama.cpp", "--port", "0", "--max-model-len", "512") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        body = json.dumps({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0})
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        assert "Paris" in answer["choices"][0]["text"]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 143
