@@ -89,7 +89,7 @@ SLOW = (
     "security/",
     "serving/server/test_answers.py::test_a_seed_repeats_every_choice_and_choices_differ",
     "serving/server/test_answers.py::test_pieces_are_the_text_up_to_the_first_stop_string",
-    "serving/server/test_engines.py::test_llama_cpp_itself_answers",
+    "serving/server/test_engines.py::test_llama_cpp_itself_answers_as_our_own_server_does",
     "serving/server/test_load.py",
     "serving/server/test_process.py",
     "serving/vllm/test_vllm_engine.py",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from uniattn_pl.commands.arguments import Parser, load, whole_number
@@ -11,7 +14,7 @@ from uniattn_pl.commands.model_source import add_source_arguments, find_model_fo
 from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.run_folder import FINAL
-from uniattn_pl.serving.server.engines import ENGINES, GGUF, OWN, PROCESSES, EngineProcess
+from uniattn_pl.serving.server.engines import ENGINES, GGUF, LLAMA_CPP, OWN, PROCESSES, VLLM
 from uniattn_pl.serving.server.serve_request import (
     KEY_VARIABLE,
     PORTS,
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(load(arguments).to_yaml(), end="")
         return 0
     problems = _option_problems(arguments)
-    engine, listening, source = None, None, None
+    listening, source = None, None
     try:
         source = _source(arguments)
     except UserError as error:
@@ -74,34 +77,28 @@ def run(arguments: argparse.Namespace) -> int:
             listening = bound_socket(arguments.host, arguments.port)
         except UserError as error:
             problems += error.problems
-    port = arguments.port if listening is None else listening.getsockname()[1]
-    if source is not None and not problems:
-        request = _request(arguments, source, port)
+    if source is not None and listening is not None and not problems:
+        request = _request(arguments, source, listening.getsockname()[1])
         try:
-            engine = _checked(arguments.engine, request)
+            _check_engine(arguments.engine, request)
         except UserError as error:
             problems += error.problems
-    if problems:
+    if problems or listening is None:
         if listening is not None:
             listening.close()
         raise UserError(*problems)
-    assert listening is not None
-    if arguments.dry_run:
-        listening.close()
-        print(f"dry run: would serve {request.source} as '{request.name}' at {request.url}/v1 with {arguments.engine}.")
-        return 0
-    if engine is not None:
-        from uniattn_pl.serving.server.child_server import run_child
-
-        listening.close()
-        lines = ready_lines(request, chat=False)
-        return run_child(arguments.engine, engine, request.url, lambda: print("\n".join(lines), flush=True))
-    from transformers.utils.logging import disable_progress_bar
-
-    from uniattn_pl.serving.server.run_server import run_server
-
-    disable_progress_bar()  # of single-file transfers, which take a moment
     with listening:
+        if arguments.dry_run:
+            place = f"{request.url}/v1 with {arguments.engine}"
+            print(f"dry run: would serve {request.source} as '{request.name}' at {place}.")
+            return 0
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of single-file transfers, which take a moment
+        if arguments.engine != OWN:
+            return _run_engine(arguments.engine, request, listening)
+        from uniattn_pl.serving.server.run_server import run_server
+
         return run_server(request, listening)
 
 
@@ -118,8 +115,8 @@ def _option_problems(arguments: argparse.Namespace) -> list[str]:
             problems.append(f"--{option.replace('_', '-')} must be at least {least}, got {value}.")
     if arguments.queue is not None and arguments.engine in PROCESSES:
         problems.append(f"--queue is of --engine {OWN}; {arguments.engine} has a queue of its own.")
-    if arguments.engine_python is not None and arguments.engine != "vllm":
-        problems.append("--engine-python is of --engine vllm; leave it out.")
+    if arguments.engine_python is not None and arguments.engine != VLLM:
+        problems.append(f"--engine-python is of --engine {VLLM}; leave it out.")
     return problems
 
 
@@ -131,7 +128,7 @@ def _source(arguments: argparse.Namespace) -> Path:
     if not file.is_file():
         raise UserError(f"there is no file '{file}'.")
     if arguments.engine == OWN:
-        raise UserError(f"'{file}' is a .gguf file, which --engine llama.cpp serves; {OWN} takes a folder.")
+        raise UserError(f"'{file}' is a .gguf file, which --engine {LLAMA_CPP} serves; {OWN} takes a folder.")
     return file
 
 
@@ -151,11 +148,33 @@ def _request(arguments: argparse.Namespace, source: Path, port: int) -> ServeReq
     )
 
 
-def _checked(engine: str, request: ServeRequest) -> EngineProcess | None:
-    """The process of another engine; None: it is our own. What cannot be served is refused."""
-    if engine != OWN:
-        return PROCESSES[engine](request)
-    from uniattn_pl.serving.server.startup_checks import check_served
+def _check_engine(engine: str, request: ServeRequest) -> None:
+    """Refuse what an engine cannot serve, and an engine that is not here."""
+    if engine == OWN:
+        from uniattn_pl.serving.server.startup_checks import check_served
 
-    check_served(request)
-    return None
+        check_served(request)
+        return
+    PROCESSES[engine](request)
+    if engine == LLAMA_CPP and request.source.suffix != GGUF:
+        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_model
+        from uniattn_pl.modeling.loading.pretrained import check_folder, empty_model, load_folder_tokenizer
+
+        check_folder(request.source)
+        check_gguf_model(empty_model(str(request.source)), load_folder_tokenizer(request.source))
+
+
+def _run_engine(engine: str, request: ServeRequest, listening: socket.socket) -> int:
+    """Serve with another engine; for llama.cpp a run is written as a .gguf file that lives as long as the server."""
+    from uniattn_pl.serving.server.child_server import run_child
+
+    lines = ready_lines(request, chat=False)
+    with tempfile.TemporaryDirectory(prefix="uniattn_pl-") as place:
+        if engine == LLAMA_CPP and request.source.suffix != GGUF:
+            from uniattn_pl.exporting.gguf.export_gguf import export_gguf
+
+            file = Path(place) / "model.gguf"
+            export_gguf(request.source, file)
+            request = replace(request, source=file)
+        listening.close()
+        return run_child(engine, PROCESSES[engine](request), request.url, lambda: print("\n".join(lines), flush=True))

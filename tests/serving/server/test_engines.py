@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
+import shutil
 import signal
 import sys
 from importlib.util import find_spec
@@ -14,7 +14,9 @@ import pytest
 from tests.serving.server.server_process import started
 
 from uniattn_pl.cli import main
-from uniattn_pl.families.catalogue import MODELS
+from uniattn_pl.inference.generation import generate
+from uniattn_pl.modeling.conversion.convert import apply_architecture
+from uniattn_pl.modeling.loading.pretrained import load_model, load_tokenizer
 
 ENGINE = f"""\
 #!{sys.executable}
@@ -78,7 +80,6 @@ def test_an_engine_that_ends_at_once_passes_its_code_on(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--engine", "llama.cpp"], "--engine llama.cpp serves a .gguf file, and"),
         (["--engine", "vllm"], "there is no interpreter '.venv-serving/bin/python'; name one with --engine-python"),
         (["--engine", "vllm", "--engine-python", "/none/python"], "there is no interpreter '/none/python'"),
         (["--engine-python", "python"], "--engine-python is of --engine vllm; leave it out."),
@@ -95,6 +96,16 @@ def test_an_engine_that_is_not_here_is_told_with_one_that_is(
     monkeypatch.chdir(tmp_path)
     assert main(["serve", "--from", str(folder), "--port", "0", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_plan_that_llama_cpp_cannot_say_is_told_with_an_engine_that_can(
+    folder: Path, program: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", program["PATH"])
+    assert main(["serve", "--from", str(folder), "--port", "0", "--engine", "llama.cpp"]) == 2
+    told = capsys.readouterr().err
+    assert "layers 5-7: llama.cpp's deci architecture has no attention map" in told
+    assert "vLLM serves it" in told
 
 
 def test_an_environment_without_vllm_is_told(
@@ -117,15 +128,38 @@ def test_a_gguf_file_is_for_llama_cpp(gguf: Path, capsys: pytest.CaptureFixture[
     assert "there is no file" in capsys.readouterr().err
 
 
+def test_an_adapter_and_a_plan_that_vllm_does_not_know_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = tmp_path / "unknown"
+    shutil.copytree(folder, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps(config | {"model_type": "uniattn_phi3"}))
+    assert main(["serve", "--from", str(unknown), "--port", "0", "--engine", "vllm"]) == 2
+    told = capsys.readouterr().err
+    assert "vLLM serves no plans of model_type 'uniattn_phi3'" in told
+    assert "--engine transformers serves every plan." in told
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    assert main(["serve", "--from", str(tmp_path / "adapter"), "--port", "0", "--engine", "vllm"]) == 2
+    assert "is an adapter, which --engine vllm does not take; export it first." in capsys.readouterr().err
+
+
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
-def test_llama_cpp_itself_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = MODELS["smollm2-135m"].source
-    assert source is not None
-    with started("--from", str(source()), "--engine", "llama.cpp", "--port", "0", "--max-model-len", "512") as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port)
-        body = json.dumps({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0})
-        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-        answer = json.loads(connection.getresponse().read())
-        assert "Paris" in answer["choices"][0]["text"]
+def test_llama_cpp_itself_answers_as_our_own_server_does(tmp_path: Path, folder: Path) -> None:
+    """A run is written for it; the server's end leaves nothing of that."""
+    model = load_model("tiny-llama", dtype="float32")
+    apply_architecture(model, "llmdrop", layers=[3, 5])
+    model.save_pretrained(tmp_path / "dropped")
+    load_tokenizer("tiny-llama").save_pretrained(tmp_path / "dropped")
+    prompt, place = "The heart pumps", tmp_path / "files"
+    place.mkdir()
+    words = ("--from", str(tmp_path / "dropped"), "--engine", "llama.cpp", "--port", "0", "--max-model-len", "256")
+    with started(*words, environment={"TMPDIR": str(place)}) as server:
+        assert [file.name for file in place.rglob("*.gguf")] == ["model.gguf"]
+        _, answer = server.ask(prompt=prompt, max_tokens=12, temperature=0)
+        expected = generate(tmp_path / "dropped", [prompt], max_new_tokens=12)
+        assert [choice["text"] for choice in answer["choices"]] == expected
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 143
+    assert list(place.iterdir()) == []

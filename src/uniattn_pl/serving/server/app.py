@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -50,7 +51,7 @@ def build_app(served: Served, turns: Turns, *, api_key: str | None = None) -> Fa
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _unexpected)
-    names = TokenNames(served.tokenizer)
+    names, begun = TokenNames(served.tokenizer), int(time.time())
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
@@ -66,7 +67,8 @@ def build_app(served: Served, turns: Turns, *, api_key: str | None = None) -> Fa
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": served.name, "object": "model", "owned_by": "uniattn_pl", "max_model_len": served.limits.tokens}
+        model = {"id": served.name, "object": "model", "created": begun, "owned_by": "uniattn_pl"}
+        model["max_model_len"] = served.limits.tokens
         return {"object": "list", "data": [model]}
 
     @app.get("/health")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,16 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.file_contents import read_json_object
 from uniattn_pl.printed_commands import install
 from uniattn_pl.serving.server.serve_request import ServeRequest
+from uniattn_pl.serving.vllm.support import CONVERTED_PREFIX, plan_problems
 
 OWN, VLLM, LLAMA_CPP = "transformers", "vllm", "llama.cpp"
 ENGINES = {
     OWN: "our own generation, every plan; nothing to install",
     VLLM: "vLLM in an environment of its own",
-    LLAMA_CPP: "llama.cpp (llama-server, or the package xllamacpp) over a .gguf file",
+    LLAMA_CPP: "llama.cpp (llama-server, or the package xllamacpp); a run is written as .gguf for it",
 }
 PYTHON_VARIABLE = "UNIATTN_PL_SERVING_PYTHON"
 USUAL_PYTHON = Path(".venv-serving/bin/python")
@@ -42,13 +44,15 @@ def vllm_process(request: ServeRequest) -> EngineProcess:
     Raises:
         UserError: there is no vLLM, or it does not know this plan.
     """
-    from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
-
     if request.source.suffix == GGUF:
         raise UserError(f"'{request.source}' is a .gguf file, which --engine {LLAMA_CPP} serves; vLLM takes a folder.")
+    config = _config(request.source)
+    converted = str(config.get("model_type")).startswith(CONVERTED_PREFIX)
+    problems = plan_problems(config) if converted else []
+    if problems:
+        raise UserError(*problems, f"--engine {OWN} serves every plan.")
     python = _vllm_python(request.python)
-    own_type = _model_type(request.source).startswith(MODEL_TYPE_PREFIX)
-    missing = _missing(python, ["vllm", *(["uniattn_pl"] if own_type else [])])
+    missing = _missing(python, ["vllm", *(["uniattn_pl"] if converted else [])])
     if missing:
         raise UserError(
             f"the environment of '{python}' has no {' and no '.join(missing)}, which --engine {VLLM} needs for this "
@@ -62,16 +66,7 @@ def vllm_process(request: ServeRequest) -> EngineProcess:
 
 
 def llama_cpp_process(request: ServeRequest) -> EngineProcess:
-    """llama.cpp's server on a .gguf file.
-
-    Raises:
-        UserError: it is no such file, or there is no llama.cpp.
-    """
-    if request.source.suffix != GGUF:
-        raise UserError(
-            f"--engine {LLAMA_CPP} serves a .gguf file, and '{request.source}' is a model folder; "
-            f"--engine {OWN} or {VLLM} serves it."
-        )
+    """llama.cpp's server on a .gguf file. Raises UserError: there is no llama.cpp."""
     program = shutil.which("llama-server")
     if program is not None:
         words = [program, "--model", str(request.source), "--alias", request.name]
@@ -110,6 +105,9 @@ def _missing(python: Path, modules: list[str]) -> list[str]:
     return done.stdout.split()
 
 
-def _model_type(folder: Path) -> str:
-    config = folder / "config.json"
-    return str(json.loads(config.read_text(encoding="utf-8")).get("model_type")) if config.is_file() else ""
+def _config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder; vLLM takes no adapter, which has none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"'{folder}' is an adapter, which --engine {VLLM} does not take; export it first.")
+    return read_json_object(file)

@@ -95,12 +95,13 @@ def default_tokens(config: PreTrainedConfig) -> int:
 def ready_lines(request: ServeRequest, *, chat: bool) -> list[str]:
     """What is printed once clients are answered: commands that work as they stand."""
     key = None if request.api_key is None else KEY_VARIABLE
-    completion = {"model": request.name, "prompt": EXAMPLE_TEXT, "max_tokens": EXAMPLE_TOKENS}
+    likeliest = {"max_tokens": EXAMPLE_TOKENS, "temperature": 0}
+    completion = {"model": request.name, "prompt": EXAMPLE_TEXT, **likeliest}
     lines = [f"serving {request.name} at {request.url}/v1; Ctrl-C ends it. Try:"]
     lines.append(f"  {curl_post(f'{request.url}/v1/completions', completion, key_variable=key)}")
     if chat:
         messages = [{"role": "user", "content": EXAMPLE_QUESTION}]
-        conversation = {"model": request.name, "messages": messages, "max_tokens": EXAMPLE_TOKENS}
+        conversation = {"model": request.name, "messages": messages, **likeliest}
         lines.append(f"  {curl_post(f'{request.url}/v1/chat/completions', conversation, key_variable=key)}")
     lines.append(f"  {openai_completion(f'{request.url}/v1', completion, key_variable=key)}")
     if request.host not in LOOPBACK:
