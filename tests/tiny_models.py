@@ -156,11 +156,11 @@ def converted(family: str, architecture: str, mode: str = "auto") -> PreTrainedM
     return model
 
 
-def with_random_compensations(model: PreTrainedModel) -> PreTrainedModel:
+def with_random_compensations(model: PreTrainedModel, deviation: float = 0.1) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "w_c" in name:
-            parameter.data.normal_(0, 0.1, generator=generator)
+            parameter.data.normal_(0, deviation, generator=generator)
     return model
 
 

