@@ -16,7 +16,7 @@ from tests.once import load_once
 from uniattn_pl import architectures
 from uniattn_pl.data import sources
 from uniattn_pl.data.data_files import Record
-from uniattn_pl.evaluation import tasks
+from uniattn_pl.evaluation import open_server, tasks
 from uniattn_pl.families.catalogue import named_model
 
 RUNS = (
@@ -38,7 +38,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of the commands; nothing here reads a weight or a network.
 
     Stood in for, because it is not in a checkout or slow: data and run folders, the hub's rows, the shape of the
-    quickstart's model, and the task index of lm-evaluation-harness (tests/config/test_shipped_files.py reads it).
+    quickstart's model, a server, and the task index of lm-evaluation-harness (tests/config/test_shipped_files.py
+    reads it).
     Points of a sweep are loaded once for all commands on its file.
     """
     base = tmp_path_factory.mktemp("reader")
@@ -66,6 +67,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         load_once(patch)
         patch.setattr(sources, "read_hub", hub_rows)
         patch.setattr(tasks, "task_manager", lambda: SimpleNamespace(task_index=documented_tasks()))
+        patch.setattr(open_server, "open_server", lambda url: open_server.OpenServer(url, "tiny", 512, None))
         register_example()
         yield folder
         del architectures.ARCHITECTURES["every_other"]

@@ -27,7 +27,7 @@ into its base."""
 EXAMPLE = """\
   uniattn-pl export --from runs/quickstart --to exported/quickstart
   uniattn-pl export --from runs/quickstart --to exported/anywhere --standalone
-  uniattn-pl export --from runs/smollm2-pmc-llmdrop-half-compensated --to exported/dropped.gguf --format gguf --dtype q8_0"""
+  uniattn-pl export --from runs/smollm2-pmc-llmdrop-half-compensated --to exported/half.gguf --format gguf"""
 
 FOLDER, GGUF, DECILM = FORMATS = ("folder", "gguf", "decilm")
 

@@ -19,6 +19,7 @@ from uniattn_pl.evaluation.divergence_probe import NAME, divergence
 from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result, ResultFiles
 from uniattn_pl.evaluation.mlflow_logging import check_store, track
+from uniattn_pl.evaluation.open_server import OpenServer
 from uniattn_pl.evaluation.retrieval import retrieval
 from uniattn_pl.evaluation.scored_contents import file_or_name
 from uniattn_pl.evaluation.subject import Subject, find_subject
@@ -33,8 +34,12 @@ COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
 DETAIL = "_depth_"  # figures that are in the files, and too many for a table
 
 
-def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | None) -> list[Result]:
+def evaluate(
+    loaded: LoadedConfig, subject: Subject, *, retain_rate: float | None, server: OpenServer | None = None
+) -> list[Result]:
     """Measure the tasks and probes of `loaded.config.evaluation`; what an earlier, killed run has finished is kept.
+
+    With a `server` what that says is measured, as `NAME_served`, with the subject's tokenizer and into its folder.
 
     Writes results.json and table.txt to RUN/evaluation and the figures to the fit's MLflow run, or, for a model that
     is no run's, to the config's run folder and a run of its own.
@@ -43,14 +48,15 @@ def evaluate(loaded: LoadedConfig, subject: Subject, *, retain_rate: float | Non
         UserError: the data, the model or the tracking store cannot be opened as the config says.
     """
     console = Console()
-    console.print(f"evaluating {subject}", highlight=False, markup=False, soft_wrap=True)
+    where = "" if server is None else f", as {server.url} serves '{server.model}'"
+    console.print(f"evaluating {subject}{where}", highlight=False, markup=False, soft_wrap=True)
     check_store(loaded, subject)
     folder = (subject.run or Path(loaded.config.trainer.default_root_dir)) / FOLDER
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
-    model = LoadedModel(loaded, subject, console, ResultFiles(folder))
+    model = LoadedModel(loaded, subject, console, ResultFiles(folder), server)
     parts = _Parts(model).all()
-    variants = variants_of(loaded.config.evaluation, retain_rate)
+    variants = variants_of(loaded.config.evaluation, retain_rate, served=server is not None)
     model.check(variants)
     results = [result for variant in variants for result in model.measured(variant, parts)]
     _write(results, subject, folder)
@@ -102,6 +108,10 @@ class _Parts:
 
         def measure(variant: Variant) -> list[Result]:
             self.console.print(f"held_out: rows of {source}", highlight=False, markup=False, soft_wrap=True)
+            if variant.served:
+                from uniattn_pl.evaluation.served_held_out import served_held_out
+
+                return [served_held_out(self.model.harness(variant), self._batches(self.model.tokenizer, rows, 1))]
             model, tokenizer = self.model.of(variant)
             batches = self._batches(tokenizer, rows, 1 if variant.retain_rate is not None else self.options.batch_size)
             if variant.retain_rate is not None:

@@ -15,6 +15,7 @@ from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
+from uniattn_pl.evaluation.open_server import OpenServer
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
 from uniattn_pl.families.model_shape import shape_of
@@ -48,8 +49,15 @@ class Part:
 class LoadedModel:
     """The model to evaluate: loaded when first needed, in all variants, with the results that were kept before."""
 
-    def __init__(self, loaded: LoadedConfig, subject: Subject, console: Console, files: ResultFiles) -> None:
-        self.loaded, self.subject, self.console, self.files = loaded, subject, console, files
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        subject: Subject,
+        console: Console,
+        files: ResultFiles,
+        server: OpenServer | None = None,
+    ) -> None:
+        self.loaded, self.subject, self.console, self.files, self.server = loaded, subject, console, files, server
         self._without, self.harness = cache(self._made_without), cache(self._made_harness)
 
     def check(self, variants: Sequence[Variant]) -> None:
@@ -60,6 +68,8 @@ class LoadedModel:
 
     def measured(self, variant: Variant, parts: Sequence[Part]) -> list[Result]:
         """The results of all parts, named for the variant; what is kept is not measured again."""
+        if variant.served:  # a server may serve another model tomorrow: what it says is not kept
+            return self._from_server(variant, parts)
         results = []
         for part in (part for part in parts if part.has_prompts or variant.retain_rate is None):
             settings = self._settings(variant) | part.settings
@@ -71,6 +81,15 @@ class LoadedModel:
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
             results += [replace(result, name=result.name + variant.suffix) for result in part_results]
+        return results
+
+    def _from_server(self, variant: Variant, parts: Sequence[Part]) -> list[Result]:
+        """What a server says, and beside it what the model itself was measured to say, where that is kept."""
+        results = []
+        for part in parts:
+            own = self.files.find(part.name, self._settings(Variant()) | part.settings) or []
+            served = [replace(result, name=result.name + variant.suffix) for result in part.measure(variant)]
+            results += own + served
         return results
 
     def _check_positions(self, parts: Sequence[Part]) -> None:
@@ -125,6 +144,11 @@ class LoadedModel:
         return settings
 
     @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, without the model."""
+        return self.subject.load_tokenizer(self.loaded)
+
+    @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         return self.subject.load(self.loaded)
 
@@ -145,6 +169,10 @@ class LoadedModel:
         from uniattn_pl.evaluation.harness import harness_model
 
         size = self.loaded.config.evaluation.batch_size
+        if self.server is not None:
+            from uniattn_pl.evaluation.harness_server import ServedLM
+
+            return ServedLM(self.server, self.tokenizer, concurrent=size)
         return harness_model(*self.of(variant), batch_size=size, retain_rate=variant.retain_rate)
 
     @cached_property

@@ -18,6 +18,7 @@ from uniattn_pl.data.prompt_ids import prefix_ids, text_ids
 from uniattn_pl.display.notices import tell_once
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
+from uniattn_pl.evaluation.harness_server import ServedLM
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
@@ -137,11 +138,13 @@ def harness_model(
     return ProductHFLM(**options) if retain_rate is None else CompressedHFLM(retain_rate=retain_rate, **options)
 
 
-def score_task(model: ProductHFLM, task: OpenTask, rows: dict[str, list[int]], num_fewshot: int | None) -> list[Result]:
+def score_task(
+    model: ProductHFLM | ServedLM, task: OpenTask, rows: dict[str, list[int]], num_fewshot: int | None
+) -> list[Result]:
     """Score a task's rows; a group gives a result of its own besides those of its tasks.
 
     Args:
-        model: from `harness_model`.
+        model: from `harness_model`, or a server's.
         task: from `open_task`.
         rows: per task, ascending: the harness numbers them in the order of the split.
         num_fewshot: examples in each prompt; None: as the task says.

@@ -48,7 +48,7 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
         losses += [(float(row.sum()), len(row)) for row in by_row if len(row)]
         progress(done, len(batches))
     loss = Estimate.ratio(losses)
-    figures = {"response_loss": loss, "perplexity": _exponential(loss, float(perplexity.compute()))}
+    figures = {"response_loss": loss, "perplexity": exponential(loss, float(perplexity.compute()))}
     details = [{"row": i, "loss": total / count, "tokens": count} for i, (total, count) in enumerate(losses)]
     return Result("held_out", len(losses), figures, details)
 
@@ -58,7 +58,7 @@ def compressed_held_out(model: PreTrainedModel, rows: Iterable[dict[str, Any]], 
     single = list(rows)
     score = compressed_response_loss(model, single, retain_rate)
     loss = Estimate(score.response_loss)
-    figures = {"response_loss": loss, "perplexity": _exponential(loss, math.exp(loss.value))}
+    figures = {"response_loss": loss, "perplexity": exponential(loss, math.exp(loss.value))}
     return Result("held_out", len(single), figures | {"kv_bytes_per_token": Estimate(score.kv_bytes_per_token)})
 
 
@@ -138,7 +138,8 @@ def _mean(values: Tensor) -> Estimate:
     return Estimate.with_error(float(values.mean()), error)
 
 
-def _exponential(loss: Estimate, value: float) -> Estimate:
+def exponential(loss: Estimate, value: float) -> Estimate:
+    """A perplexity of this value with the interval of its loss."""
     if loss.low is None or loss.high is None:
         return Estimate(value)
     return Estimate(value, math.exp(loss.low), math.exp(loss.high))

@@ -98,6 +98,15 @@ class Subject:
             model.config.reuse_mode, model.config.map_memory_mib = config.reuse, config.map_memory_mib
         return model.to(device), tokenizer  # type: ignore[arg-type]
 
+    def load_tokenizer(self, loaded: LoadedConfig) -> PreTrainedTokenizerBase:
+        """The tokenizer alone. Raises UserError as `load`."""
+        from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer, load_tokenizer
+
+        if self.folder is not None:
+            return load_folder_tokenizer(self.folder)
+        trust = loaded.config.model.trust_remote_code
+        return load_tokenizer(str(self.source), revision=self._revision(loaded), trust_remote_code=trust)
+
 
 def find_subject(name: str | None, loaded: LoadedConfig) -> Subject:
     """Find the model that `--from` names; by default the finished fit in the run folder, else the config's model.

@@ -49,6 +49,9 @@ def h2o_variant(rate: float) -> str:
     return f"h2o_{rate:g}"
 
 
+SERVED_VARIANT = "served"  # suffix of what a server said
+
+
 def drop_variant(count: int) -> str:
     """Suffix of what is measured with the attention of this many reuse layers dropped."""
     return f"drop_{count}"
