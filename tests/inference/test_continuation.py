@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from tests.modeling.test_length_rotations import tokens as long_tokens
 from tests.tiny_models import ARCHITECTURES, WINDOW, converted, stock, tokens
 from transformers import PreTrainedModel
 
-from uniattn_pl.inference import continuation as continuing
 from uniattn_pl.inference.continuation import FilledPrompt, continuation, filled_at_once, filled_prompt, scored
 from uniattn_pl.inference.token_choice import Sampling, TokenChooser
 from uniattn_pl.modeling.conversion.convert import apply_plan
@@ -31,6 +30,18 @@ def following(model: PreTrainedModel, prompt: FilledPrompt, tokens: int = NEW) -
     return [score.id for score in continuation(model, prompt, chooser, ends=frozenset(), max_new_tokens=tokens)]
 
 
+def drained(filling: Generator[None, None, FilledPrompt], *, turns: int | None = None) -> FilledPrompt:
+    """What filling a cache ends with, after so many turns."""
+    filled: list[FilledPrompt] = []
+
+    def taken() -> Iterator[None]:
+        filled.append((yield from filling))
+
+    number = len(list(taken()))
+    assert turns in (None, number)
+    return filled[0]
+
+
 def generated(model: PreTrainedModel, ids: list[int], tokens: int = NEW, **options: Any) -> list[int]:
     greedy = {"do_sample": False, "max_new_tokens": tokens, "eos_token_id": None, "pad_token_id": 0, **options}
     return [int(token) for token in model.generate(torch.tensor([ids]), **greedy)[0, len(ids) :]]
@@ -38,14 +49,11 @@ def generated(model: PreTrainedModel, ids: list[int], tokens: int = NEW, **optio
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("family", FAST_FAMILIES)
-def test_tokens_are_those_of_the_model_without_a_cache(
-    family: str, architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_those_of_the_model_without_a_cache(family: str, architecture: str) -> None:
     """Also of a prompt that comes in parts, and from a copy of its cache, as for a second answer to it."""
     model, ids = converted(family, architecture), tokens(1, 3 * WINDOW)[0].tolist()
     expected = generated(model, ids, use_cache=False)
-    monkeypatch.setattr(continuing, "PART", 7)
-    prompt = filled_at_once(model, ids)
+    prompt = drained(filled_prompt(model, ids, part=7))
     copied = replace(prompt, cache=copy.deepcopy(prompt.cache))
     assert following(model, prompt) == expected
     assert following(model, copied) == expected
@@ -62,30 +70,22 @@ def test_a_window_with_sinks_is_copied_with_its_tokens() -> None:
 @pytest.mark.parametrize("name", DEPENDENT)
 @pytest.mark.parametrize("length", [SWITCH - 4, SWITCH + 9])
 @pytest.mark.parametrize("build", [fresh, operated], ids=["stock", "converted"])
-def test_where_the_rotation_changes_it_is_generates_own_text(
-    name: str, length: int, build: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_rotation_changes_it_is_generates_own_text(name: str, length: int, build: Any) -> None:
     """Over the switch in the middle of an answer (Phi-3 runs the text again there), and in a prompt in parts."""
     ids = long_tokens(length)[0].tolist()
-    monkeypatch.setattr(continuing, "PART", 6)
-    model = build(name)
-    assert following(model, filled_at_once(model, ids)) == generated(build(name), ids)
+    for part in (length, 6):
+        model = build(name)
+        assert following(model, drained(filled_prompt(model, ids, part=part))) == generated(build(name), ids)
 
 
-@pytest.mark.parametrize("part", [3, 100])
-def test_scores_are_those_of_one_forward(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuing, "SCORED_PART", part)
+@pytest.mark.parametrize("part", [3, None])
+def test_scores_are_those_of_one_forward(part: int | None) -> None:
     model, ids = converted("llama", "mixed"), tokens(1, 17)[0].tolist()
-    filled: list[FilledPrompt] = []
-
-    def turns() -> Iterator[None]:
-        filled.append((yield from filled_prompt(model, ids, likeliest=2)))
-
-    assert len(list(turns())) == -(-17 // part)
+    prompt = drained(filled_prompt(model, ids, likeliest=2, part=part), turns=1 if part is None else 6)
     with torch.no_grad():
         logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = scored(logs[:-1], ids[1:], 2)
-    first, *scores = filled[0].scores
+    first, *scores = prompt.scores
     assert (first.id, first.log) == (ids[0], None)
     for score, other in zip(scores, expected, strict=True):
         assert score.id == other.id

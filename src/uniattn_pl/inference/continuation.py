@@ -18,7 +18,8 @@ from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.inference.token_choice import TokenChooser
 from uniattn_pl.modeling.length_rotations import rotated_for
 
-PART = 512  # tokens of a prompt in one turn
+PART = 512  # tokens of a prompt in one turn; a card, which is fast and dislikes small pieces, takes PART_ELSEWHERE
+PART_ELSEWHERE = 8192
 SCORED_PART = 128  # the same where the logits [128, vocabulary] of all of them are wanted
 
 
@@ -58,7 +59,12 @@ def scored(logits: Tensor, tokens: Sequence[int], likeliest: int) -> list[TokenS
 
 @torch.inference_mode()
 def filled_prompt(
-    model: PreTrainedModel, ids: Sequence[int], cache: Any = None, *, likeliest: int | None = None
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    cache: Any = None,
+    *,
+    likeliest: int | None = None,
+    part: int | None = None,
 ) -> Generator[None, None, FilledPrompt]:
     """Fill a cache with a prompt, a part in each turn.
 
@@ -66,18 +72,20 @@ def filled_prompt(
         ids: the prompt's tokens, one at least.
         cache: an empty one; default: what suits the model and its plan.
         likeliest: score the prompt's tokens, with so many likeliest ones at each place; None: do not.
+        part: tokens in one turn; default: what suits the device.
     """
     cache = DynamicCache(config=model.config) if cache is None else cache
     scores = [TokenScore(ids[0])] if likeliest is not None else []
-    size = PART if likeliest is None else SCORED_PART
+    of_device = PART if model.device.type == "cpu" else PART_ELSEWHERE
+    size = part or (of_device if likeliest is None else SCORED_PART)
     inputs = torch.tensor([list(ids)], device=model.device)
     for start in range(0, len(ids), size):
-        part = inputs[:, start : start + size]
+        piece = inputs[:, start : start + size]
         with rotated_for(model, len(ids)):
             if likeliest is None:
-                logits = prefill(model, part, past_key_values=cache).logits[0]
+                logits = prefill(model, piece, past_key_values=cache).logits[0]
             else:
-                logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits[0]
+                logits = model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0]
                 following = list(ids[start + 1 : start + size + 1])
                 scores += scored(logits[: len(following)], following, likeliest)
         yield
@@ -86,7 +94,7 @@ def filled_prompt(
 
 def filled_at_once(model: PreTrainedModel, ids: Sequence[int], cache: Any = None) -> FilledPrompt:
     """Fill a cache with a prompt, in one turn. Args as `filled_prompt`."""
-    filling = filled_prompt(model, ids, cache)
+    filling = filled_prompt(model, ids, cache, part=len(ids))  # `prefill` chunks it as suits the device
     while True:
         try:
             next(filling)

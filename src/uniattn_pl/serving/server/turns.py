@@ -73,7 +73,7 @@ class _Ticket:
         except StopIteration:
             self.exchange.post(self.number, None)
             return False
-        except Exception as error:  # whatever it is, it is this question's; the others go on
+        except BaseException as error:  # whatever it is (a panic inside a tokenizer), the other questions go on
             print(redact(traceback.format_exc()), end="", file=sys.stderr)
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             what = "the memory of this server is full; ask for a shorter text" if memory else "this request failed here"
