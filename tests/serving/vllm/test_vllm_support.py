@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ REUSING = UNMODIFIED.reuse([2], 1, compensated=True)
 SINKS = UNMODIFIED.limit_window([2], 8, 2, compensated=False)
 ON_CPU: dict[str, Any] = {
     "device": "cpu",
+    "head_size": 64,
+    "head_sizes": [32, 64],
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
     "kv_cache_dtype": "auto",
@@ -33,8 +36,12 @@ def config(**changes: Any) -> dict[str, Any]:
     return plain | {"layer_plan": REUSING.to_dict()} | changes
 
 
-def test_every_role_has_its_line() -> None:
-    assert set(SERVED_ROLES) == set(ROLES)
+def test_every_role_of_the_package_is_served_and_another_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(SERVED_ROLES) <= set(ROLES)
+    monkeypatch.setitem(ROLES, "own_value", replace(ROLES["full"], gives=frozenset()))
+    plan = UNMODIFIED.assign([1], "own_value")
+    [problem] = plan_problems(config(layer_plan=plan.to_dict()))
+    assert problem.startswith("layer 1 has the role 'own_value', which vLLM does not serve; it serves: full, reuse,")
 
 
 def test_the_documentation_shows_the_table() -> None:
@@ -68,6 +75,7 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], said
     [
         (REUSING, {"tensor_parallel_size": 2}, "tensor_parallel_size is 2"),
         (REUSING, {"pipeline_parallel_size": 2}, "pipeline_parallel_size is 2"),
+        (REUSING, {"head_size": 8}, "the model's heads have size 8; vLLM's kernel takes 32, 64."),
         (REUSING, {"lora": True}, "LoRA adapters are not served beside a plan"),
         (REUSING, {"quantization": "awq"}, "quantization is 'awq'"),
         (REUSING, {"device": "cuda"}, "layer 2 has the role 'reuse', which is served on CPUs only, not on 'cuda'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.plan import LayerPlan
+from uniattn_pl.serving.vllm.layout import ServedLayout
 from uniattn_pl.serving.vllm.support import engine_problems, plan_problems
 
 MODEL = "uniattn_pl.serving.vllm.served_model:ServedForCausalLM"
@@ -38,16 +38,21 @@ class ServedConfigChecks:
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raise UserError for an engine that cannot serve this plan, with every reason."""
-        plan = LayerPlan.from_dict(vllm_config.model_config.hf_config.layer_plan)
-        parallel = vllm_config.parallel_config
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        layout = ServedLayout(vllm_config.model_config.hf_config, "model")
+        parallel, device = vllm_config.parallel_config, vllm_config.device_config.device_type
         engine = {
-            "device": vllm_config.device_config.device_type,
+            "device": device,
+            "head_size": layout.head_size,
+            # A GPU has several kernels, of which vLLM chooses, and refuses, by itself.
+            "head_sizes": CPUAttentionBackend.get_supported_head_sizes() if device == "cpu" else [],
             "tensor_parallel_size": parallel.tensor_parallel_size,
             "pipeline_parallel_size": parallel.pipeline_parallel_size,
             "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
             "quantization": vllm_config.model_config.quantization,
             "lora": vllm_config.lora_config is not None,
         }
-        problems = engine_problems(plan, engine)
+        problems = engine_problems(layout.plan, engine)
         if problems:
             raise UserError(*problems)

@@ -111,13 +111,16 @@ def engine_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
     Args:
         plan: one without `plan_problems`.
         engine: `device`, `tensor_parallel_size`, `pipeline_parallel_size`, `kv_cache_dtype`, `quantization` and
-            `lora`, as vLLM has them.
+            `lora`, as vLLM has them, the model's `head_size` and the `head_sizes` that the kernel takes (empty: any).
     """
     problems = [
         f"{name} is {engine[name]}; plans have been served by one worker only: set it to 1."
         for name in ("tensor_parallel_size", "pipeline_parallel_size")
         if engine[name] != 1
     ]
+    if engine["head_sizes"] and engine["head_size"] not in engine["head_sizes"]:
+        sizes = ", ".join(map(str, engine["head_sizes"]))
+        problems.append(f"the model's heads have size {engine['head_size']}; vLLM's kernel takes {sizes}.")
     if engine["lora"]:
         problems.append("LoRA adapters are not served beside a plan; merge one with `uniattn-pl export`.")
     if engine["quantization"]:
