@@ -158,8 +158,8 @@ def test_the_original_answers_beside_the_run(capsys: pytest.CaptureFixture[str])
     assert main(["generate", "--from", "runs/tiny", *words, "--compare"]) == 0
     printed = capsys.readouterr().out
     shown = re.search(
-        r"prompt: Count to 2\.\noriginal \(([\d.]+) tokens/s, ([\d.]+) KiB of cache\): (.*)\n"
-        r"converted \(([\d.]+) tokens/s, ([\d.]+) KiB of cache\): (.*)\n",
+        r"prompt: Count to 2\.\noriginal \(([\d.]+) tokens/s, ([\d.]+) KiB of cache for \d+ tokens\): (.*)\n"
+        r"converted \(([\d.]+) tokens/s, ([\d.]+) KiB of cache for \d+ tokens\): (.*)\n",
         printed,
         re.DOTALL,
     )

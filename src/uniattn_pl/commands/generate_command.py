@@ -19,6 +19,7 @@ from uniattn_pl.errors import UserError
 
 if TYPE_CHECKING:
     from uniattn_pl.config.sections.model_section import ModelConfig
+    from uniattn_pl.data.prompt_file import AskedPrompt
     from uniattn_pl.inference.generation import TextModel
     from uniattn_pl.inference.token_choice import Sampling
 
@@ -74,25 +75,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    """All prompts, as the model is to read them."""
-    from uniattn_pl.data.prompt_file import read_prompts
-    from uniattn_pl.data.prompts import format_prompt
+def _prompts(arguments: argparse.Namespace) -> list[AskedPrompt]:
+    from uniattn_pl.data.prompt_file import AskedPrompt, read_prompts
 
-    given = [format_prompt(prompt) if arguments.instruction else prompt for prompt in arguments.prompt]
+    given = [AskedPrompt.of(prompt, instruction=arguments.instruction) for prompt in arguments.prompt]
     if arguments.prompts is not None:
         given += read_prompts(arguments.prompts, instruction=arguments.instruction)
     return given
 
 
 def _texts(
-    arguments: argparse.Namespace, folder: Path, prompts: list[str], sampling: Sampling, original: ModelConfig | None
+    arguments: argparse.Namespace,
+    folder: Path,
+    prompts: list[AskedPrompt],
+    sampling: Sampling,
+    original: ModelConfig | None,
 ) -> None:
     from uniattn_pl.inference.generation import encoded_prompts, load_text_model, tell_positions
     from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
 
     tokenizer = load_folder_tokenizer(folder)
-    encoded = encoded_prompts(tokenizer, prompts)
+    encoded = encoded_prompts(tokenizer, [prompt.text for prompt in prompts])
     new_tokens, stop = arguments.max_new_tokens, arguments.stop
     room = max(map(len, encoded)) + new_tokens
     model = load_text_model(
@@ -107,11 +110,13 @@ def _texts(
         from uniattn_pl.inference.original_beside import print_beside
 
         models = {ORIGINAL: _load_original(original, model), CONVERTED: model}
-        print_beside(models, prompts, encoded, sampling, max_new_tokens=new_tokens, stop=stop)
+        print_beside(
+            models, [prompt.shown for prompt in prompts], encoded, sampling, max_new_tokens=new_tokens, stop=stop
+        )
         return
     for number, ids in enumerate(encoded):
         if len(encoded) > 1 and sys.stdout.isatty():
-            print(f"--- {prompts[number].strip().splitlines()[0]}")
+            print(f"--- {prompts[number].shown.strip()}")
         for piece in model.stream(ids, sampling, max_new_tokens=new_tokens, stop=stop, number=number):
             print(piece, end="", flush=True)
         print()

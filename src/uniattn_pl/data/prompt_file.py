@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from uniattn_pl.data.prompts import format_prompt
@@ -12,8 +13,26 @@ SUFFIXES = (".txt", ".jsonl")
 FIELDS = ("prompt", "instruction", "input")
 
 
-def read_prompts(file: Path, *, instruction: bool = False) -> list[str]:
-    """Return the prompts of a file, as the model is to read them.
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt as the model reads it, and as people know it.
+
+    Attributes:
+        text: with the template, where one is asked for.
+        shown: without.
+    """
+
+    text: str
+    shown: str
+
+    @classmethod
+    def of(cls, text: str, *, instruction: bool = False) -> AskedPrompt:
+        """Of a text, which is put into the training template as an instruction if that is asked for."""
+        return cls(format_prompt(text) if instruction else text, text)
+
+
+def read_prompts(file: Path, *, instruction: bool = False) -> list[AskedPrompt]:
+    """Return the prompts of a file.
 
     Args:
         file: .txt, where empty lines are left out; .jsonl, where a row has `prompt`, or `instruction` and perhaps
@@ -37,7 +56,7 @@ def read_prompts(file: Path, *, instruction: bool = False) -> list[str]:
         if not line.strip():
             continue
         if file.suffix == ".txt":
-            prompts.append(format_prompt(line) if instruction else line)
+            prompts.append(AskedPrompt.of(line, instruction=instruction))
             continue
         try:
             prompts.append(_of_row(line, instruction))
@@ -50,7 +69,7 @@ def read_prompts(file: Path, *, instruction: bool = False) -> list[str]:
     return prompts
 
 
-def _of_row(line: str, instruction: bool) -> str:
+def _of_row(line: str, instruction: bool) -> AskedPrompt:
     """The prompt of a JSON line. Raises ValueError where there is none."""
     try:
         row = json.loads(line)
@@ -63,8 +82,8 @@ def _of_row(line: str, instruction: bool) -> str:
     if wrong is not None:
         raise ValueError(f"'{wrong}' is a text, got {given[wrong]!r}.")
     if "prompt" in given:
-        return format_prompt(given["prompt"]) if instruction else str(given["prompt"])
+        return AskedPrompt.of(given["prompt"], instruction=instruction)
     if "instruction" in given:
-        return format_prompt(given["instruction"], given.get("input", ""))
+        return AskedPrompt(format_prompt(given["instruction"], given.get("input", "")), given["instruction"])
     near = next((hint for key in row if (hint := did_you_mean(str(key), FIELDS))), "")
     raise ValueError(f"a row has 'prompt', or 'instruction' and 'input'; this one has neither.{near}")

@@ -1,4 +1,7 @@
-"""The same prompts through the original and the converted model: what each says, how fast, and what it keeps."""
+"""The same prompts through the original and the converted model: what each says, how fast, and what it keeps.
+
+The bytes of a cache are those of all tokens of a text, which may differ where one model ends it sooner.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from uniattn_pl.inference.generation import TextModel
     from uniattn_pl.inference.token_choice import Sampling
 
-COLUMNS = ("model", "text", "tokens/s", "KV cache")
+COLUMNS = ("model", "text", "tokens", "tokens/s", "KV cache")
 
 
 def print_beside(
@@ -38,11 +41,11 @@ def print_beside(
         for label, model in models.items():
             text = "".join(model.stream(ids, sampling, max_new_tokens=max_new_tokens, stop=stop, number=number))
             cost = model.cost
-            rows.append((label, text.strip(), f"{cost.tokens_per_s:.1f}", bytes_text(cost.cache_bytes)))
+            tokens = str(len(ids) + cost.tokens)
+            rows.append((label, text.strip(), tokens, f"{cost.tokens_per_s:.1f}", bytes_text(cost.cache_bytes)))
         if sys.stdout.isatty():
             print_table(prompt, COLUMNS, rows)
         else:
             print(f"prompt: {prompt}")
-            print(
-                "\n".join(f"{label} ({speed} tokens/s, {size} of cache): {text}" for label, text, speed, size in rows)
-            )
+            for label, text, tokens, speed, size in rows:
+                print(f"{label} ({speed} tokens/s, {size} of cache for {tokens} tokens): {text}")

@@ -22,15 +22,18 @@ ENGINE = f"""\
 #!{sys.executable}
 import http.server, json, os, signal, sys
 words = sys.argv[1:]
+if words[0] == "-c":
+    sys.exit()  # asked which modules it does not find
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps([words, os.environ.get("LLAMA_API_KEY")]).encode())
+        key = os.environ.get("LLAMA_API_KEY") or os.environ.get("VLLM_API_KEY")
+        self.wfile.write(json.dumps([words, key]).encode())
     def log_message(self, *_):
         pass
 signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
-if words[words.index("--alias") + 1] == "broken":
+if "broken" in words:
     sys.exit("no such architecture")
 place = words[words.index("--host") + 1], int(words[words.index("--port") + 1])
 http.server.HTTPServer(place, Answer).serve_forever()
@@ -63,6 +66,16 @@ def test_an_engine_is_started_waited_for_and_signalled(gguf: Path, program: dict
         assert key == "secret"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 7, "its exit code is passed on"
+
+
+def test_vllm_is_started_in_its_own_environment(folder: Path, program: dict[str, str]) -> None:
+    python = program["PATH"].partition(os.pathsep)[0] + "/llama-server"
+    words = ("--from", str(folder), "--engine", "vllm", "--port", "0", "--parallel", "2", "--engine-python", python)
+    with started(*words, environment={"UNIATTN_PL_API_KEY": "secret"}) as server:
+        called, key = json.loads(server.request("GET", "/health")[1])
+        place = ["--host", "127.0.0.1", "--port", str(server.port), "--served-model-name", "tiny"]
+        assert called[2:] == ["--model", str(folder), *place, "--dtype", "float32", "--max-num-seqs", "2"]
+        assert key == "secret"
 
 
 def test_an_engine_that_ends_at_once_passes_its_code_on(

