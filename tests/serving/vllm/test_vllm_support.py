@@ -28,6 +28,7 @@ ON_CPU: dict[str, Any] = {
     "kv_cache_dtype": "auto",
     "quantization": None,
     "lora": False,
+    "kv_transfer": False,
 }
 
 
@@ -79,6 +80,11 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], said
         (REUSING, {"lora": True}, "LoRA adapters are not served beside a plan"),
         (REUSING, {"quantization": "awq"}, "quantization is 'awq'"),
         (REUSING, {"device": "cuda"}, "layer 2 has the role 'reuse', which is served on CPUs only, not on 'cuda'"),
+        (
+            REUSING,
+            {"kv_transfer": True},
+            "layer 2 has the role 'reuse', whose pages are its own: leave kv_transfer_config",
+        ),
         (REUSING, {"kv_cache_dtype": "fp8"}, "layer 2 has the role 'reuse', whose cache is not kept in fp8"),
         (SINKS, {"device": "cuda"}, "layer 2 has a window with sinks, which is served on CPUs only, not on 'cuda'"),
     ],

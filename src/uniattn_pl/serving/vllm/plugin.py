@@ -52,6 +52,7 @@ class ServedConfigChecks:
             "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
             "quantization": vllm_config.model_config.quantization,
             "lora": vllm_config.lora_config is not None,
+            "kv_transfer": vllm_config.kv_transfer_config is not None,
         }
         problems = engine_problems(layout.plan, engine)
         if problems:

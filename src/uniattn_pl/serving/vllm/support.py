@@ -110,8 +110,9 @@ def engine_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
 
     Args:
         plan: one without `plan_problems`.
-        engine: `device`, `tensor_parallel_size`, `pipeline_parallel_size`, `kv_cache_dtype`, `quantization` and
-            `lora`, as vLLM has them, the model's `head_size` and the `head_sizes` that the kernel takes (empty: any).
+        engine: `device`, `tensor_parallel_size`, `pipeline_parallel_size`, `kv_cache_dtype`, `quantization`, `lora` and
+            `kv_transfer`, as vLLM has them, the model's `head_size`, and the `head_sizes` that the kernel takes (empty:
+            any).
     """
     problems = [
         f"{name} is {engine[name]}; plans have been served by one worker only: set it to 1."
@@ -137,6 +138,8 @@ def engine_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
             )
         elif engine["kv_cache_dtype"] != "auto":
             problems.append(f"layer {index} {what}, whose cache is not kept in {engine['kv_cache_dtype']}; use auto.")
+        elif engine["kv_transfer"]:
+            problems.append(f"layer {index} {what}, whose pages are its own: leave kv_transfer_config out.")
     return problems
 
 
