@@ -43,6 +43,7 @@ SLOW = (
     "data/test_token_cache.py::test_another_process_finds_the_tokens",
     "docs/",
     "evaluation/test_evaluate.py",
+    "evaluation/test_served_evaluation.py",
     "evaluation/test_probes.py::test_retrieval_of_a_real_model_is_seeded",
     "examples/",
     "exporting/",
