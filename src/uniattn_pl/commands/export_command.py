@@ -21,6 +21,8 @@ Writes the model of a run, with its tokenizer, for others to load:
                     without, blocks left out, and fewer heads of keys and values.
   --format decilm   a folder that vLLM, SGLang, TensorRT-LLM and MLX-LM read as nemotron-nas; the same plans,
                     but not every engine takes every layer, which the command says.
+  --format onnx     a folder with two graphs, of a prompt and of a step, that onnxruntime runs with the plan's
+                    cache; pt2: the same as programs of torch.export.
 
 A plan that a format cannot say is refused, with the engine that can serve it. A peft adapter folder is merged
 into its base."""
@@ -29,7 +31,7 @@ EXAMPLE = """\
   uniattn-pl export --from runs/quickstart --to exported/anywhere --standalone
   uniattn-pl export --from runs/smollm2-pmc-llmdrop-half-compensated --to exported/half.gguf --format gguf"""
 
-FOLDER, GGUF, DECILM = FORMATS = ("folder", "gguf", "decilm")
+FOLDER, GGUF, DECILM, *PROGRAMS = FORMATS = ("folder", "gguf", "decilm", "onnx", "pt2")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,6 +45,13 @@ def add_arguments(parser: Parser) -> None:
         "--dtype",
         metavar="DTYPE",
         help="of a GGUF file's matrices: f32, f16, bf16 or q8_0; default: as the model has them",
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        dest="repository",
+        metavar="OWNER/NAME",
+        help="send what was written to this repository of the hub, made private where it is not there; the token is "
+        "HF_TOKEN in the environment",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder, or a file, that is there")
     parser.add_argument(
@@ -70,14 +79,24 @@ def run(arguments: argparse.Namespace) -> int:
         check_gguf_target(target, overwrite=arguments.overwrite)
     else:
         check_target(source, target, overwrite=arguments.overwrite)
+    if arguments.repository is not None:
+        from uniattn_pl.exporting.hub_upload import check_upload
+
+        check_upload(arguments.repository)
     if arguments.dry_run:
         _check_model(arguments, source)
-        print(f"dry run: would write the model of {source} to {target}.")
+        sent = "" if arguments.repository is None else f", and send it to '{arguments.repository}' on the hub"
+        print(f"dry run: would write the model of {source} to {target}{sent}.")
         return 0
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of single-file transfers, which take a moment
-    {FOLDER: _write_folder, GGUF: _write_gguf, DECILM: _write_decilm}[arguments.format](arguments, source)
+    write = {FOLDER: _write_folder, GGUF: _write_gguf, DECILM: _write_decilm}.get(arguments.format, _write_program)
+    write(arguments, source)
+    if arguments.repository is not None:
+        from uniattn_pl.exporting.hub_upload import upload
+
+        print(f"sent to {upload(target, arguments.repository)}")
     return 0
 
 
@@ -99,6 +118,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         problems.append(f"--standalone is of --format {FOLDER}: engines that read {arguments.format} bring their code.")
     if problems:
         raise UserError(*problems)
+    if arguments.format in PROGRAMS:
+        from uniattn_pl.exporting.programs.export_program import check_packages
+
+        check_packages(arguments.format)
 
 
 def _check_model(arguments: argparse.Namespace, source: Path) -> None:
@@ -108,7 +131,7 @@ def _check_model(arguments: argparse.Namespace, source: Path) -> None:
     from uniattn_pl.modeling.loading.weight_files import check_adapter
 
     check_folder(source)
-    if arguments.format == FOLDER:
+    if arguments.format not in (GGUF, DECILM):
         return
     model = empty_model(str(check_adapter(source) if is_adapter(source) else source))
     if arguments.drop:
@@ -154,6 +177,14 @@ def _write_decilm(arguments: argparse.Namespace, source: Path) -> None:
     obstacles = export_decilm(source, arguments.target, overwrite=arguments.overwrite, drop=arguments.drop)
     print(f"exported {source} to {arguments.target}")
     print(engine_lines(obstacles))
+
+
+def _write_program(arguments: argparse.Namespace, source: Path) -> None:
+    from uniattn_pl.exporting.programs.export_program import export_program
+
+    words = {"overwrite": arguments.overwrite, "drop": arguments.drop}
+    difference = export_program(source, arguments.target, arguments.format, **words)
+    print(f"exported {source} to {arguments.target}; its logits differ from the model's by {difference:.1e} at most")
 
 
 def _layer_indices(text: str) -> list[int]:

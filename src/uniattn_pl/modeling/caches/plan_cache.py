@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +27,20 @@ from uniattn_pl.plan import LayerPlan
 ROOM, SHARE_FOR_TOKENS, SHARE_FOR_CHUNKS = 64, 64, 4
 
 
+_TRACED: ContextVar[bool] = ContextVar("caches are traced", default=False)
+TRACED = "traced"
+
+
+@contextmanager
+def traced_caches() -> Iterator[None]:
+    """Let caches that are made inside hold tensors and plain values only, which exporters of graphs can trace."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
+
+
 class CacheMismatchError(RuntimeError):
     """The KV cache of the converted model does not hold the bytes its plan predicts: a defect, not user input."""
 
@@ -42,7 +59,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append [B, Hkv, L, D]; returns all keys and values."""
-        if value_states.requires_grad:  # a graph may still need what room holds
+        # A graph may still need what room holds; an exported one has no memory that goes on.
+        if value_states.requires_grad or _TRACED.get():
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -112,7 +130,7 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
         ValueError: the cache was filled by, or fitted to, a model with another layer plan.
     """
     fitted = getattr(cache, "fitted_plan", None)
-    if fitted == plan:
+    if fitted in (plan, TRACED):
         return cache
     if not isinstance(cache, Cache):
         raise NotImplementedError(f"{type(cache).__name__} cannot serve a model with a layer plan.")
@@ -137,7 +155,7 @@ def fit_cache(cache: Any, plan: LayerPlan) -> Any:
         else:
             layers[row.index] = DummyLayer()
     # on the cache itself: callers keep it between forwards, and copy it with all that belongs to it
-    vars(cache)["fitted_plan"] = plan
+    vars(cache)["fitted_plan"] = TRACED if _TRACED.get() else plan
     return cache
 
 
