@@ -132,5 +132,5 @@ def test_the_command_says_which_engines_take_the_folder(
     assert "- SGLang: no: it has no linear layers (layer 4)" in capsys.readouterr().out
     assert cli.main([*words, "declm", "--dtype", "bf16"]) == 2
     error = capsys.readouterr().err
-    assert "--format 'declm' is none. Did you mean 'decilm'? Formats: folder, gguf, decilm." in error
+    assert "--format 'declm' is none. Did you mean 'decilm'? Formats: folder, gguf, decilm, onnx, pt2." in error
     assert "--dtype is of --format gguf" in error
