@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.arguments import Parser, load
 from uniattn_pl.commands.generate_options import (
+    CHAT_TOKENS,
+    NEW_TOKENS,
     add_cost_arguments,
     add_decoding_arguments,
     add_prompt_arguments,
@@ -51,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems += error.problems
     if problems:
         raise UserError(*problems)
+    if arguments.max_new_tokens is None:
+        arguments.max_new_tokens = CHAT_TOKENS if arguments.chat else NEW_TOKENS
     folder = find_model_folder(arguments)
     original = _original(arguments, folder) if arguments.compare else None
     if arguments.dry_run:

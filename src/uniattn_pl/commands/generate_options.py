@@ -10,6 +10,7 @@ from uniattn_pl.config.paths import path_argument
 from uniattn_pl.modeling.loading.quantization import QUANTIZATIONS, no_such_quantization
 
 SEEDS = range(2**32)  # of one process: no rank or stage adds to it, as to a config's
+NEW_TOKENS, CHAT_TOKENS = 64, 512
 LEAST_TEMPERATURE = 1e-6  # far below, logits divided by it are infinite
 
 
@@ -34,7 +35,12 @@ def add_prompt_arguments(parser: Parser) -> None:
 
 def add_decoding_arguments(parser: Parser) -> None:
     """Add how tokens are chosen, and when a text ends."""
-    parser.add_argument("--max-new-tokens", type=whole_number, default=64, metavar="N", help="default: 64")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=whole_number,
+        metavar="N",
+        help=f"default: {NEW_TOKENS}; of a chat's answer {CHAT_TOKENS}",
+    )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token"
     )
@@ -95,7 +101,7 @@ def option_problems(given: argparse.Namespace) -> Iterator[str]:
 
 
 def _number_problems(given: argparse.Namespace) -> Iterator[str]:
-    if given.max_new_tokens < 1:
+    if given.max_new_tokens is not None and given.max_new_tokens < 1:
         yield f"--max-new-tokens must be at least 1, got {given.max_new_tokens}."
     if given.temperature != 0 and not LEAST_TEMPERATURE <= given.temperature < float("inf"):
         yield f"--temperature is 0, or a number of at least {LEAST_TEMPERATURE:g}; got {given.temperature:g}."

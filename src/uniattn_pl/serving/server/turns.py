@@ -62,26 +62,21 @@ class _Ticket:
         self.exchange, self.number = exchange, number
         self.parts: Iterator[Part | None] | None = None
 
-    def take_turn(self, answer: Callable[[Question], Iterator[Part | None]]) -> bool:
-        """Go one step on; returns whether there are more."""
+    def take_turn(self, answer: Callable[[Question], Iterator[Part | None]]) -> tuple[Part | ApiError | None, bool]:
+        """Go one step on; returns what there is to tell, and whether there are more steps."""
         if self.exchange.given_up:
-            return False
+            return None, False
         try:
             if self.parts is None:
                 self.parts = answer(self.exchange.questions[self.number])
-            part = next(self.parts)
+            return next(self.parts), True
         except StopIteration:
-            self.exchange.post(self.number, None)
-            return False
+            return None, False
         except BaseException as error:  # whatever it is (a panic inside a tokenizer), the other questions go on
             print(redact(traceback.format_exc()), end="", file=sys.stderr)
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             what = "the memory of this server is full; ask for a shorter text" if memory else "this request failed here"
-            self.exchange.post(self.number, ApiError(503 if memory else 500, f"{what}."))
-            return False
-        if part is not None:
-            self.exchange.post(self.number, part)
-        return True
+            return ApiError(503 if memory else 500, f"{what}."), False
 
 
 class Turns:
@@ -163,7 +158,12 @@ class Turns:
                 while self._waiting and len(self._running) < self._limits.parallel:
                     self._running.append(self._waiting.popleft())
             for ticket in list(self._running):
-                if not self._stopping and not ticket.take_turn(self._answer):
+                if self._stopping:
+                    break
+                event, goes_on = ticket.take_turn(self._answer)
+                if not goes_on:  # its place is free before its client knows
                     with self._changed:
                         self._running.remove(ticket)
+                if event is not None or not goes_on:
+                    ticket.exchange.post(ticket.number, event)
             del ticket  # and with it the cache of the last one
