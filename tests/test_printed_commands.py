@@ -75,8 +75,11 @@ def test_what_a_fit_prints_runs(
     table = (folder / "runs" / ODD / "final_table.txt").read_text()
     (generate,) = printed(table, "generate")
     (export,) = printed(table, "export")
+    (serve,), (vllm,) = printed(table, "serve"), printed(table, "vLLM")
+    assert words_of(vllm) == [*words_of(serve), "--engine", "vllm"]
     (shows,) = printed(table, "MLflow")
     assert runs(generate, capsys)
+    runs(f"{serve} --dry-run", capsys)
     runs(export, capsys)
     assert (folder / "exported" / ODD / "config.json").is_file()
     reads_mlflow(words_of(shows)[3:])

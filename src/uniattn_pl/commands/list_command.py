@@ -12,9 +12,9 @@ from uniattn_pl.errors import UserError, did_you_mean
 
 DESCRIPTION = """\
 Lists what a config may name: architectures with their options, model families and what is known of each, models
-known by name, initialisers."""
+known by name, initialisers; and which engine serves which kind of layer."""
 EXAMPLE = "  uniattn-pl list architectures"
-TOPICS = ("architectures", "families", "models", "initialisers")
+TOPICS = ("architectures", "families", "models", "initialisers", "engines")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -27,7 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     topic = arguments.topic
     if topic not in TOPICS:
         raise UserError(f"cannot list '{topic}'.{did_you_mean(topic, TOPICS)} Topics: {', '.join(TOPICS)}.")
-    tables = {"architectures": _architectures, "families": _families, "models": _models, "initialisers": _initialisers}
+    tables = {
+        "architectures": _architectures,
+        "families": _families,
+        "models": _models,
+        "initialisers": _initialisers,
+        "engines": _engines,
+    }
     tables[topic]()
     return 0
 
@@ -75,3 +81,11 @@ def _initialisers() -> None:
 
     rows = list(INITIALISERS.items())
     print_table("Initialisers of W_c (calibration.initialiser=NAME)", ("name", "what it does"), rows)
+
+
+def _engines() -> None:
+    from uniattn_pl.commands.engine_table import engine_rows
+
+    columns, rows = engine_rows()
+    print_table("Engines, and the layers of a Llama that they serve", tuple(columns), [tuple(row) for row in rows])
+    print("\n`not run`: written, and tried by nobody yet. docs/serving.md says how each engine gets the model.")

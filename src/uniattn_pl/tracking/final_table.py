@@ -42,11 +42,13 @@ def as_text(report: RenderableType) -> str:
 
 
 def commands(result: FitResult) -> str:
-    """The exact commands to look at the run, to generate with the model and to export it."""
+    """The exact commands to look at the run, and to generate with the model, serve it and export it."""
     run = str(result.run_folder)
     lines = [
         f"MLflow    {mlflow_ui(result.tracking_uri)}",
         f"generate  {uniattn('generate', '--from', run, '--instruction', '--prompt', EXAMPLE_PROMPT)}",
+        f"serve     {uniattn('serve', '--from', run)}",
+        f"vLLM      {uniattn('serve', '--from', run, '--engine', 'vllm')}",
         f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",
     ]
     return "\n".join(lines)

@@ -12,15 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serving.vllm.served_plans import CASES, LAYERS, NEW, PROMPT, SIZES, prompts, save, torch_answer
+from tests.serving.vllm.served_plans import (
+    CASES,
+    LAYERS,
+    NEW,
+    PROMPT,
+    SIZES,
+    UNMODIFIED,
+    ServedCase,
+    prompts,
+    save,
+    torch_answer,
+)
 from tests.tiny_models import with_random_compensations
 from transformers import PreTrainedModel
 
 from uniattn_pl import load_model
 from uniattn_pl.architectures import UniAttn
-from uniattn_pl.families.catalogue import named_model
+from uniattn_pl.exporting.decilm.export_decilm import export_decilm
+from uniattn_pl.families.catalogue import byte_tokenizer, named_model
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import apply_plan
+from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.plan import LayerPlan, costs
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +59,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "family": {"config": {"model_type": "uniattn_gemma2", "architectures": ["UniAttnGemma2ForCausalLM"]}},
     "depth": {"config": {"layer_plan": LayerPlan.unmodified(7).drop([1], compensated=False).to_dict()}},
 }
+
+
+PLAIN = UNMODIFIED.merge_heads([1], 1, compensated=False).drop([2, 5], compensated=False).skip([3], compensated=False)
+DECILM = {"decilm": ServedCase(PLAIN), "decilm, qwen2": ServedCase(PLAIN, "qwen2")}
 
 
 def requests_together() -> list[dict[str, Any]]:
@@ -95,6 +112,21 @@ def smollm2_jobs(base: Path) -> list[dict[str, Any]]:
     ]
 
 
+def decilm_jobs(base: Path) -> list[dict[str, Any]]:
+    """Models as DeciLM folders, which vLLM serves by itself: it asks the folder for its config."""
+    jobs = []
+    for name, case in DECILM.items():
+        source, folder = base / f"{name}, converted", base / name
+        model, tokenizer = case.model(), byte_tokenizer()
+        model.resize_token_embeddings(len(tokenizer))
+        model.save_pretrained(source)
+        tokenizer.save_pretrained(source)
+        assert not export_decilm(source, folder)["vLLM"]
+        alone = {"prompt": prompts(1)[0], **GREEDY, "logprobs": 10}
+        jobs.append({"name": name, "folder": str(folder), "rounds": [[alone]], "engine": {"trust_remote_code": True}})
+    return jobs
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process of vLLM answered to all that the tests of this module ask, an engine after another."""
@@ -110,7 +142,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change.get("config", {})))
         jobs.append({"name": name, "folder": folder, "rounds": [], "engine": change.get("engine", {})})
-    jobs += smollm2_jobs(base)
+    jobs += decilm_jobs(base) + smollm2_jobs(base)
     (base / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("engine_jobs.py")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
@@ -119,7 +151,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=base)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "could not register" not in done.stderr  # the Auto classes of a transformers that is too old for them
-    return json.loads((base / "results.json").read_text())
+    results: dict[str, Any] = json.loads((base / "results.json").read_text())
+    return results | {"folders": str(base)}
 
 
 def rounds_of(served: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -159,6 +192,15 @@ def test_a_prompt_that_was_there_is_read_from_the_cache(served: dict[str, Any], 
     assert first["cached"] == 0
     assert again["cached"] >= PROMPT - 2 * BLOCK
     assert again["tokens"] == first["tokens"]
+
+
+@pytest.mark.parametrize("name", DECILM)
+def test_a_decilm_folder_says_what_torch_says(served: dict[str, Any], name: str) -> None:
+    model = load_folder(Path(served["folders"]) / f"{name}, converted")
+    expected = torch_answer(model, prompts(1)[0])
+    answer = rounds_of(served, name)[0]["answers"][0]
+    assert answer["tokens"] == [expected["tokens"]]
+    check_first(answer, expected)
 
 
 @pytest.mark.parametrize("name", TOGETHER)
