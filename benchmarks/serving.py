@@ -69,14 +69,16 @@ def main() -> int:
     for turn in range(arguments.rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             taken[name].append(seconds(engines[name], arguments) if arguments.rounds else 0.0)
-    print(f"{'model':<24} {'tokens in the cache':>20} {'/ first':>8} {'tokens/s':>9}")
-    first = None
+    print(f"{'model':<24} {'tokens in the cache':>20} {'/ first':>8} {'tokens/s':>9}   / first, round by round")
+    base = names[0]
+    first = engines[base].llm_engine.vllm_config.cache_config.kv_cache_size_tokens
     for name, llm in engines.items():
-        fit = llm.llm_engine.vllm_config.cache_config.kv_cache_size_tokens
-        first = first or fit
-        rates = [arguments.requests * arguments.new / of_round for of_round in taken[name][1:]]  # the first warms up
-        rate = f"{statistics.median(rates):.1f}" if rates else "-"
-        print(f"{name:<24} {fit:>20,} {fit / first:>8.3f} {rate:>9}")
+        fit, rate, ratio = llm.llm_engine.vllm_config.cache_config.kv_cache_size_tokens, "-", ""
+        if arguments.rounds:  # the first of the rounds warms up
+            rate = f"{arguments.requests * arguments.new / statistics.median(taken[name][1:]):.1f}"
+            ratios = [own / other for own, other in zip(taken[base][1:], taken[name][1:], strict=True)]
+            ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        print(f"{name:<24} {fit:>20,} {fit / first:>8.3f} {rate:>9}   {ratio}")
     return 0
 
 
