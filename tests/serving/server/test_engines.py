@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.serving.server.server_process import started
+from tests.serving.server.server_process import ServerProcess, started
 
 from uniattn_pl.cli import main
 from uniattn_pl.inference.generation import generate
@@ -68,6 +68,11 @@ def test_an_engine_is_started_waited_for_and_signalled(gguf: Path, program: dict
         assert server.process.wait(60) == 7, "its exit code is passed on"
 
 
+def ask_for_ever(server: ServerProcess) -> None:
+    while True:
+        server.request("GET", "/health")
+
+
 def test_vllm_is_started_in_its_own_environment(folder: Path, program: dict[str, str]) -> None:
     python = program["PATH"].partition(os.pathsep)[0] + "/llama-server"
     words = ("--from", str(folder), "--engine", "vllm", "--port", "0", "--parallel", "2", "--engine-python", python)
@@ -76,6 +81,10 @@ def test_vllm_is_started_in_its_own_environment(folder: Path, program: dict[str,
         place = ["--host", "127.0.0.1", "--port", str(server.port), "--served-model-name", "tiny"]
         assert called[2:] == ["--model", str(folder), *place, "--dtype", "float32", "--max-num-seqs", "2"]
         assert key == "secret"
+        server.process.kill()
+        server.process.wait()
+        with pytest.raises(ConnectionError):  # the engine goes with it
+            ask_for_ever(server)
 
 
 def test_an_engine_that_ends_at_once_passes_its_code_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from types import FrameType
 from uniattn_pl.serving.server.engines import EngineProcess
 
 BETWEEN_LOOKS_S = 0.2
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def run_child(name: str, engine: EngineProcess, url: str, ready: Callable[[], None]) -> int:
     """Start the engine `name`, call `ready` when it answers at `url`, and return its exit code when it has ended."""
     environment = {**os.environ, **engine.environment}
-    child = subprocess.Popen(engine.words, env=environment, start_new_session=True)  # Ctrl-C reaches it through us
+    # Ctrl-C reaches it through us.
+    child = subprocess.Popen(engine.words, env=environment, start_new_session=True, preexec_fn=_end_with_parent())
 
     def pass_on(number: int, _: FrameType | None) -> None:
         child.send_signal(number)
@@ -43,6 +46,14 @@ def run_child(name: str, engine: EngineProcess, url: str, ready: Callable[[], No
         if child.poll() is None:
             child.kill()
             child.wait()
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What has the kernel end a child whose parent is gone, also one killed with -9; None where it cannot."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl  # found before the fork, behind which a child should do little
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(url: str) -> bool:
