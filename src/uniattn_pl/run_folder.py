@@ -103,6 +103,14 @@ def model_folder(folder: Path) -> Path:
     raise UserError(f"'{folder}' holds no model: {_advice(folder)}")
 
 
+def run_name(place: Path) -> str:
+    """What a model is called by where it is: a run's name, not that of its `final/`; a file's without its suffix."""
+    place = place.absolute()
+    if place.is_file():
+        return place.stem
+    return place.parent.name if place.name in RUN_ENTRIES and is_run(place.parent) else place.name
+
+
 def has_model(folder: Path) -> bool:
     """Whether a folder is that of a model, or of an adapter."""
     return any((folder / name).is_file() for name in MODEL_FILES)

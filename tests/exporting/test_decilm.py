@@ -106,6 +106,18 @@ def test_every_engine_serves_plain_dropped_layers_and_none_of_these_a_dropped_fi
     assert json.loads((tmp_path / "f" / "config.json").read_text())["qkv_bias"] is True
 
 
+def test_a_family_s_own_config_says_what_is_needed_and_what_engines_leave_out(tmp_path: Path) -> None:
+    model = planned(UNMODIFIED, "qwen2")
+    source = saved(model, tmp_path / "qwen2")
+    own = json.loads((source / "config.json").read_text())
+    del own["head_dim"]  # as Qwen2's are: d / H
+    (source / "config.json").write_text(json.dumps(own))
+    assert export_decilm(source, tmp_path / "a")["vLLM"] == []
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["head_dim"] == 8
+    biased = export_decilm(saved(planned(UNMODIFIED, mlp_bias=True), tmp_path / "b"), tmp_path / "c")
+    assert [engine for engine, reasons in biased.items() if reasons] == ["SGLang", "TensorRT-LLM", "exllamav3"]
+
+
 @pytest.mark.parametrize(
     ("plan", "family", "message"),
     [

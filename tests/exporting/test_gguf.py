@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gguf import GGUFReader, dequantize
 from tests.exporting.llama_engine import Job, run_engine
 from tests.exporting.test_export import saved
 from tests.tiny_models import UNMODIFIED, random_model, with_random_compensations
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from uniattn_pl import cli
@@ -305,15 +306,55 @@ def test_what_llama_cpp_cannot_say_is_refused_and_nothing_is_written(tmp_path: P
     assert not target.parent.exists()
 
 
-def test_other_tokenizers_are_refused_by_what_they_do(tmp_path: Path) -> None:
-    tokenizer = byte_level("gpt-2")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+def _punctuated(backend: Tokenizer) -> None:
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    random_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"first splits a text .Punctuation.*then gpt2"):
-        export_gguf(tmp_path, tmp_path / "model.gguf")
+
+
+def _lowered(backend: Tokenizer) -> None:
+    backend.normalizer = normalizers.Lowercase()
+
+
+def _marked(backend: Tokenizer) -> None:
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> </s> $A", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        ("gpt-2", _punctuated, r"first splits a text .Punctuation.*then gpt2"),
+        ("gpt-2", _lowered, r"this tokenizer changes a text \(.*Lowercase.*it would give other tokens"),
+        ("sentence_piece", _lowered, r"this tokenizer changes a text \(.*Lowercase"),
+        ("sentence_piece", _punctuated, r"this tokenizer splits a text \(.*Punctuation"),
+        ("gpt-2", _marked, r"begins a text with the tokens \[0, 1\]; llama.cpp adds BOS or nothing"),
+    ],
+)
+def test_other_tokenizers_are_refused_by_what_they_do(
+    tmp_path: Path, make: str, change: Callable[[Tokenizer], None], message: str
+) -> None:
+    tokenizer = TOKENIZERS[make]()
+    change(tokenizer.backend_tokenizer)
+    random_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+
+
+def test_no_text_is_closed_since_a_prompt_goes_on(tmp_path: Path) -> None:
+    tokenizer = byte_level("gpt-2")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id
+    random_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.ggml.add_eos_token"].contents() is False
 
 
 def test_a_weight_too_large_for_float16_is_refused_by_name(tmp_path: Path) -> None:
@@ -355,6 +396,7 @@ def test_the_command_writes_one_file_and_says_what_is_wrong_before(
         ("--to", "out.gguf"): "'out.gguf' exists",
         ("--to", "model"): "is a folder; --format gguf writes one file: model/model.gguf",
         ("--to", "out.bin"): "does not end in .gguf",
+        ("--to", "model/out.gguf"): "lies inside the model folder 'model'",
         ("--to", "o.gguf", "--dtype", "q8"): "--dtype 'q8' is none. Did you mean 'q8_0'?",
         ("--to", "o.gguf", "--standalone"): "--standalone is of --format folder",
     }.items():

@@ -96,4 +96,4 @@ def _decilm_obstacles(plan: LayerPlan) -> dict[str, list[str]] | None:
 
     if decilm_problems(plan, _llama(), shape_of(_llama())):
         return None
-    return engine_obstacles(plan, _llama())
+    return engine_obstacles(plan, _llama(), shape_of(_llama()))

@@ -9,7 +9,7 @@ from uniattn_pl.commands.arguments import Parser, load
 from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
 from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.exporting.export_target import check_target
+from uniattn_pl.exporting.export_target import GGUF_DTYPES, check_gguf_target, check_target
 
 DESCRIPTION = """\
 Writes the model of a run, with its tokenizer, for others to load:
@@ -74,9 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     source, target = find_model_folder(arguments), arguments.target
     if arguments.format == GGUF:
-        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_target
-
-        check_gguf_target(target, overwrite=arguments.overwrite)
+        check_gguf_target(source, target, overwrite=arguments.overwrite)
     else:
         check_target(source, target, overwrite=arguments.overwrite)
     if arguments.repository is not None:
@@ -101,8 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    from uniattn_pl.exporting.gguf.gguf_file import GGUF_DTYPES
-
     problems = []
     if arguments.format not in FORMATS:
         near = did_you_mean(arguments.format, FORMATS)
@@ -126,26 +122,18 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _check_model(arguments: argparse.Namespace, source: Path) -> None:
     """What can be seen without reading weights."""
-    from uniattn_pl.modeling.loading.adapter_folder import is_adapter
-    from uniattn_pl.modeling.loading.pretrained import check_folder, empty_model, load_folder_tokenizer
-    from uniattn_pl.modeling.loading.weight_files import check_adapter
-
-    check_folder(source)
-    if arguments.format not in (GGUF, DECILM):
-        return
-    model = empty_model(str(check_adapter(source) if is_adapter(source) else source))
-    if arguments.drop:
-        from uniattn_pl.modeling.conversion.convert import drop_attention
-
-        drop_attention(model, arguments.drop)
     if arguments.format == GGUF:
-        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_model
+        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_folder
 
-        check_gguf_model(model, load_folder_tokenizer(source))
+        check_gguf_folder(source, drop=arguments.drop)
+    elif arguments.format == DECILM:
+        from uniattn_pl.exporting.decilm.export_decilm import check_decilm_folder
+
+        check_decilm_folder(source, drop=arguments.drop)
     else:
-        from uniattn_pl.exporting.decilm.export_decilm import check_decilm_model
+        from uniattn_pl.modeling.loading.pretrained import check_folder
 
-        check_decilm_model(model.config)
+        check_folder(source)
 
 
 def _write_folder(arguments: argparse.Namespace, source: Path) -> None:

@@ -13,7 +13,7 @@ from uniattn_pl.commands.arguments import Parser, load, whole_number
 from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
 from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.run_folder import FINAL
+from uniattn_pl.run_folder import run_name
 from uniattn_pl.serving.server.engines import ENGINES, GGUF, LLAMA_CPP, OWN, PROCESSES, VLLM
 from uniattn_pl.serving.server.serve_request import (
     KEY_VARIABLE,
@@ -133,11 +133,9 @@ def _source(arguments: argparse.Namespace) -> Path:
 
 
 def _request(arguments: argparse.Namespace, source: Path, port: int) -> ServeRequest:
-    place = source.absolute()
-    own_name = place.parent.name if place.name == FINAL else place.stem if place.suffix == GGUF else place.name
     return ServeRequest(
         source,
-        arguments.model_name or own_name,
+        arguments.model_name or run_name(source),
         arguments.host,
         port,
         tokens=arguments.max_model_len,
@@ -157,11 +155,9 @@ def _check_engine(engine: str, request: ServeRequest) -> None:
         return
     PROCESSES[engine](request)
     if engine == LLAMA_CPP and request.source.suffix != GGUF:
-        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_model
-        from uniattn_pl.modeling.loading.pretrained import check_folder, empty_model, load_folder_tokenizer
+        from uniattn_pl.exporting.gguf.export_gguf import check_gguf_folder
 
-        check_folder(request.source)
-        check_gguf_model(empty_model(str(request.source)), load_folder_tokenizer(request.source))
+        check_gguf_folder(request.source)
 
 
 def _run_engine(engine: str, request: ServeRequest, listening: socket.socket) -> int:

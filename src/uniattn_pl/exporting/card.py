@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uniattn_pl.exporting.planned_model import plan_of
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.manifest import Manifest
@@ -32,7 +32,7 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
     """
     config = model.config
     converted = config.model_type.startswith(MODEL_TYPE_PREFIX)
-    plan = plan_of(config)
+    plan = plan_of(model)
     family = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [uniattn_pl]\n---",

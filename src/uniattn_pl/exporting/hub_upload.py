@@ -14,7 +14,7 @@ def check_upload(repository: str) -> None:
     """Check, without a network, that something can be sent to a repository.
 
     Raises:
-        UserError: with all problems: it is no name of one, there is no token in the environment, or the hub is off.
+        UserError: with all problems: it is no name of one, or there is no token in the environment.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id

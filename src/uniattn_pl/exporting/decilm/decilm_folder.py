@@ -45,7 +45,7 @@ def _config(config: Any, plan: LayerPlan, shape: ModelShape) -> dict[str, Any]:
     rows = [row for row in plan.rows if row.traits.feed_forward]
     width = padded_width(config.intermediate_size)
     taken = (
-        "hidden_size num_attention_heads num_key_value_heads head_dim rms_norm_eps vocab_size max_position_embeddings "
+        "hidden_size num_attention_heads num_key_value_heads rms_norm_eps vocab_size max_position_embeddings "
         "rope_parameters hidden_act tie_word_embeddings bos_token_id eos_token_id pad_token_id attention_bias mlp_bias"
     )
     own = {name: getattr(config, name) for name in taken.split() if getattr(config, name, None) is not None}
@@ -60,6 +60,7 @@ def _config(config: Any, plan: LayerPlan, shape: ModelShape) -> dict[str, Any]:
         # as engines of an earlier transformers read the rotation
         "rope_theta": rotation["rope_theta"],
         "rope_scaling": {key: value for key, value in rotation.items() if key != "rope_theta"} if stretched else None,
+        "head_dim": shape.layers[0].heads.size,
         "num_hidden_layers": len(rows),
         "intermediate_size": width,
         "torch_dtype": str(config.dtype).removeprefix("torch."),

@@ -28,7 +28,7 @@ def decilm_problems(plan: LayerPlan, config: PreTrainedConfig, shape: ModelShape
     return problems
 
 
-def engine_obstacles(plan: LayerPlan, config: PreTrainedConfig) -> dict[str, list[str]]:
+def engine_obstacles(plan: LayerPlan, config: PreTrainedConfig, shape: ModelShape) -> dict[str, list[str]]:
     """Of each engine of `DECILM_ENGINES` what keeps it from serving a folder of this model; none: it serves it."""
     linear = [row.index for row in plan.rows if row.compensated]
     first = next(row for row in plan.rows if row.traits.feed_forward)
@@ -43,7 +43,11 @@ def engine_obstacles(plan: LayerPlan, config: PreTrainedConfig) -> dict[str, lis
     if has_biases(config):
         for engine in ("TensorRT-LLM", "MLX-LM", "exllamav3"):
             obstacles[engine].append("it reads no biases of queries, keys and values")
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
+    elif getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        for engine in ("SGLang", "TensorRT-LLM", "exllamav3"):  # they load such a folder, and leave biases out
+            obstacles[engine].append("it reads no biases of outputs and feed-forwards")
+    heads = shape.layers[0].heads
+    if heads.query_width != shape.hidden_size:
         obstacles["MLX-LM"].append("its heads have d / H numbers")
     return obstacles
 

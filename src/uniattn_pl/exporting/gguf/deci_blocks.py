@@ -6,6 +6,9 @@ drop with W_c       a block whose W_o is W_c: heads, but none of keys and values
 ... with a bias     two blocks: the linear layer adds no bias, so a feed-forward of zero weights does, whose W_down
                     has the bias: x + W_c norm(x) + b; the layer's own feed-forward follows in a block of its own
 skip                no block at all
+
+llama.cpp takes the size of heads from the first block, which therefore has heads: a dropped layer there is a linear one
+of zeros.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ def deci_blocks(plan: LayerPlan, shape: ModelShape) -> list[DeciBlock]:
         if row.traits.attends:
             blocks.append(DeciBlock(row, heads.queries, heads.groups))
         elif row.compensation is None:
-            blocks.append(DeciBlock(row, 0 if blocks else heads.queries, 0))
+            blocks.append(DeciBlock(row, 0 if blocks else heads.queries, 0))  # the first one has heads
         elif row.compensation.bias:
             blocks += [DeciBlock(row, heads.queries, 0, constant=True), DeciBlock(row, 0, 0)]
         else:

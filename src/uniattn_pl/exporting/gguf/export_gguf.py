@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.exporting.export_target import GGUF_DTYPES
 from uniattn_pl.exporting.gguf.deci_support import deci_problems
-from uniattn_pl.exporting.gguf.gguf_file import GGUF_DTYPES, Tell, write_gguf
+from uniattn_pl.exporting.gguf.gguf_file import Tell, write_gguf
 from uniattn_pl.exporting.gguf.gguf_tokenizer import check_tokenizer
-from uniattn_pl.file_contents import check_writable
+from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.files import atomic_path
-from uniattn_pl.modeling.conversion.convert import drop_attention
-from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
+from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of
+from uniattn_pl.modeling.loading.pretrained import check_folder, empty_model, load_folder, load_folder_tokenizer
+from uniattn_pl.modeling.loading.weight_files import checked_base
+from uniattn_pl.run_folder import run_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,21 +26,6 @@ if TYPE_CHECKING:
 AUTO_DTYPE = "auto"
 
 
-def check_gguf_target(target: Path, *, overwrite: bool) -> None:
-    """Check that a GGUF file can be written to `target`.
-
-    Raises:
-        UserError: it is a folder, has another suffix, is there already, or nothing can be written there.
-    """
-    if target.is_dir():
-        raise UserError(f"--to '{target}' is a folder; --format gguf writes one file: {target / 'model.gguf'}.")
-    if target.suffix != ".gguf":
-        raise UserError(f"--to '{target}' does not end in .gguf, by which llama.cpp and others know such a file.")
-    check_writable(target.parent)
-    if target.exists() and not overwrite:
-        raise UserError(f"--to '{target}' exists; choose another file, or pass --overwrite.")
-
-
 def export_gguf(
     source: Path, target: Path, *, dtype: str = AUTO_DTYPE, drop: Sequence[int] = (), tell: Tell = lambda *_: None
 ) -> str:
@@ -45,7 +33,7 @@ def export_gguf(
 
     Args:
         source: as of `exporting.export.export`.
-        target: the file, checked by `check_gguf_target`.
+        target: the file, checked by `export_target.check_gguf_target`.
         dtype: a name of `GGUF_DTYPES`, or `auto`: as the folder has them, float32, bfloat16 or float16.
         drop: layers (0-based) whose attention is removed on the way.
         tell: is told how many tensors of how many are written.
@@ -59,8 +47,21 @@ def export_gguf(
     plan, shape = check_gguf_model(model, tokenizer)
     kind = _own_dtype(model) if dtype == AUTO_DTYPE else dtype
     with atomic_path(target) as temporary:
-        write_gguf(model, tokenizer, plan, shape, temporary, dtype=kind, name=_name(source), tell=tell)
+        write_gguf(model, tokenizer, plan, shape, temporary, dtype=kind, name=run_name(source), tell=tell)
     return kind
+
+
+def check_gguf_folder(source: Path, *, drop: Sequence[int] = ()) -> None:
+    """Check what can be seen of a folder, as of `export_gguf`, without reading its weights.
+
+    Raises:
+        UserError: as `check_folder`, or llama.cpp cannot serve such a plan, family or tokenizer.
+    """
+    check_folder(source)
+    model = empty_model(str(checked_base(source)))
+    if drop:
+        drop_attention(model, drop)
+    check_gguf_model(model, load_folder_tokenizer(source))
 
 
 def check_gguf_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[LayerPlan, ModelShape]:
@@ -69,10 +70,7 @@ def check_gguf_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     Raises:
         UserError: llama.cpp cannot serve such a plan, family or tokenizer.
     """
-    from uniattn_pl.exporting.planned_model import plan_of
-    from uniattn_pl.families.model_shape import shape_of
-
-    plan, shape = plan_of(model.config), shape_of(model.config)
+    plan, shape = plan_of(model), shape_of(model.config)
     problems = deci_problems(plan, model.config, shape)
     try:
         check_tokenizer(tokenizer)
@@ -89,9 +87,3 @@ def _own_dtype(model: PreTrainedModel) -> str:
     if own not in names:
         raise UserError(f"the model's weights are {own}; name what to write them in: --dtype {', '.join(GGUF_DTYPES)}.")
     return names[own]
-
-
-def _name(source: Path) -> str:
-    """A run's name, not that of its `final/`."""
-    folder = source.resolve()
-    return folder.parent.name if folder.name in ("final", "initial", "stage1") else folder.name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.exporting.export_target import GGUF_DTYPES
 from uniattn_pl.exporting.gguf.deci_blocks import CONSTANT_WIDTH, DeciBlock, block_tensors, deci_blocks
 from uniattn_pl.exporting.gguf.gguf_tokenizer import add_tokenizer
 from uniattn_pl.families.inspection import decoder_layers
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 DECI = "deci"
 PLAN_KEY = "uniattn_pl.layer_plan"
-GGUF_DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-"""What matrices can be written in, and llama.cpp's name for such a file; vectors are always float32."""
 
 Tensors = Iterator[tuple[str, Callable[[], "torch.Tensor"]]]
 Tell = Callable[[int, int, str], None]

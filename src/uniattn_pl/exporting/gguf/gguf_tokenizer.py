@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from uniattn_pl.data.prompt_ids import prefix_ids
 from uniattn_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def add_tokenizer(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         special = SpecialVocab(folder, load_merges=name == "gpt2", n_vocab=vocabulary)
-    special.add_special_token = _added_around(tokenizer)  # as it does it, whatever its files say
+    special.add_special_token = _added_around(tokenizer)  # as prompts have it, whatever its files say
     special.special_token_ids.update(zip(_ENDS, ends, strict=False))
     if name == "gpt2" and not special.merges:  # single bytes: llama.cpp wants a merge; this one's halves never meet
         special.merges = [f"{words[0]} {words[0]}"]
@@ -80,6 +81,7 @@ def add_tokenizer(
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where llama.cpp has no tokenizer that does the same."""
     tokenizer_kind(_description(tokenizer))
+    _added_around(tokenizer)
 
 
 def tokenizer_kind(described: dict[str, Any]) -> tuple[str, str]:
@@ -88,12 +90,16 @@ def tokenizer_kind(described: dict[str, Any]) -> tuple[str, str]:
     Raises:
         UserError: there is none.
     """
-    model = described["model"]
-    if model.get("type") == "BPE" and model.get("byte_fallback"):
-        return "llama", "default"
+    model, changes = described["model"], _listed(described.get("normalizer"), "normalizers")
+    splits = _listed(described.get("pre_tokenizer"), "pretokenizers")
     if model.get("type") != "BPE":
         raise UserError(f"GGUF: a tokenizer of kind {model.get('type')} cannot be written; BPE can.")
-    steps = tuple(_step(step) for step in _listed(described.get("pre_tokenizer"), "pretokenizers"))
+    if model.get("byte_fallback"):
+        _refuse_others([change for change in changes if not _writes_spaces(change)], "changes a text")
+        _refuse_others([split for split in splits if split["type"] != "Metaspace"], "splits a text")
+        return "llama", "default"
+    _refuse_others([change for change in changes if change["type"] != "NFC"], "changes a text")
+    steps = tuple(_step(step) for step in splits)
     if steps not in _FIRST_SPLITS:
         known = ", ".join(name for names in _FIRST_SPLITS.values() for name in names if name)
         found = " then ".join(steps) or "not at all"
@@ -105,13 +111,27 @@ def tokenizer_kind(described: dict[str, Any]) -> tuple[str, str]:
     return "gpt2", (whole_words or plain) if model.get("ignore_merges") else plain
 
 
+def _refuse_others(steps: list[dict[str, Any]], does: str) -> None:
+    """Refuse a tokenizer that does something before it joins pieces which llama.cpp does not do."""
+    if steps:
+        found = ", ".join(json.dumps(step, sort_keys=True) for step in steps)
+        raise UserError(f"GGUF: this tokenizer {does} ({found}) as llama.cpp does not; it would give other tokens.")
+
+
+def _writes_spaces(change: dict[str, Any]) -> bool:
+    """Whether a change of a text is SentencePiece's own: its mark before the text, and for every space."""
+    if change["type"] == "Prepend":
+        return bool(change["prepend"] == _SPACE)
+    return change["type"] == "Replace" and (change["pattern"], change["content"]) == ({"String": " "}, _SPACE)
+
+
 def _step(step: dict[str, Any]) -> str:
     kind = step["type"]
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
         return "gpt2" if step.get("use_regex", True) else "bytes"
     if kind == "Digits" and step.get("individual_digits"):
         return "digits"
-    if kind == "Split" and not step.get("invert"):
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
         return str(step["pattern"].get("Regex"))
     return f"{kind} {json.dumps({key: value for key, value in step.items() if key != 'type'}, sort_keys=True)}"
 
@@ -161,7 +181,13 @@ def _begins_with_space(tokenizer: Any) -> bool:
     return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids[0])).startswith(_SPACE)
 
 
-def _added_around(tokenizer: Any) -> dict[str, bool]:
-    """Whether a text gets BOS before it and EOS behind it."""
-    ids = tokenizer("x")["input_ids"]
-    return {"bos": ids[0] == tokenizer.bos_token_id, "eos": ids[-1] == tokenizer.eos_token_id}
+def _added_around(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """Whether a text begins with BOS; none ends with EOS, since a prompt goes on (`data/prompt_ids.py`).
+
+    Raises:
+        UserError: a text begins with something else.
+    """
+    begins = prefix_ids(tokenizer)
+    if begins not in ([], [tokenizer.bos_token_id]):
+        raise UserError(f"GGUF: this tokenizer begins a text with the tokens {begins}; llama.cpp adds BOS or nothing.")
+    return {"bos": bool(begins), "eos": False}

@@ -19,6 +19,7 @@ from uniattn_pl.modeling.loading.weight_files import (
     check_adapter,
     check_config,
     check_weight_files,
+    checked_base,
 )
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         UserError: as these.
     """
-    model = check_adapter(folder) if is_adapter(folder) else folder
-    check_weight_files(model, quantizations=INFERENCE_QUANTIZATIONS)
+    check_weight_files(checked_base(folder), quantizations=INFERENCE_QUANTIZATIONS)
     load_folder_tokenizer(folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.file_contents import mistaken_content, read_json_object
-from uniattn_pl.modeling.loading.adapter_folder import base_folder
+from uniattn_pl.modeling.loading.adapter_folder import base_folder, is_adapter
 from uniattn_pl.modeling.loading.safe_folders import WEIGHTS, no_safetensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -64,6 +64,11 @@ def check_adapter(folder: Path) -> Path:
     if problem := _look_at(folder / ADAPTER_WEIGHTS, []).problem:
         raise UserError(problem)
     return base
+
+
+def checked_base(folder: Path) -> Path:
+    """The folder that a folder's model is built on: the base of an adapter, checked as `check_adapter`, else itself."""
+    return check_adapter(folder) if is_adapter(folder) else folder
 
 
 def check_config(folder: Path) -> dict[str, Any]:

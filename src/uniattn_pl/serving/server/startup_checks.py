@@ -7,9 +7,8 @@ from transformers import AutoConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.positions import positions_of
 from uniattn_pl.modeling.conversion.auto_classes import register_type_of
-from uniattn_pl.modeling.loading.adapter_folder import is_adapter
 from uniattn_pl.modeling.loading.pretrained import check_folder
-from uniattn_pl.modeling.loading.weight_files import check_adapter
+from uniattn_pl.modeling.loading.weight_files import checked_base
 from uniattn_pl.serving.server.serve_request import ServeRequest
 
 
@@ -20,7 +19,7 @@ def check_served(request: ServeRequest) -> None:
         UserError: as `check_folder`, or texts are to be longer than the model has positions.
     """
     check_folder(request.source)
-    folder = check_adapter(request.source) if is_adapter(request.source) else request.source
+    folder = checked_base(request.source)
     register_type_of(folder)
     positions = positions_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     if request.tokens is not None and positions is not None and request.tokens > positions:
