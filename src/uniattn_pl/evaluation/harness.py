@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uniattn_pl.data.prompt_ids import prefix_ids, text_ids
 from uniattn_pl.display.notices import tell_once
-from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
+from uniattn_pl.evaluation.harness_prompts import OwnPrompts
 from uniattn_pl.evaluation.harness_server import ServedLM
 from uniattn_pl.evaluation.likelihood import continuation_likelihoods
 from uniattn_pl.evaluation.tasks import OpenTask, shots_of, task_manager
@@ -28,7 +27,7 @@ PROPORTIONS = ("acc", "acc_norm", "exact_match")  # means of zeros and ones
 DEFAULT_FILTER = "none"
 
 
-class ProductHFLM(HFLM):
+class ProductHFLM(OwnPrompts, HFLM):
     """The harness's hf model with this package's prompts (`data/prompt_ids.py`) and decoding (`modeling/decoding.py`).
 
     The same numbers wherever the tokenizer only ever begins a text and the checkpoint has no generation defaults. The
@@ -69,26 +68,9 @@ class ProductHFLM(HFLM):
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
         return ids, mask
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Whole texts, before which the harness puts the token that begins one itself."""
-        begins = self.prefix
-        self.prefix = [] if begins == [self.prefix_token_id] else begins
-        try:
-            likelihoods: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
-        finally:
-            self.prefix = begins
-        return likelihoods
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As the harness. Raises UserError where a task asks for more new tokens than the model has positions."""
-        asked = max(normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests)
-        if asked >= self.max_length:
-            raise UserError(
-                f"evaluation.tasks: '{requests[0].task_name}' has {asked} tokens generated, which leaves no room for a "
-                f"prompt in the {self.max_length} positions of the model."
-            )
-        texts: list[str] = super().generate_until(requests, disable_tqdm)
-        return texts
+    @property
+    def _most_new_tokens(self) -> int:
+        return int(self.max_gen_toks)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None

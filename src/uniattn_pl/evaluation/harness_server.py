@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
+import requests
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from uniattn_pl.data.prompt_ids import prefix_ids, text_ids
+from uniattn_pl.errors import RunFailure
+from uniattn_pl.evaluation.harness_prompts import OwnPrompts
 from uniattn_pl.evaluation.open_server import OpenServer
 
 DEFAULT_LENGTH = 2048  # tokens, of a server that does not say how many it takes
 
 
-class ServedLM(LocalCompletionsAPI):
+class ServedLM(OwnPrompts, LocalCompletionsAPI):
     """The harness's local-completions with this package's prompts; see `harness.ProductHFLM`.
 
     `cut` counts prompts that lost their beginning.
@@ -57,6 +63,31 @@ class ServedLM(LocalCompletionsAPI):
         listed = [list(chunk) for chunk in chunks]
         self.cut += sum(len(before) + len(after) > self.max_length for chunk in listed for _, before, after in chunk)
         return super().batch_loglikelihood_requests(listed)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As the harness. Raises UserError as `OwnPrompts`, RunFailure where the server does not go on answering."""
+        with self._answers_expected():
+            return super().generate_until(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
+        with self._answers_expected():
+            scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
+            return scores
+
+    @contextmanager
+    def _answers_expected(self) -> Iterator[None]:
+        """Say in one line that the server stopped answering, or answers something else, behind all retries."""
+        try:
+            yield
+        except (requests.RequestException, aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunFailure(
+                f"the server at {self.server.url} does not go on answering ({first}); nothing it said is kept."
+            ) from error
+
+    @property
+    def _most_new_tokens(self) -> int:
+        return int(self._max_gen_toks)
 
     def likelihoods(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Log-probability (nats, summed) of the second ids behind the first, and whether greedy decoding gives them."""

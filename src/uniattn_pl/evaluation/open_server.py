@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -39,16 +40,21 @@ def open_server(url: str) -> OpenServer:
     Raises:
         UserError: it does not answer, wants another key, is none of this kind, or gives none.
     """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--server '{url}' is no address of a server; it begins with http:// or https://.")
     base = url.rstrip("/").removesuffix("/v1")
     key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
     models = _ask(base, "/v1/models", key).get("data")
-    if not isinstance(models, list) or not models:
+    if not isinstance(models, list) or not models or not isinstance(models[0], dict):
         raise UserError(f"--server {url} names no model at {base}/v1/models; is it an OpenAI-compatible server?")
     name, limit = models[0].get("id"), models[0].get("max_model_len")
     asked = {"model": name, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
-    choice = (_ask(base, "/v1/completions", key, asked).get("choices") or [{}])[0]
-    given = ((choice.get("logprobs") or {}).get("token_logprobs")) or []
-    if len(given) <= len(PROBE):
+    answer = _ask(base, "/v1/completions", key, asked)
+    try:
+        given = len(answer["choices"][0]["logprobs"]["token_logprobs"])
+    except (LookupError, TypeError):  # none, or in another place
+        given = 0
+    if given <= len(PROBE):
         raise UserError(
             f"--server {url} gives no log-probabilities of a prompt's tokens (echo with logprobs), by which answers "
             "are scored; `uniattn-pl serve` and vLLM do, llama.cpp does not."
@@ -70,7 +76,7 @@ def _ask(base: str, path: str, key: str | None, body: dict[str, Any] | None = No
             ) from error
         said = error.read(300).decode(errors="replace")
         raise UserError(f"--server: {base}{path} answers {error.code}: {said}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"--server: nothing that can be used answers at {base}{path} ({reason}).") from error
     if not isinstance(answer, dict):
