@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tests.serving.server.conftest import TEMPLATE
+from tests.tiny_chat import save_tiny_chat
 
 from uniattn_pl.cli import main
 from uniattn_pl.data.prompts import format_prompt
 from uniattn_pl.inference import continuation as continuing
 from uniattn_pl.inference.generation import generate
-from uniattn_pl.modeling.conversion.convert import apply_architecture
 from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer, load_model, load_tokenizer
 
 WORDS = ("--max-new-tokens", "8")
@@ -26,14 +26,7 @@ WORDS = ("--max-new-tokens", "8")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted model folder with a chat template."""
-    path: Path = tmp_path_factory.mktemp("generate") / "tiny"
-    model = load_model("tiny-llama", dtype="float32")
-    apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=1)
-    model.save_pretrained(path)
-    tokenizer = load_tokenizer("tiny-llama")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    return path
+    return save_tiny_chat(tmp_path_factory.mktemp("generate") / "tiny", TEMPLATE)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:

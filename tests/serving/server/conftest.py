@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from tests.tiny_chat import save_tiny_chat
 
-from uniattn_pl.modeling.conversion.convert import apply_architecture
-from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer, load_model, load_tokenizer
+from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
 from uniattn_pl.serving.server.app import build_app, start_turns
 from uniattn_pl.serving.server.questions import Served
 from uniattn_pl.serving.server.server_limits import ServerLimits
@@ -24,14 +24,7 @@ LIMITS = ServerLimits(tokens=512, parallel=4, waiting=60, body_bytes=20_000)
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as a fit leaves it, with a chat template."""
-    path: Path = tmp_path_factory.mktemp("served") / "tiny"
-    model = load_model("tiny-llama", dtype="float32")
-    apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=1)
-    model.save_pretrained(path)
-    tokenizer = load_tokenizer("tiny-llama")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    return path
+    return save_tiny_chat(tmp_path_factory.mktemp("served") / "tiny", TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,7 @@ def test_an_engine_that_is_not_here_is_told_with_one_that_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNIATTN_PL_SERVING_PYTHON", raising=False)
     assert main(["serve", "--from", str(folder), "--port", "0", *words]) == 2
     assert says in capsys.readouterr().err
 

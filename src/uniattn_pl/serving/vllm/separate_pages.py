@@ -20,10 +20,11 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention.attention import get_attention_context
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, _get_attn_isa
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
+
+from uniattn_pl.serving.vllm.writing_ops import register_writing_op
 
 
 @dataclass(frozen=True)
@@ -183,23 +184,4 @@ class _KernelCall:
         )
 
 
-def _traced_separately(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor | None,
-    output: torch.Tensor,
-    keys: str,
-    values: str,
-    heads_from: list[int],
-    scale: float,
-    window: int,
-) -> None:
-    """What torch.compile sees of `attend_separately`: that `output` is written."""
-
-
-direct_register_custom_op(
-    op_name="uniattn_attend_separately",
-    op_func=attend_separately,
-    mutates_args=["output"],
-    fake_impl=_traced_separately,
-)
+register_writing_op("uniattn_attend_separately", attend_separately)

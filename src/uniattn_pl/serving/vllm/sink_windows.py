@@ -9,8 +9,9 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.attention.attention import get_attention_context
-from vllm.utils.torch_utils import direct_register_custom_op
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+
+from uniattn_pl.serving.vllm.writing_ops import register_writing_op
 
 
 class KeptWindowAttention(Attention):
@@ -99,21 +100,4 @@ def attend_with_sinks(
         output[first:end] = attended[0].transpose(0, 1)
 
 
-def _traced_with_sinks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    output: torch.Tensor,
-    layer: str,
-    window: int,
-    sinks: int,
-) -> None:
-    """What torch.compile sees of `attend_with_sinks`: that `output` is written."""
-
-
-direct_register_custom_op(
-    op_name="uniattn_attend_with_sinks",
-    op_func=attend_with_sinks,
-    mutates_args=["output"],
-    fake_impl=_traced_with_sinks,
-)
+register_writing_op("uniattn_attend_with_sinks", attend_with_sinks)
