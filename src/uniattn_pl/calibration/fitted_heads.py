@@ -22,7 +22,14 @@ from typing import Any
 import torch
 
 from uniattn_pl.calibration.weights import Weights
-from uniattn_pl.families.inspection import FAMILIES, FUSED, PROJECTIONS, stock_model_type
+from uniattn_pl.families.inspection import (
+    FAMILIES,
+    FUSED,
+    PROJECTIONS,
+    output_name,
+    output_projection,
+    stock_model_type,
+)
 from uniattn_pl.families.model_shape import fused_rows, heads_of
 
 LEAST = 1e-12  # relative: what is smaller is no direction of the tokens
@@ -56,7 +63,7 @@ def fitted_heads(original: Any, tokens: InputGram, groups: int) -> Weights:
     queries = query.unflatten(0, (groups, heads.groups // groups, -1, heads.size))  # [n, g, m, D, d + 1]
     keys = key.unflatten(0, (groups, -1, heads.size))  # [n, g, D, d + 1]
     values = value.unflatten(0, (groups, -1, heads.value_size))
-    output = original.o_proj.weight.double().to(root.device)
+    output = output_projection(original).weight.double().to(root.device)
     outputs = output.unflatten(1, (groups, heads.groups // groups, -1, heads.value_size)).movedim(
         0, 3
     )  # [n, g, m, d, Dv]
@@ -68,8 +75,8 @@ def fitted_heads(original: Any, tokens: InputGram, groups: int) -> Weights:
         key = keys.mean(1).flatten(0, 1)
     value = torch.cat(merged_values)
     weights = _by_name(original, query, key, value)
-    weights["o_proj.weight"] = torch.stack(merged_outputs).movedim(3, 0).flatten(1)
-    return {name: weight.to(original.o_proj.weight.dtype) for name, weight in weights.items()}
+    weights[f"{output_name(original)}.weight"] = torch.stack(merged_outputs).movedim(3, 0).flatten(1)
+    return {name: weight.to(output_projection(original).weight.dtype) for name, weight in weights.items()}
 
 
 def turns_halves(attention: Any) -> bool:

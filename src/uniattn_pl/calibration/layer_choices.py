@@ -14,7 +14,7 @@ from uniattn_pl.calibration.layers import LayerInputs, WatchPoint, capture
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS, RepairedByRank
 from uniattn_pl.calibration.solvers import Fit
 from uniattn_pl.calibration.weights import in_attention, write_weights
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, output_projection
 from uniattn_pl.modeling.attention.compensation_layer import with_rank
 from uniattn_pl.modeling.attention.operate import align_heads
 from uniattn_pl.modeling.attention.published import Publications
@@ -36,11 +36,11 @@ class LayerChoices(LayerStreams):
 
     def _use_heads(self, row: LayerRow, heads_from: Sequence[int]) -> None:
         self.plan = self.plan.align_heads({row.index: heads_from})
-        align_heads(decoder_layers(self.converted)[row.index].self_attn, self.plan.rows[row.index].heads_from)
+        align_heads(attention_of(decoder_layers(self.converted)[row.index]), self.plan.rows[row.index].heads_from)
 
     def _use_rank(self, row: LayerRow, rank: int | None) -> None:
         self.plan = self.plan.choose_rank(row.index, rank)
-        attention = decoder_layers(self.converted)[row.index].self_attn
+        attention = attention_of(decoder_layers(self.converted)[row.index])
         attention.layer_row, attention.w_c = self.plan.rows[row.index], with_rank(attention.w_c, rank)
 
     def _settle_rank(self, row: LayerRow, fit: Fit | None) -> tuple[int | None, float | None]:
@@ -69,13 +69,13 @@ class LayerChoices(LayerStreams):
         for batch in range(self.num_fitted):
             inputs = self._inputs(batch, row)
             seen: dict[str, torch.Tensor] = {}
-            with capture(WatchPoint(layer.self_attn), seen, "x", stop=True):
+            with capture(WatchPoint(attention_of(layer)), seen, "x", stop=True):
                 self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
             tokens.add(seen["x"], self.masks[batch].to(seen["x"].device))
         if self.distributed:
             tokens.gram = sum_over_ranks(tokens.gram)
-        heads = fitted_heads(original.self_attn, tokens, row.kv_heads or 1)
-        write_weights(layer, in_attention(heads), original)
+        heads = fitted_heads(attention_of(original), tokens, row.kv_heads or 1)
+        write_weights(layer, in_attention(layer, heads), original)
 
     def _align_heads(self, row: LayerRow, criterion: str) -> None:
         """Choose the source head of every head of a reuse layer, all batches having reached it."""
@@ -94,14 +94,14 @@ class LayerChoices(LayerStreams):
         def keep(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
             seen["kwargs"] = kwargs
 
-        handle = original.self_attn.register_forward_pre_hook(keep, with_kwargs=True)
-        with capture(WatchPoint(original.self_attn.o_proj), seen, "heads"):
+        handle = attention_of(original).register_forward_pre_hook(keep, with_kwargs=True)
+        with capture(WatchPoint(output_projection(attention_of(original))), seen, "heads"):
             self._run_original(row, self._hidden("original", row.index, batch, inputs), inputs)
         handle.remove()
-        state, twin = Publications(), publishing_copy(original.self_attn)
+        state, twin = Publications(), publishing_copy(attention_of(original))
         twin.publishes = frozenset({MAP})
         twin(**seen["kwargs"], **{PUBLICATIONS: state})
-        attention = decoder_layers(self.converted)[row.index].self_attn
+        attention = attention_of(decoder_layers(self.converted)[row.index])
         with capture(WatchPoint(attention.projection("v_proj"), leaving=True), seen, "value"):
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         return Observation(
@@ -109,6 +109,6 @@ class LayerChoices(LayerStreams):
             source=self._published(row.source or 0, batch, inputs).replayed,
             value=seen["value"].unflatten(-1, (-1, attention.value_head_dim)).transpose(1, 2),  # [B, Hkv, S, Dv]
             heads=seen["heads"],
-            o_weight=attention.o_proj.weight,
+            o_weight=output_projection(attention).weight,
             mask=self.masks[batch],
         )

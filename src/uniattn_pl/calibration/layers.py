@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
 from uniattn_pl.modeling.length_rotations import rotated_for
 from uniattn_pl.plan import Compensation, LayerRow
 
@@ -101,7 +101,7 @@ def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> Watc
     """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
     compensation = row.compensation or Compensation()
     if compensation.output == "heads":
-        return WatchPoint(layer.self_attn.o_proj)
+        return WatchPoint(output_projection(attention_of(layer)))
     if compensation.output == "layer_output" or not row.traits.feed_forward:
         return WatchPoint(layer, leaving=True)
     return WatchPoint(getattr(layer, norm_after_attention))
@@ -123,7 +123,7 @@ def read_point(attention: Any, row: LayerRow) -> WatchPoint:
     """What W_c reads in a converted attention."""
     compensation = row.compensation or Compensation()
     if compensation.input == "heads":
-        return WatchPoint(attention.o_proj)
+        return WatchPoint(output_projection(attention))
     if compensation.input == "value":
         return WatchPoint(attention.projection("v_proj"), leaving=True)
     return WatchPoint(attention)

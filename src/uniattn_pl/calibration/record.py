@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from uniattn_pl.calibration.calibration_report import LayerError
-from uniattn_pl.calibration.weights import ATTENTION, Weights, in_attention
+from uniattn_pl.calibration.weights import Weights
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan import LayerPlan, PlanError
@@ -86,8 +86,8 @@ class CalibrationRecord:
         with safe_open(self._file(layer), "pt") as file:
             about = file.metadata()
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        if not any(name.startswith(ATTENTION) for name in weights):
-            weights = in_attention(weights)  # former versions knew of no others
+        if any(name.startswith("w_c.") for name in weights):  # former versions named them within the attention
+            weights = {f"self_attn.{name}": weight for name, weight in weights.items()}
         heads = json.loads(about["heads_from"])
         return SolvedLayer(LayerError(**json.loads(about["error"])), weights, heads and tuple(heads))
 

@@ -23,14 +23,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from uniattn_pl.calibration.layer_choices import LayerChoices
-from uniattn_pl.calibration.weights import ATTENTION, Weights, read_weights, write_weights
+from uniattn_pl.calibration.weights import Weights, read_weights, write_weights
 from uniattn_pl.config.sections.calibration_section import JOINT, RefineConfig
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_path, decoder_layers
 from uniattn_pl.losses.divergence import cosine_error, relative_error
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.resilience.ranks import sum_over_ranks
 
-W_C = ATTENTION + "w_c."
 _ERRORS = {"relative": relative_error, "cosine": cosine_error}
 
 
@@ -89,10 +88,11 @@ class LayerRefinement(LayerChoices):
             return None
         layer = decoder_layers(self.converted)[row.index]
         fitted = self._fitted_weights(layer, row)
+        attention = f"{attention_path(layer)}."
         trained = {
             name: weight.float().clone().requires_grad_()  # bfloat16 has no room for small steps
             for name, weight in fitted.items()
-            if initialiser == JOINT or name.startswith(W_C) or not name.startswith(ATTENTION)
+            if initialiser == JOINT or name.startswith(f"{attention}w_c.") or not name.startswith(attention)
         }
         before = self._held_out_error(row, {})
         self._train(row, trained, self.refinement)

@@ -37,7 +37,7 @@ from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, set_fit, write_weights
 from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import FIT, MAP
@@ -144,7 +144,7 @@ class _StreamingPass(LayerRefinement):
             self.plan.compensated
         ) * self._refining_visits()
         for index in self.plan.compensated:
-            reset_compensation(decoder_layers(self.converted)[index].self_attn.w_c)
+            reset_compensation(attention_of(decoder_layers(self.converted)[index]).w_c)
         for row in self.rows:
             solved = self.record.load(row.index) if self.record is not None else None
             if solved is not None:
@@ -213,7 +213,7 @@ class _StreamingPass(LayerRefinement):
         if self.distributed:
             solver.sum_over_ranks()
         layers = (decoder_layers(model)[row.index] for model in (self.converted, self.original))
-        attention, original = (layer.self_attn for layer in layers)
+        attention, original = (attention_of(layer) for layer in layers)
         fit = solver.solve()
         rank, kept = self._settle_rank(row, fit)
         set_fit(attention, fit, original)
@@ -238,12 +238,12 @@ class _StreamingPass(LayerRefinement):
         self, row: LayerRow, batch: int, inputs: LayerInputs, target: torch.Tensor, repaired: WatchPoint
     ) -> LayerSample:
         """What the unified model makes of this batch up to where W_c repairs it, its W_c still zero."""
-        attention = decoder_layers(self.converted)[row.index].self_attn
+        attention = attention_of(decoder_layers(self.converted)[row.index])
         seen: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
             stack.enter_context(capture(read_point(attention, row), seen, "x"))
             if adjusts_output_projection(row):
-                stack.enter_context(capture(WatchPoint(attention.o_proj), seen, "heads"))
+                stack.enter_context(capture(WatchPoint(output_projection(attention)), seen, "heads"))
             stack.enter_context(capture(repaired, seen, "unified", stop=True))
             self._run_converted(row, self._hidden("unified", row.index, batch, inputs), batch, inputs)
         error = (target.float() - seen["unified"].float()) / self._per_unit(row)

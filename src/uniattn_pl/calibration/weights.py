@@ -10,13 +10,13 @@ from torch import nn
 
 from uniattn_pl.calibration.solvers import Fit
 from uniattn_pl.families.feed_forward import output_of_feed_forward
+from uniattn_pl.families.inspection import attention_of, attention_path, output_name, output_projection
 from uniattn_pl.modeling.attention.compensation_layer import set_compensation
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.plan.roles import FIT, OUTPUT
 
 Weights = dict[str, torch.Tensor]
 """By name within a decoder layer."""
-ATTENTION = "self_attn."
 
 
 def adjusts_output_projection(row: LayerRow) -> bool:
@@ -38,9 +38,9 @@ def set_fit(attention: Any, fit: Fit | None, original: Any) -> None:
         return
     set_compensation(attention.w_c, fit.w_c, fit.gram, bias=fit.bias, mean=fit.mean)
     if fit.delta_o is not None:
-        weight = attention.o_proj.weight
+        weight = output_projection(attention).weight
         updated = weight.double() + fit.delta_o.to(weight.device)
-        _put(attention.o_proj, "weight", updated.to(weight.dtype), original)
+        _put(output_projection(attention), "weight", updated.to(weight.dtype), original)
 
 
 def read_weights(layer: Any, row: LayerRow, *, feed_forward: bool = False) -> Weights:
@@ -49,20 +49,22 @@ def read_weights(layer: Any, row: LayerRow, *, feed_forward: bool = False) -> We
     Args:
         feed_forward: W_down is part of it, where the layer has one.
     """
-    weights = {name: parameter.detach() for name, parameter in layer.self_attn.named_parameters()}
+    attention = attention_of(layer)
+    weights = {name: parameter.detach() for name, parameter in attention.named_parameters()}
     if row.merge != FIT:
-        fitted = ("w_c.", "o_proj.weight") if adjusts_output_projection(row) else ("w_c.",)
+        fitted = ("w_c.", f"{output_name(attention)}.weight") if adjusts_output_projection(row) else ("w_c.",)
         weights = {name: weight for name, weight in weights.items() if name.startswith(fitted)}
-    weights = in_attention(weights)
+    weights = in_attention(layer, weights)
     if feed_forward and row.traits.feed_forward:
         name, linear = output_of_feed_forward(layer)
         weights[f"{name}.weight"] = linear.weight.detach()
     return weights
 
 
-def in_attention(weights: Mapping[str, torch.Tensor]) -> Weights:
+def in_attention(layer: Any, weights: Mapping[str, torch.Tensor]) -> Weights:
     """Weights that are named within an attention, by their names within its layer."""
-    return {ATTENTION + name: weight for name, weight in weights.items()}
+    path = attention_path(layer)
+    return {f"{path}.{name}": weight for name, weight in weights.items()}
 
 
 def write_weights(layer: Any, weights: Weights, original: Any = None) -> None:

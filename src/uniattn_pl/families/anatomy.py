@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES, FUSED, PUBLICATIONS, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import FAMILIES, FUSED, PUBLICATIONS, attention_of, decoder_layers, stock_model_type
 from uniattn_pl.families.obstacles import config_obstacle, obstacles
 
 
@@ -109,7 +109,7 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
 def _kinds_of_layers(model: PreTrainedModel) -> list[nn.Module]:
     """One decoder layer of each kind: of equal classes, with children of equal names."""
     kinds = {
-        (type(layer), type(layer.self_attn), tuple(name for name, _ in layer.named_children())): layer
+        (type(layer), type(attention_of(layer)), tuple(name for name, _ in layer.named_children())): layer
         for layer in reversed(decoder_layers(model))
     }
     return list(kinds.values())
@@ -131,7 +131,7 @@ def _watched_anatomy(model: PreTrainedModel, layer: Any) -> Anatomy | str:
     if not after:
         return "its layers have no norm between attention and feed-forward (they run in parallel)"
     own = [after[0].name] if after[0].input is attention.output else []
-    return Anatomy((*before, *own), after[0].name, fused=hasattr(layer.self_attn, FUSED))
+    return Anatomy((*before, *own), after[0].name, fused=hasattr(attention_of(layer), FUSED))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import attention_of
 
 
 def output_of_feed_forward(layer: Any) -> tuple[str, nn.Linear]:
@@ -15,8 +16,8 @@ def output_of_feed_forward(layer: Any) -> tuple[str, nn.Linear]:
     Raises:
         UserError: the layer has none that is the only one of its kind, as among experts.
     """
-    attention = {id(module) for module in layer.self_attn.modules()}
-    size = layer.self_attn.config.hidden_size
+    attention = {id(module) for module in attention_of(layer).modules()}
+    size = attention_of(layer).config.hidden_size
     found = [
         (name, module)
         for name, module in layer.named_modules()

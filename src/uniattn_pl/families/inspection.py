@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +27,9 @@ FAMILIES = {
 PUBLICATIONS = "uniattn_publications"
 """The keyword argument of a forward in which source layers leave what others read (modeling/attention/published.py)."""
 
+LAYER_LISTS = ("layers", "block")
+ATTENTION_PATHS = ("self_attn", "mixer", "layer.0.SelfAttention")
+OUTPUT_NAMES = ("o_proj", "out_proj", "dense", "o")
 FUSED = "qkv_proj"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KNOWN_PARTS = frozenset({*PROJECTIONS, FUSED, "q_norm", "k_norm", "w_c"})
@@ -36,8 +41,45 @@ def stock_model_type(config: PreTrainedConfig) -> str:
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:
-    """The decoder layers, bottom first: an `nn.ModuleList` whose items have a `self_attn`."""
-    return model.get_decoder().layers
+    """The decoder layers, bottom first: an `nn.ModuleList`, whatever its family calls it."""
+    decoder = model.get_decoder()
+    return next(found for name in LAYER_LISTS if (found := getattr(decoder, name, None)) is not None)
+
+
+def attention_path(layer: nn.Module) -> str | None:
+    """Where in a decoder layer its self-attention is, or None: a hybrid's recurrence or convolution is no attention."""
+    for path in ATTENTION_PATHS:
+        found: Any = layer
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None and _calls_attention_interface(stock_class(found)):
+            return path
+    return None
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """The self-attention of a decoder layer, or None where it has none."""
+    path = attention_path(layer)
+    return None if path is None else layer.get_submodule(path)
+
+
+def output_name(attention: nn.Module) -> str | None:
+    """What a family calls W_o, of those that an attention has; None where it is dropped."""
+    return next((name for name in OUTPUT_NAMES if hasattr(attention, name)), None)
+
+
+def output_projection(attention: nn.Module) -> Any:
+    """W_o [H * Dv, d] of an attention, whatever its family calls it."""
+    name = output_name(attention)
+    assert name is not None, "an attention that is not dropped has a W_o"
+    return attention.get_submodule(name)
+
+
+@cache
+def _calls_attention_interface(attention_class: type) -> bool:
+    """Whether a class attends through transformers' attention functions, by the names its forward looks up."""
+    code = getattr(inspect.unwrap(attention_class.forward), "__code__", None)  # type: ignore[attr-defined]
+    return code is None or "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def family_module(attention: nn.Module) -> ModuleType:

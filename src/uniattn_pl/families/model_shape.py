@@ -16,7 +16,10 @@ from uniattn_pl.families.inspection import (
     FUSED,
     KNOWN_PARTS,
     PROJECTIONS,
+    attention_of,
+    attention_path,
     decoder_layers,
+    output_projection,
     stock_model_type,
 )
 from uniattn_pl.families.positions import positions_of
@@ -61,13 +64,14 @@ def windows_of(config: PreTrainedConfig) -> list[int | None]:
 
 
 def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape:
-    attention = layer.self_attn
+    attention = attention_of(layer)
     sizes = {part: _count(attention.get_submodule(part).parameters()) for part in _parts(attention)}
     if anatomy.fused:
         sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
     attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
-    outside = {n: p for n, p in layer.named_parameters() if not n.startswith("self_attn.") and n not in of_experts}
+    inside = f"{attention_path(layer)}."
+    outside = {n: p for n, p in layer.named_parameters() if not n.startswith(inside) and n not in of_experts}
     strange = [f"{name} {list(p.shape)}" for name, p in outside.items() if p.dim() > 2]
     if strange:
         raise UserError(f"its layers have weights that are no matrices, of unknown cost: {', '.join(strange)}.")
@@ -78,7 +82,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         query=sizes["q_proj"],
         key=sizes["k_proj"],
         value=sizes["v_proj"],
-        output=sizes["o_proj"],
+        output=_count(output_projection(attention).parameters()),
         query_norm=sizes.get("q_norm", 0),
         key_norm=sizes.get("k_norm", 0),
         attention_norms=attention_norms,
@@ -116,7 +120,7 @@ def heads_of(attention: Any) -> Heads:
         query, key, value = (getattr(attention, name).out_features for name in PROJECTIONS[:3])
         heads = Heads(query // size, key // size, size, value // max(1, key // size))
         fits = (query, key, value) == (heads.query_width, heads.key_width, heads.value_width)
-    if not size or not fits or attention.o_proj.in_features != heads.output_width:
+    if not size or not fits or output_projection(attention).in_features != heads.output_width:
         sizes = {name: list(p.shape) for name, p in attention.named_parameters() if name.endswith("proj.weight")}
         raise UserError(f"the projections of its attention do not consist of whole heads of {size}: {sizes}.")
     return heads

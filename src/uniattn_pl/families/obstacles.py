@@ -12,7 +12,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from uniattn_pl.families.inspection import FAMILIES, FUSED, KNOWN_PARTS, PROJECTIONS, family_module, stock_class
+from uniattn_pl.families.inspection import (
+    FAMILIES,
+    FUSED,
+    KNOWN_PARTS,
+    PROJECTIONS,
+    attention_of,
+    family_module,
+    stock_class,
+)
 
 CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 ATTENTION_ARGUMENTS = ("hidden_states", "position_embeddings", "attention_mask", "past_key_values", "kwargs")
@@ -50,7 +58,7 @@ def obstacles(model: PreTrainedModel) -> list[str]:
         return ["its layers have no 'self_attn'"]
     if without:
         return [f"layer {', '.join(map(str, without))} has no 'self_attn'"]
-    problems = _of_all([layer.self_attn for layer in layers], _attention_problems)
+    problems = _of_all([attention_of(layer) for layer in layers], _attention_problems)
     if not model._supports_attention_backend:
         problems.append("it does not go through transformers' attention interface")
     missing = [name for name in CONFIG_KEYS if not hasattr(model.config, name)]

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from uniattn_pl.families.anatomy import anatomy_of, weightless
-from uniattn_pl.families.inspection import FAMILIES, decoder_layers
+from uniattn_pl.families.inspection import FAMILIES, attention_of, decoder_layers
 from uniattn_pl.families.model_shape import windows_of
 
 
@@ -49,7 +49,7 @@ def _inspect(model_type: str, models: str) -> FamilySupport:
         models=models,
         kernels=("eager", "sdpa") if model._supports_sdpa else ("eager",),
         projections="fused" if anatomy.fused else "separate",
-        query_norm=_query_norm(decoder_layers(model)[0].self_attn),
+        query_norm=_query_norm(attention_of(decoder_layers(model)[0])),
         norms=anatomy.attention_norms,
         windows=f"{local} of {len(windows)}" if local else "-",
     )

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FUSED, PROJECTIONS, decoder_layers
+from uniattn_pl.families.inspection import FUSED, PROJECTIONS, attention_of, decoder_layers, output_projection
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -38,10 +38,10 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
 
     if rank < 1:
         raise UserError(f"the rank of a LoRA update must be at least 1, got {rank}.")
-    attentions = [layer.self_attn for layer in decoder_layers(model)]
+    attentions = [attention_of(layer) for layer in decoder_layers(model)]
     present = {name for attention in attentions for name, _ in attention.named_children()}
     whole = ["w_c"] if "w_c" in present else []
-    outputs = [f"layers.{index}.self_attn.o_proj" for index in refitted]
+    outputs = _output_paths(model, refitted)
     defaults: dict[str, Any] = {
         "r": rank,
         "lora_alpha": 2 * rank,
@@ -53,6 +53,12 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
     config = LoraConfig(**{**defaults, **options})
     check_untied(model, config)
     return config
+
+
+def _output_paths(model: PreTrainedModel, layers: Iterable[int]) -> list[str]:
+    """The W_o of some decoder layers, by their names in the model."""
+    outputs = {id(output_projection(attention_of(decoder_layers(model)[index]))) for index in layers}
+    return [name for name, module in model.named_modules() if id(module) in outputs]
 
 
 def check_target_modules(model: PreTrainedModel, target_modules: Sequence[str]) -> None:

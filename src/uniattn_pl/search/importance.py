@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
 from uniattn_pl.families.anatomy import Anatomy, anatomy_of
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers
 
 
 @torch.no_grad()
@@ -43,4 +43,4 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
 def contribution(layer: torch.nn.Module, anatomy: Anatomy) -> WatchPoint:
     """Where what the attention adds to the stream leaves: behind its own norm, where it has one (Gemma, OLMo-2)."""
     own_norm = anatomy.norm_after_attention in anatomy.attention_norms
-    return WatchPoint(getattr(layer, anatomy.norm_after_attention if own_norm else "self_attn"), leaving=True)
+    return WatchPoint(getattr(layer, anatomy.norm_after_attention) if own_norm else attention_of(layer), leaving=True)

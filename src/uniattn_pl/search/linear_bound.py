@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
 from uniattn_pl.families.anatomy import anatomy_of
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers
 from uniattn_pl.search.importance import contribution
 
 RIDGE = 1e-6
@@ -40,7 +40,10 @@ def linear_bounds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[floa
         for batch, given in enumerate(inputs):
             seen: dict[str, torch.Tensor] = {}
             before = streams[batch]
-            with capture(WatchPoint(layer.self_attn), seen, "x"), capture(contribution(layer, anatomy), seen, "added"):
+            with (
+                capture(WatchPoint(attention_of(layer)), seen, "x"),
+                capture(contribution(layer, anatomy), seen, "added"),
+            ):
                 streams[batch] = layer(before, **given.arguments[index])
             behind = before.float() + seen["added"].float() * residual_multiplier(layer)
             moments.add(seen["x"].float()[masks[batch]], behind[masks[batch]])

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.calibration.maps import map_rows
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
@@ -28,8 +28,8 @@ def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
     watched.config.reuse_mode = "replay"
     publish(watched.config)
     for index, layer in enumerate(decoder_layers(watched)):
-        layer.self_attn.publishes = frozenset({MAP})
-        layer.self_attn.key_root = layer.self_attn.last_map_reader = index
+        attention_of(layer).publishes = frozenset({MAP})
+        attention_of(layer).key_root = attention_of(layer).last_map_reader = index
     for ids, mask in zip(batch["input_ids"].split(1), batch["attention_mask"].split(1), strict=True):
         length = int(mask.sum())
         publications = Publications()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture
 from uniattn_pl.calibration.weights import adjusts_output_projection
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
 from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.score import divergence_pieces
@@ -59,9 +59,9 @@ def _trained_modules(model: PreTrainedModel, plan: LayerPlan) -> list[nn.Module]
     """W_c, and W_o where it takes part, of every layer that has a W_c."""
     modules: list[nn.Module] = []
     for row in plan.rows:
-        attention = decoder_layers(model)[row.index].self_attn
+        attention = attention_of(decoder_layers(model)[row.index])
         modules += [attention.w_c] if row.compensated else []
-        modules += [attention.o_proj] if adjusts_output_projection(row) else []
+        modules += [output_projection(attention)] if adjusts_output_projection(row) else []
     return modules
 
 

@@ -36,7 +36,7 @@ from uniattn_pl.calibration.weights import (
     write_weights,
 )
 from uniattn_pl.families.anatomy import anatomy_of
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, output_name, output_projection
 from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
@@ -169,7 +169,7 @@ class UnifiedStreams:
             if row.index in refit and row.compensated:
                 fit = self._fit(model, row, running, states)
                 layer = decoder_layers(model)[row.index]
-                set_fit(layer.self_attn, fit, decoder_layers(self.original)[row.index].self_attn)
+                set_fit(attention_of(layer), fit, attention_of(decoder_layers(self.original)[row.index]))
                 if keep:
                     self.fitted[row.index] = read_weights(layer, row)
             if not keep and row.index >= last_fit:
@@ -201,26 +201,28 @@ class UnifiedStreams:
     ) -> Fit | None:
         layer = decoder_layers(model)[row.index]
         # Fitted from where the original left off, not from an earlier fit.
-        original = decoder_layers(self.original)[row.index].self_attn
-        if hasattr(layer.self_attn, "o_proj"):
-            layer.self_attn.o_proj.weight = nn.Parameter(original.o_proj.weight.detach(), requires_grad=False)
+        original = attention_of(decoder_layers(self.original)[row.index])
+        if output_name(attention_of(layer)) is not None:
+            output_projection(attention_of(layer)).weight = nn.Parameter(
+                output_projection(original).weight.detach(), requires_grad=False
+            )
         if row.merge == FIT:
             tokens = InputGram()
             for batch in self.fitted_batches:
                 seen: dict[str, torch.Tensor] = {}
-                with capture(WatchPoint(layer.self_attn), seen, "x", stop=True):
+                with capture(WatchPoint(attention_of(layer)), seen, "x", stop=True):
                     self._layer(model, row, batch, running[batch], states[batch])
                 tokens.add(seen["x"], self.masks[batch])
-            write_weights(layer, in_attention(fitted_heads(original, tokens, row.kv_heads or 1)))
+            write_weights(layer, in_attention(layer, fitted_heads(original, tokens, row.kv_heads or 1)))
         assert row.compensation is not None
-        layer.self_attn.w_c = make_compensation(original, row.compensation)
+        attention_of(layer).w_c = make_compensation(original, row.compensation)
         solver = make_solver(self.initialiser, self.ridge, bias=row.compensation.bias)
         for batch in self.fitted_batches:
             seen = {}
             with ExitStack() as stack:
-                stack.enter_context(capture(read_point(layer.self_attn, row), seen, "x"))
+                stack.enter_context(capture(read_point(attention_of(layer), row), seen, "x"))
                 if adjusts_output_projection(row):
-                    stack.enter_context(capture(WatchPoint(layer.self_attn.o_proj), seen, "heads"))
+                    stack.enter_context(capture(WatchPoint(output_projection(attention_of(layer))), seen, "heads"))
                 point = repaired_point(layer, row, self.norm_name)
                 stack.enter_context(capture(point, seen, "unified", stop=True))
                 self._layer(model, row, batch, running[batch], states[batch])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from uniattn_pl.families.inspection import output_projection
 from uniattn_pl.families.model_shape import heads_of
 from uniattn_pl.plan import Compensation
 
@@ -26,8 +27,8 @@ class LowRankLinear(nn.Module):
 
 def make_compensation(attention: Any, compensation: Compensation) -> nn.Module:
     """A W_c of the size and rank that the plan says, for a stock attention; its output is zero."""
-    read, added = compensation.sizes(heads_of(attention), attention.o_proj.out_features)
-    weight = attention.o_proj.weight
+    read, added = compensation.sizes(heads_of(attention), output_projection(attention).out_features)
+    weight = output_projection(attention).weight
     # A quantised W_o holds integers; W_c is kept in the dtype the model computes in.
     dtype = weight.dtype if weight.is_floating_point() else attention.config.dtype
     options = {"bias": compensation.bias, "device": weight.device, "dtype": dtype}

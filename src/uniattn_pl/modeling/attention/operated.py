@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uniattn_pl.families.inspection import FUSED, PUBLICATIONS
+from uniattn_pl.families.inspection import FUSED, PUBLICATIONS, attention_of, output_projection
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.published import Published
 from uniattn_pl.plan import LayerRow
@@ -55,12 +55,12 @@ class OperatedAttention(nn.Module):
         """
         compensation = self.layer_row.compensation
         if self.w_c is None or compensation is None:
-            return self.drop_out(self.o_proj(heads))
+            return self.drop_out(output_projection(self)(heads))
         read = {"attention_input": hidden_states, "value": value, "heads": heads}[compensation.input]
         correction = self.w_c(read)
         if compensation.output == "heads":
-            return self.drop_out(self.o_proj(heads + correction))
-        return self.add(self.o_proj(heads), correction, kwargs)
+            return self.drop_out(output_projection(self)(heads + correction))
+        return self.add(output_projection(self)(heads), correction, kwargs)
 
     def add(self, output: torch.Tensor, correction: torch.Tensor, kwargs: Mapping[str, Any]) -> torch.Tensor:
         """Add a correction [B, L, d] to the attention's output, or leave it for the end of the layer."""
@@ -86,5 +86,5 @@ def add_late_correction(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
 ) -> torch.Tensor:
     """Forward hook of a decoder layer whose W_c adds to the layer's output [B, L, d] (Table 8, row 2)."""
-    correction = kwargs[PUBLICATIONS].late.pop(layer.self_attn.layer_idx, None)
+    correction = kwargs[PUBLICATIONS].late.pop(attention_of(layer).layer_idx, None)
     return output if correction is None else output + correction

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uniattn_pl.modeling.attention.operated import OperatedAttention
+from uniattn_pl.families.inspection import attention_of, attention_path
 
 
 class SkippedBlock(nn.Module):
@@ -16,13 +16,12 @@ class SkippedBlock(nn.Module):
     The family's own class is its other base. Its attention, a dropped one, stays as the place of W_c.
     """
 
-    self_attn: OperatedAttention
-
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Shapes: hidden_states and what it returns [B, L, d]."""
         # Called without a W_c too: what records attention maps counts one call per layer.
-        added, _ = self.self_attn(hidden_states=hidden_states, **kwargs)
-        return hidden_states if self.self_attn.w_c is None else hidden_states + added
+        attention = attention_of(self)
+        added, _ = attention(hidden_states=hidden_states, **kwargs)
+        return hidden_states if attention.w_c is None else hidden_states + added
 
 
 _SKIPPED: dict[type, type] = {}
@@ -32,8 +31,8 @@ def skip_block(layer: Any) -> None:
     """Turn a decoder layer whose attention is dropped into a skipped one, in place: all else of it is deleted."""
     if isinstance(layer, SkippedBlock):
         return
-    stock = type(layer)
-    for name in [name for name, _ in layer.named_children() if name != "self_attn"]:
+    stock, kept = type(layer), str(attention_path(layer)).split(".")[0]
+    for name in [name for name, _ in layer.named_children() if name != kept]:
         delattr(layer, name)
     for name in [name for name, _ in layer.named_parameters(recurse=False)]:
         delattr(layer, name)

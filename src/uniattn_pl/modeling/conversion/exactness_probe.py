@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, stock_model_type
 from uniattn_pl.families.obstacles import active_extras
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
@@ -114,7 +114,7 @@ def _refuse_extras(model: PreTrainedModel, plan: LayerPlan, family: str, stock: 
     for index in stock:
         traits = plan.rows[index].traits
         if plan.rows[index].operated and traits.computes and not traits.complete:
-            for name, value in active_extras(decoder_layers(model)[index].self_attn).items():
+            for name, value in active_extras(attention_of(decoder_layers(model)[index])).items():
                 lost.setdefault(f"{name} ({str(value)[:40]})", []).append(index)
     if lost:
         what = "; ".join(f"{name} in layers {', '.join(map(str, layers))}" for name, layers in lost.items())
@@ -161,7 +161,7 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
         layer = decoder_layers(model)[index]
         handles += [
             layer.register_forward_pre_hook(record_layer, with_kwargs=True),
-            layer.self_attn.register_forward_pre_hook(record, with_kwargs=True),
+            attention_of(layer).register_forward_pre_hook(record, with_kwargs=True),
         ]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
@@ -184,7 +184,7 @@ def _is_wrong(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -
         return _skips_wrongly(model, index, role, call)
     if not ROLES[role].computes:
         return _drops_wrongly(model, index, role, call)
-    stock, hidden = decoder_layers(model)[index].self_attn, call.attention["hidden_states"]
+    stock, hidden = attention_of(decoder_layers(model)[index]), call.attention["hidden_states"]
     differs = _alone_differs if ROLES[role].complete else _reads_itself_wrongly
     return any(
         differs(stock, index, role, {**call.attention, "hidden_states": hidden * scale}) for scale in INPUT_SCALES
@@ -211,8 +211,8 @@ def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     """Whether a layer without attention gives another output than the stock layer whose attention gives zero."""
     stock = aliased_copy(decoder_layers(model)[index])
     dropped = aliased_copy(stock)
-    stock.self_attn.register_forward_hook(lambda _, args, output: (torch.zeros_like(output[0]), *output[1:]))
-    operate(dropped.self_attn, LayerRow(index, role))
+    attention_of(stock).register_forward_hook(lambda _, args, output: (torch.zeros_like(output[0]), *output[1:]))
+    operate(attention_of(dropped), LayerRow(index, role))
     remove_norms(dropped, anatomy_of(model.config).attention_norms)
     return _differ(_hidden(dropped(*call.args, **call.kwargs)), _hidden(stock(*call.args, **call.kwargs)))
 
@@ -221,7 +221,7 @@ def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     """Whether a layer that hands on what it gets gives it in another form than the stock one."""
     stock = aliased_copy(decoder_layers(model)[index])
     skipped = aliased_copy(stock)
-    operate(skipped.self_attn, LayerRow(index, role))
+    operate(attention_of(skipped), LayerRow(index, role))
     skip_block(skipped)
     found, expected = (layer(*call.args, **call.kwargs) for layer in (skipped, stock))
     return type(found) is not type(expected) or _hidden(found).shape != _hidden(expected).shape

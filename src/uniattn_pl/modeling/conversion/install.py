@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
@@ -41,19 +41,19 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     for row, layer in zip(plan.rows, layers, strict=True):
         publishes = plan.read_from(row.index)
         if KEY_VALUE in publishes and (former is None or KEY_VALUE not in former.read_from(row.index)):
-            layer.self_attn.register_forward_pre_hook(publish_positions, with_kwargs=True)
-        layer.self_attn.publishes = publishes
-        layer.self_attn.last_map_reader = plan.last_map_reader(row.index)
-        layer.self_attn.map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
-        layer.self_attn.key_root = plan.root(row.index)
+            attention_of(layer).register_forward_pre_hook(publish_positions, with_kwargs=True)
+        attention_of(layer).publishes = publishes
+        attention_of(layer).last_map_reader = plan.last_map_reader(row.index)
+        attention_of(layer).map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
+        attention_of(layer).key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
-            operate(layer.self_attn, row)
+            operate(attention_of(layer), row)
             if not row.traits.feed_forward:
                 skip_block(layer)
             if row.compensation is not None and row.compensation.output == "layer_output":
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
         if row.source is not None and row.traits.reads == KEY_VALUE:  # whose heads may have been merged
-            layer.self_attn.num_key_value_groups = layers[row.source].self_attn.num_key_value_groups
+            attention_of(layer).num_key_value_groups = attention_of(layers[row.source]).num_key_value_groups
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
     forget_lengths(decoder)

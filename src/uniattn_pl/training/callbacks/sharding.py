@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attention_of, decoder_layers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -46,7 +46,7 @@ class Sharding(pl.Callback):
         """Innermost first."""
         units: list[nn.Module] = []
         for layer in decoder_layers(model):
-            w_c = getattr(layer.self_attn, "w_c", None)
+            w_c = getattr(attention_of(layer), "w_c", None)
             if self.stage == 1 and w_c is not None:
                 units.append(w_c)
             units.append(layer)

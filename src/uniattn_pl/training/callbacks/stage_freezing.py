@@ -9,7 +9,7 @@ from torch import nn
 
 from uniattn_pl.errors import UserError
 
-COMPENSATION = "self_attn.w_c."
+COMPENSATION = ".w_c."
 
 
 def freeze_for_stage(module: nn.Module, stage: int, besides: Iterable[nn.Parameter] = ()) -> int:
@@ -43,7 +43,7 @@ class StageFreezing(pl.Callback):
     A module that builds its model in `configure_model` calls `freeze_for_stage` there instead.
 
     Args:
-        stage: 1 (only `*.self_attn.w_c.*`) or 2 (everything).
+        stage: 1 (only `*.w_c.*`) or 2 (everything).
     """
 
     def __init__(self, stage: int) -> None:

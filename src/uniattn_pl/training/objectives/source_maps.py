@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, PUBLICATIONS, attention_of, decoder_layers
 from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.map_divergence import MapInputs, map_divergence
 from uniattn_pl.modeling.attention.operate import MODULES
@@ -38,7 +38,7 @@ def trained_for_readers(model: Any) -> list[nn.Parameter]:
         UserError: as `check_separate_projections`.
     """
     check_separate_projections(model)
-    attentions = [decoder_layers(model)[source].self_attn for source in served_layers(model)]
+    attentions = [attention_of(decoder_layers(model)[source]) for source in served_layers(model)]
     modules = [getattr(attention, name, None) for attention in attentions for name in MODULES[QUERY] + MODULES[KEY]]
     return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
@@ -75,7 +75,7 @@ def watched_maps(model: Any, layers: Collection[int]) -> Iterator[Mapping[int, R
     if not layers:
         yield seen
         return
-    attentions = [decoder_layers(model)[index].self_attn for index in layers]
+    attentions = [attention_of(decoder_layers(model)[index]) for index in layers]
     published = [attention.publishes for attention in attentions]
     handles = [attention.register_forward_hook(_keeping(seen), with_kwargs=True) for attention in attentions]
     for attention in attentions:
