@@ -1,11 +1,10 @@
 """Every causal language model type of transformers, tiny and random: what converts, what is refused, and why.
 
-    python benchmarks/families.py [TYPE ...] [--table docs/families.md]
+    python -m benchmarks.families [TYPE ...] [--table docs/families.md]
 
-A converted model is compared with the stock one, in which only the function that attends is exchanged: a reader is
-given the map, or the keys and values, of its source, and a dropped layer's attention is zero. Nothing of the package
-takes part in that. Float32 and eager attention, 160 tokens in one forward, and again in steps with a cache. Exit code 1
-when a conversion is wrong or fails with anything but a refusal. About five minutes on one core for all of them.
+A converted model is compared with the stock one, in which only the function that attends is exchanged
+(exchanged_kernel.py). Float32 and eager attention, 160 tokens in one forward, and again in steps with a cache. Exit
+code 1 when a conversion is wrong or fails with anything but a refusal. About five minutes on one core for all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.exchanged_kernel import exchanged
 
 LENGTH, STEPS = 160, (100, 56, 1, 1, 1, 1)
 TOLERANCE = 1e-4  # of the logits, relative to the largest
@@ -140,41 +139,6 @@ def tokens() -> torch.Tensor:
     return torch.randint(3, SIZES["vocab_size"], (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-@contextmanager
-def exchanged(model: Any, plan: Any) -> Iterator[None]:
-    """A stock model that computes what `plan` says, by another function in place of its eager attention."""
-    module = sys.modules[type(model.get_decoder().layers[0].self_attn).__module__]
-    eager, handles = module.eager_attention_forward, []
-    given: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-
-    def attend(attention: Any, query: Any, key: Any, value: Any, attention_mask: Any, **arguments: Any) -> Any:
-        row = plan.rows[attention.layer_idx]
-        if row.source is None:
-            output, attention_map = eager(attention, query, key, value, attention_mask, **arguments)
-            given[row.index] = attention_map, key, value, attention_mask
-            return output, attention_map
-        attention_map, source_key, source_value, source_mask = given[row.source]
-        if row.role == "share_kv":
-            return eager(attention, query, source_key, source_value, source_mask, **arguments)
-        # [B, H, L, S] times values whose heads are repeated: [B, L, H, D]
-        repeated = value.repeat_interleave(attention_map.shape[1] // value.shape[1], dim=1)
-        return (attention_map @ repeated).transpose(1, 2).contiguous(), attention_map
-
-    def nothing(_: Any, args: Any, output: Any) -> Any:
-        return (torch.zeros_like(output[0]), *output[1:])
-
-    for row in plan.rows:
-        if row.role == "drop":
-            handles.append(model.get_decoder().layers[row.index].self_attn.register_forward_hook(nothing))
-    module.eager_attention_forward = attend
-    try:
-        yield
-    finally:
-        module.eager_attention_forward = eager
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def whole_and_in_steps(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     """Logits [B, L, vocabulary] of one forward, and of steps with a cache."""
@@ -242,19 +206,19 @@ def row(model_type: str, found: dict[str, Outcome]) -> str:
 
 
 def _short(reason: str, model_type: str) -> str:
-    for words in (f"model type '{model_type}' is not supported: ", f"model type '{model_type}' "):
+    for words in (f"model type '{model_type}' is not supported: ", f"model type '{model_type}': "):
         reason = reason.removeprefix(words)
     return reason.split(" Supported: ")[0].split("\n")[0].replace("|", "/")[:220].rstrip(".")
 
 
 _HEAD = """# Every causal language model type of transformers
 
-`python benchmarks/families.py --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
+`python -m benchmarks.families --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
 model of random weights in float32, converted to one plan per role and compared with the stock model, in which only the
 function that attends is exchanged; 160 tokens in one forward, and in steps with a cache. *exact*: logits agree to 1e-4
 of the largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
 
-The eight tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
+The tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
 Options of a config can make a family that is exact here be refused (clips, scales, other rotations): what a model
 really has is looked at whenever one is converted.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import FAST_FAMILIES, SLOW, TESTS
-from tests.tiny_models import FAMILIES
+from uniattn_pl.families.inspection import FAMILIES
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.architectures import CLA, LLMDrop, SharedAttention, UniAttn
-from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, ModelShape
@@ -36,6 +35,9 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+MIXTURE = {"moe_intermediate_size": 20, "num_experts_per_tok": 2}
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
+MULTIPLIERS = {"residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 2.0}
 # Layers 1 and 3 of both Gemmas are global, so that local layers can read from global ones and from local ones.
 SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
@@ -58,10 +60,25 @@ SPECIAL: dict[str, dict[str, Any]] = {
             GLOBAL: {"rope_type": "default", "rope_theta": 10000.0},
         },
     },
-    "smollm3": {"no_rope_layer_interval": 3},
-    "granite": {"residual_multiplier": 0.22},
+    "cwm": {"sliding_window": WINDOW, "layer_types": [LOCAL, GLOBAL] * 3},
+    "ernie4_5_moe": MIXTURE | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    # Global layers rotate nothing: layers 1 to 4 are local.
+    "exaone4": {"sliding_window": WINDOW, "layer_types": [GLOBAL, LOCAL, LOCAL, LOCAL, LOCAL, GLOBAL]},
+    "glm4_moe": MIXTURE | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, **ONE_GROUP},
+    "granite": MULTIPLIERS,
+    "granitemoe": MULTIPLIERS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoehybrid": MULTIPLIERS
+    | {"layer_types": ["attention"] * LAYERS, "num_local_experts": 4, "num_experts_per_tok": 2, "mamba_n_heads": 4},
+    "helium": {"mlp_bias": False},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "olmo3": {"sliding_window": WINDOW, "layer_types": [LOCAL, GLOBAL] * 3},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": MIXTURE | {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 16},
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "mlp_only_layers": [2]},
+    "smollm3": {"no_rope_layer_interval": 3},
+    "starcoder2": {"sliding_window": WINDOW, "use_bias": True},
     # Values of half the size of keys. (Its windowed layers have sinks, which no reader could have.)
     "mimo_v2_flash": {
         "v_head_dim": 4,
@@ -72,6 +89,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 20,
     },
 }
+DISTINCT = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
+"""Families that differ in norms, windows, biases, projections: what tests/families/ does not try is tried on these."""
+
 EAGER_ONLY = frozenset({"gemma2", "mimo_v2_flash"})
 
 ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
@@ -95,11 +115,11 @@ ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
 }
 
 
-def cases(*, modes: bool) -> pytest.MarkDecorator:
+def cases(families: Sequence[str] = DISTINCT, *, modes: bool) -> pytest.MarkDecorator:
     """Families x architectures, and x modes where an attention map is shared (elsewhere there is nothing to choose)."""
     names = ("family", "architecture", "mode") if modes else ("family", "architecture")
     rows = []
-    for family in FAMILIES:
+    for family in families:
         for architecture in ARCHITECTURES:
             reads_map = bool(plan_of(family, architecture).reusing)
             of_case = MODES if reads_map else ("auto",)

@@ -142,7 +142,9 @@ def _command(text: str, file: Path, line: int) -> Command | None:
     place = f"{_relative(file)}:{line}"
     text = re.sub(r"^(?:[A-Z_]+=\S+ +|srun +)+", "", text)
     text = re.sub(r"^torchrun .*?-m uniattn_pl\b|^uniattn-pl(?= )|^python -m uniattn_pl\b", "uniattn_pl", text)
-    text = re.sub(r"^python -m benchmarks\.gpu\.(\w+)", r"benchmarks gpu/\1.py", text)
+    text = re.sub(
+        r"^python -m benchmarks\.(gpu\.)?(\w+)", lambda m: f"benchmarks {'gpu/' if m[1] else ''}{m[2]}.py", text
+    )
     text = re.sub(r"^python (benchmarks|examples)/", r"\1 ", text)
     if not re.match(r"(?:uniattn_pl|make|benchmarks|examples) +\S", text):
         return None

@@ -30,7 +30,7 @@ def predicted_bytes(family: str, architecture: str, *, batch_size: int, length: 
     )
 
 
-@cases(modes=True)
+@cases(["mistral", "gemma2", "gemma3_text"], modes=True)  # without windows: tests/families/
 @torch.no_grad()
 def test_steps_and_padding_give_the_logits_of_one_forward(family: str, architecture: str, mode: str) -> None:
     """At every length, below the window, at it and above, the cache holds the predicted bytes and nothing else."""

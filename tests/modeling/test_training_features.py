@@ -1,4 +1,4 @@
-"""Training options leave loss and gradients as they are: activation checkpointing and torch.compile."""
+"""A compiled model has the loss and the gradients of one that is not (checkpointing: tests/families/)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import converted, stock, tokens, with_random_compensations
-from torch import nn
+from tests.tiny_models import stock, tokens, with_random_compensations
 from torch._dynamo import config as dynamo_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
 
@@ -37,36 +35,6 @@ def assert_same(found: Results, expected: Results) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, rtol=1e-6, atol=1e-6), name
-
-
-@pytest.mark.parametrize(
-    ("architecture", "mode"), [("uniattn", "materialise"), ("uniattn", "replay"), ("cla", "auto"), ("mixed", "auto")]
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_checkpointing_leaves_the_gradients(family: str, architecture: str, mode: str) -> None:
-    model = converted(family, architecture, mode).train()
-    plain = results(model)
-    model.activation_checkpointing_enable()
-    assert_same(results(model), plain)
-    # Published state of an earlier forward is not mistaken for this one's.
-    model.eval()(tokens(2, 5, seed=7))
-    assert_same(results(model.train()), plain)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "mode", "parts"),
-    [("uniattn", "materialise", "qk"), ("uniattn", "replay", "qk"), ("cla", "auto", "kv")],
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_flow_through_what_is_shared(family: str, architecture: str, mode: str, parts: str) -> None:
-    """Layer 1 itself adds nothing: what its projections still get came through its readers."""
-    model = converted(family, architecture, mode)
-    source = model.model.layers[1].self_attn
-    nn.init.zeros_(source.o_proj.weight)
-    fused = hasattr(source, "qkv_proj")
-    found = results(model)
-    for name in ["qkv_proj"] if fused else [f"{part}_proj" for part in parts]:
-        assert found[f"model.layers.1.self_attn.{name}.weight"].any(), name
 
 
 @pytest.fixture

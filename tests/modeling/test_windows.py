@@ -9,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import EAGER_ONLY, UNMODIFIED, stock, tokens, with_random_compensations
+from tests.tiny_models import DISTINCT, EAGER_ONLY, UNMODIFIED, stock, tokens, with_random_compensations
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import uniattn_pl
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, costs
@@ -71,7 +70,7 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DISTINCT)
 @torch.no_grad()
 def test_it_computes_what_plain_attention_under_a_mask_by_hand_computes(family: str, side: str) -> None:
     ids, mask = padded(side)
@@ -84,7 +83,7 @@ def test_it_computes_what_plain_attention_under_a_mask_by_hand_computes(family: 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DISTINCT)
 @torch.no_grad()
 def test_with_a_cache_it_computes_the_same_in_the_predicted_bytes(family: str, side: str, backend: str) -> None:
     if family in EAGER_ONLY and backend != "eager":

@@ -22,14 +22,7 @@ from typing import Any
 import torch
 
 from uniattn_pl.calibration.weights import Weights
-from uniattn_pl.families.inspection import (
-    FAMILIES,
-    FUSED,
-    PROJECTIONS,
-    output_name,
-    output_projection,
-    stock_model_type,
-)
+from uniattn_pl.families.inspection import FUSED, PROJECTIONS, family_module, output_name, output_projection
 from uniattn_pl.families.model_shape import fused_rows, heads_of
 
 LEAST = 1e-12  # relative: what is smaller is no direction of the tokens
@@ -85,7 +78,12 @@ def turns_halves(attention: Any) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     partial = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
     norms = hasattr(attention, "q_norm") or hasattr(attention, "k_norm")
-    return stock_model_type(config) in FAMILIES and not norms and partial == 1.0
+    rotate = getattr(family_module(attention), "rotate_half", None)
+    if norms or partial != 1.0 or rotate is None:
+        return False
+    numbers = torch.arange(2.0, 2.0 + 2 * attention.head_dim)
+    first, second = numbers.chunk(2)
+    return torch.equal(rotate(numbers), torch.cat([-second, first]))  # GLM and ERNIE turn neighbours
 
 
 def _merge_values(values: torch.Tensor, outputs: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

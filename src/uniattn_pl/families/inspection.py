@@ -21,8 +21,36 @@ FAMILIES = {
     "gemma3_text": "Gemma 3 (text)",
     "phi3": "Phi-3, Phi-3.5, Phi-4",
     "olmo2": "OLMo 2",
+    "apertus": "Apertus",
+    "cwm": "Code World Model",
+    "ernie4_5": "ERNIE 4.5",
+    "ernie4_5_moe": "ERNIE 4.5 mixtures",
+    "exaone4": "EXAONE 4",
+    "gemma": "Gemma",
+    "glm": "GLM-4 9B (2024)",
+    "glm4": "GLM-4 (2025), GLM-Z1",
+    "glm4_moe": "GLM 4.5, 4.6, 4.7",
+    "granite": "Granite 3",
+    "granitemoe": "Granite 3 mixtures",
+    "granitemoehybrid": "Granite 4 without Mamba layers",
+    "helium": "Helium",
+    "minimax_m2": "MiniMax M2",
+    "ministral3": "Ministral 3",
+    "mixtral": "Mixtral",
+    "olmo": "OLMo",
+    "olmo3": "OLMo 3",
+    "olmoe": "OLMoE",
+    "phimoe": "Phi-3.5 MoE",
+    "qwen2_moe": "Qwen 1.5 and 2 mixtures",
+    "qwen3_moe": "Qwen 3 mixtures",
+    "smollm3": "SmolLM3",
+    "starcoder2": "StarCoder 2",
 }
 """Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
+
+PROBED = frozenset({"exaone4", "ministral3", "olmo", "olmoe", "smollm3"})
+"""Tested types whose options decide what a plan may do (clips, scales, layers without rotation): a model of one is
+probed whenever it is converted, as those of untested types are."""
 
 PUBLICATIONS = "uniattn_publications"
 """The keyword argument of a forward in which source layers leave what others read (modeling/attention/published.py)."""

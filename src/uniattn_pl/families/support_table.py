@@ -12,6 +12,10 @@ from uniattn_pl.families.inspection import FAMILIES, attention_of, decoder_layer
 from uniattn_pl.families.model_shape import windows_of
 
 
+# A default that is another family: Granite 4 with Mamba layers.
+OPTIONS: dict[str, dict[str, Any]] = {"granitemoehybrid": {"layer_types": ["attention"] * 32}}
+
+
 @dataclass(frozen=True)
 class FamilySupport:
     """One row of `list families`.
@@ -39,7 +43,7 @@ def support() -> list[FamilySupport]:
 
 
 def _inspect(model_type: str, models: str) -> FamilySupport:
-    config = AutoConfig.for_model(model_type)
+    config = AutoConfig.for_model(model_type, **OPTIONS.get(model_type, {}))
     model = weightless(config)
     anatomy = anatomy_of(config)
     windows = windows_of(config)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, PROBED, stock_model_type
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes, check_class
@@ -63,7 +63,7 @@ def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
     check_class(model)
     check_convertible(model.config, plan)
-    if stock_model_type(model.config) not in FAMILIES:
+    if stock_model_type(model.config) not in FAMILIES.keys() - PROBED:
         check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)

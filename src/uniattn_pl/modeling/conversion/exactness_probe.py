@@ -1,4 +1,4 @@
-"""Whether an untested family's attention is what the operated layers take it for, decided by running it."""
+"""Whether a family's attention is what the operated layers take it for, decided by running it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INPUT_SCALES = (1.0, 8.0)
 
 
 def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
-    """Hold an untested family against its stock model: nothing that a conversion to `plan` would lose may be there.
+    """Hold a family against its stock model: nothing that a conversion to `plan` would lose may be there.
 
     - What the forwards of operated attentions read besides the parts that plans know (clips, scales) is not set.
     - Under the unmodified plan the model computes what it computed, over several hundred tokens.
@@ -75,14 +75,14 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     # The family's own code runs, in another order than it was written for: any exception may come out of it.
     except Exception as error:
         raise UserError(
-            f"model type '{family}' is not tested, and its attention cannot be run as a plan has it "
+            f"model type '{family}': its attention cannot be run as a plan has it "
             f"({type(error).__name__}: {error}). Choose an architecture that leaves its layers as they are."
         ) from error
     finally:
         model.train(training)
     if difference > tolerance(model.dtype):
         raise UserError(
-            f"model type '{family}' is not tested, and it computes something else as soon as its attentions are called "
+            f"model type '{family}': it computes something else as soon as its attentions are called "
             f"as a plan calls them, all layers unmodified (hidden states differ by {difference:.1g} of their size)."
         )
     vars(model)[COMPARED] = True
@@ -90,7 +90,7 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
         of_roles = sorted({roles[index] for index in wrong})
         shown = dict.fromkeys(_broken_promise(role) for role in of_roles)
         raise UserError(
-            f"model type '{family}' is not tested, and layers {', '.join(map(str, wrong))} "
+            f"model type '{family}': layers {', '.join(map(str, wrong))} "
             f"compute something that a plan would lose ({', '.join(of_roles)}): {'; '.join(shown)}. "
             "Choose layers or an architecture that leave them as they are."
         )
@@ -119,7 +119,7 @@ def _refuse_extras(model: PreTrainedModel, plan: LayerPlan, family: str, stock: 
     if lost:
         what = "; ".join(f"{name} in layers {', '.join(map(str, layers))}" for name, layers in lost.items())
         raise UserError(
-            f"model type '{family}' is not tested, and its attention reads what a plan would lose: {what}. "
+            f"model type '{family}': its attention reads what a plan would lose: {what}. "
             "Choose layers or an architecture that leave them as they are."
         )
 

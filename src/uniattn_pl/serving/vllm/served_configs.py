@@ -13,13 +13,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX
 
-ARCHITECTURES = ["UniAttn" + MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] for family in FAMILIES]
+KNOWN_FAMILIES = [family for family in FAMILIES if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+ARCHITECTURES = ["UniAttn" + MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] for family in KNOWN_FAMILIES]
 """Names of the converted models, also of families that are not served, which are to be refused with the reason."""
 
 SERVED_CONFIGS: dict[str, type] = {}
 """Model type -> config class."""
 
-for _family in FAMILIES:
+for _family in KNOWN_FAMILIES:
     _stock: Any = type(AutoConfig.for_model(_family))
     _name = MODEL_TYPE_PREFIX + _family
     _members = {"model_type": _name, "__module__": __name__}

@@ -1,0 +1,63 @@
+"""Every tested family under every role on every kernel: the cells of the grid, and the plan of each."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+from tests.tiny_models import EAGER_ONLY, UNMODIFIED, shape
+
+from uniattn_pl.families.inspection import FAMILIES
+from uniattn_pl.plan import LayerPlan
+
+WHOLE_GRID = "UNIATTN_PL_WHOLE_GRID"
+"""The environment variable under which all cells are run, not the sample."""
+
+ROLES = ("reuse", "share_kv", "drop", "skip", "heads", "window", "mixed")
+MODES = {"reuse": ("materialise", "replay"), "mixed": ("materialise", "replay")}
+KERNELS = ("eager", "sdpa")
+# Source -> its readers. Layers 2 and 5 of these rotate nothing, layer 3 of EXAONE-4 alone.
+LINKS = {1: (2,), 3: (4, 5)}
+LINKS_OF_KEYS = {"smollm3": {0: (1,), 3: (4,)}, "exaone4": {1: (2,), 3: (4,)}}
+Cell = tuple[str, str, str, str]
+
+
+def cells() -> list[Cell]:
+    """All of (family, role, kernel, mode), or of each family three, with which every role and kernel is met."""
+    grid: list[Cell] = []
+    for number, family in enumerate(FAMILIES):
+        kernels = KERNELS[:1] if family in EAGER_ONLY else KERNELS
+        of_family = [(family, r, k, mode) for r, k in product(ROLES, kernels) for mode in MODES.get(r, ("auto",))]
+        chosen = range(number, number + 3 * 7, 7)  # 7 and the 18 (of eager alone: 9) cells have no divisor in common
+        grid += of_family if WHOLE_GRID in os.environ else [of_family[i % len(of_family)] for i in chosen]
+    return grid
+
+
+def plan_for(family: str, role: str) -> LayerPlan:
+    """Layers of one role, some with a W_c; `mixed`: of all roles together."""
+    windows = [layer.window for layer in shape(family).layers]
+    if role == "drop":
+        return UNMODIFIED.drop([1], compensated=False).drop([4], compensated=True)
+    if role == "skip":
+        return UNMODIFIED.skip([0], compensated=False).replace_run(3, 4)
+    if role == "heads":
+        return UNMODIFIED.merge_heads([1], 1, compensated=False).merge_heads([4], 1, compensated=True)
+    if role == "window":
+        sinks = [0 if window is not None else 2 for window in windows]
+        plan = UNMODIFIED.limit_window([1], 4, sinks[1], compensated=False)
+        return plan.limit_window([4], 4, sinks[4], compensated=True)
+    if role == "mixed":
+        plan = UNMODIFIED.reuse([2], 1, compensated=True).drop([0], compensated=True).skip([5], compensated=False)
+        (source, readers), *_ = reversed(_links(family, "share_kv", windows).items())
+        return plan.share_kv(readers[:1], source, compensated=True)
+    plan = UNMODIFIED
+    for source, readers in _links(family, role, windows).items():
+        plan = plan.assign(readers, role, source, compensated=source == 1)
+    return plan
+
+
+def _links(family: str, role: str, windows: list[int | None]) -> dict[int, tuple[int, ...]]:
+    """Of the links, those whose source sees as far as its reader."""
+    links = LINKS_OF_KEYS.get(family, LINKS) if role == "share_kv" else LINKS
+    seen = {s: tuple(r for r in readers if windows[s] in (None, windows[r])) for s, readers in links.items()}
+    return {source: readers for source, readers in seen.items() if readers}
