@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import decoders_alone
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.tags import BASELINE, STOCK, drop_variant
@@ -128,7 +129,9 @@ def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:
         try:
             one = loaded if file is None else _on_model_of(loaded, load_config([file]))
             label = one.architecture.name if file is None else Path(file).stem
-            plan, _ = compile_plan(one)
+            plan, shape = compile_plan(one)
+            if shape.encoder is not None:
+                raise UserError(decoders_alone("bench", shape.model_type))
             if not plan.operated:
                 continue  # the baseline is measured anyway
             if label in (*plans, *REFERENCES):

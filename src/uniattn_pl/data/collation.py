@@ -31,29 +31,40 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Return the batch of `examples` (`B` sequences, `L` the longest, `C` choices at most).
 
-        `input_ids`, `attention_mask`, `labels` int64 [B, L]; labels are -100 on prompt and padding. With choices:
+        `input_ids`, `attention_mask`, `labels` int64 [B, L]; labels are -100 on prompt and padding. Beside an encoder
+        the first two are [B, S] of the sources, and `decoder_input_ids`, `decoder_attention_mask`, `labels` [B, L] of
+        the decoder, whose label at t is its own token t, as everywhere here. With choices:
         `choice_ids` int64 [B, C] (padded with -1), `answer_index` int64 [B] (-1: not checkable), `answer_position`
         int64 [B]: `logits[b, answer_position[b]]` predicts the first response token.
         `rows` int64 [B] is the index of each row in its split as it was read (-1: blank), `num_tokens` int64 []
         counts the tokens that are neither padding nor blank.
         """
-        length = max(len(example.tokens) for example in examples)
-        input_ids = torch.full((len(examples), length), self.pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
+        ids, mask = self._padded([example.tokens for example in examples])
+        labels = torch.full_like(ids, IGNORED)
         for row, example in enumerate(examples):
-            end = len(example.tokens)
-            input_ids[row, :end] = example.tokens
-            attention_mask[row, :end] = 1
-            labels[row, example.prompt_length : end] = example.tokens[example.prompt_length :]
+            labels[row, example.prompt_length : len(example.tokens)] = example.tokens[example.prompt_length :]
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        sources = [example.source for example in examples if example.source is not None]
+        if sources:
+            source_ids, source_mask = self._padded(sources)
+            inputs = {"input_ids": source_ids, "attention_mask": source_mask}
+            inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
         batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            **inputs,
             "labels": labels,
             "rows": torch.tensor([example.row for example in examples]),
             "num_tokens": torch.tensor(sum(example.counted_tokens for example in examples)),
         }
         return {**batch, **_answers(examples)} if self.with_choices else batch
+
+    def _padded(self, sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask [B, longest], right padded."""
+        ids = torch.full((len(sequences), max(map(len, sequences))), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence
+            mask[row, : len(sequence)] = 1
+        return ids, mask
 
 
 def _answers(examples: Sequence[Example]) -> Batch:

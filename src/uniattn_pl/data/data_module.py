@@ -14,6 +14,7 @@ from uniattn_pl.data.data_report import DataReport
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.packing import PackCollator, PackedRows
+from uniattn_pl.data.row_layout import check_packing
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.data.split import Split, load_split
@@ -73,6 +74,7 @@ class InstructionDataModule(pl.LightningDataModule):
         """
         if self._report is not None:
             return
+        check_packing(self.config.packing, self.tokenizer)
         split = load_split(self.config, self._original)
         max_length = self.config.max_length
         trained, held_out = split.train_contents(), split.validation_contents()
@@ -219,10 +221,10 @@ def _report(
         dropped_train=train.dropped,
         ambiguous=validation.ambiguous,
         overlap=split.overlap,
-        tokens=len(train.tokens),
+        tokens=int(train.lengths.sum()),
         response_tokens=train.response_tokens,
         validation_response_tokens=validation.response_tokens,
-        longest=int(max(int(part.lengths.max()) for part in both)),
+        longest=max(part.longest for part in both),
         special_text=sum(part.special_text for part in both),
         special_tokens=sum(part.special_tokens for part in both),
         packs=0 if packs is None else len(packs),

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from uniattn_pl.data.encoded_sources import EncodedSources
 from uniattn_pl.data.prompt_ids import prefix_ids, special_ids, special_text, text_ids
 from uniattn_pl.data.prompts import format_prompt
+from uniattn_pl.data.row_layout import RowLayout
 from uniattn_pl.data.rows import Row
 from uniattn_pl.errors import UserError
 
@@ -29,11 +31,12 @@ class Example:
     """One encoded row.
 
     Args:
-        tokens: int32 [L], prompt then response (with BOS and EOS).
+        tokens: int32 [L], prompt (beside an encoder what the decoder begins with), response (with BOS and EOS).
         prompt_length: how many of them belong to the prompt.
         choice_ids: first token of every choice when the row is checkable, else empty.
         answer_index: which choice is right, -1 when the row is not checkable.
         row: index of the row in its split as it was read; -1: a blank.
+        source: int32 [S], the prompt, where an encoder reads it; else None.
     """
 
     tokens: torch.Tensor
@@ -41,15 +44,17 @@ class Example:
     choice_ids: tuple[int, ...] = ()
     answer_index: int = -1
     row: int = -1
+    source: torch.Tensor | None = None
 
     def blank(self) -> Example:
         """The same tokens without anything to learn or to answer: fills a place for which there is no row."""
-        return Example(self.tokens, prompt_length=len(self.tokens))
+        return Example(self.tokens, prompt_length=len(self.tokens), source=self.source)
 
     @property
     def counted_tokens(self) -> int:
         """Tokens, none in a blank."""
-        return len(self.tokens) if self.row >= 0 else 0
+        read = 0 if self.source is None else len(self.source)
+        return len(self.tokens) + read if self.row >= 0 else 0
 
 
 class EncodedRows:
@@ -60,6 +65,7 @@ class EncodedRows:
         lengths: int64 [N], tokens of each sequence.
         prompt_lengths: int64 [N], prompt tokens of each sequence.
         choices: (choice_ids, answer_index) of each row, empty where rows are not checkable.
+        sources: what the encoder reads of each row; None: there is none.
         source_rows: int64 [N], which of the rows that were encoded each sequence came from; default: all of them. A
             long plain text is several sequences.
         truncated: sequences cut at the end.
@@ -76,6 +82,7 @@ class EncodedRows:
         prompt_lengths: torch.Tensor,
         choices: Sequence[tuple[tuple[int, ...], int]] = (),
         *,
+        sources: EncodedSources | None = None,
         source_rows: torch.Tensor | None = None,
         truncated: int = 0,
         dropped: int = 0,
@@ -83,7 +90,8 @@ class EncodedRows:
         special_text: int = 0,
         special_tokens: int = 0,
     ) -> None:
-        self.tokens, self.lengths, self.prompt_lengths = tokens, lengths, prompt_lengths
+        self.tokens, self.text_lengths, self.prompt_lengths = tokens, lengths, prompt_lengths
+        self.sources = sources
         self.choices = list(choices)
         self.source_rows = torch.arange(len(lengths)) if source_rows is None else source_rows
         self.truncated, self.dropped, self.ambiguous = truncated, dropped, ambiguous
@@ -91,24 +99,36 @@ class EncodedRows:
         self._ends = lengths.cumsum(0)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.text_lengths)
 
     def __getitem__(self, index: int) -> Example:
         end = int(self._ends[index])
-        tokens = self.tokens[end - int(self.lengths[index]) : end]
+        tokens = self.tokens[end - int(self.text_lengths[index]) : end]
         choice_ids, answer_index = self.choices[index] if self.choices else ((), -1)
-        row = int(self.source_rows[index])
-        return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index, row)
+        row, source = int(self.source_rows[index]), None if self.sources is None else self.sources[index]
+        return Example(tokens, int(self.prompt_lengths[index]), choice_ids, answer_index, row, source)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each row, its source among them: int64 [N]."""
+        return self.text_lengths if self.sources is None else self.text_lengths + self.sources.lengths
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the encoder or the decoder reads."""
+        sources = [] if self.sources is None else [self.sources.lengths]
+        return int(torch.cat([self.text_lengths, *sources]).max())
 
     def identity(self) -> dict[str, int | str]:
         """Return what a loader compares with its checkpoint before it resumes in the middle of the rows."""
-        return {"rows": len(self), "tokens": len(self.tokens), "packing": 0, "contents": self.contents}
+        return {"rows": len(self), "tokens": int(self.lengths.sum()), "packing": 0, "contents": self.contents}
 
     @cached_property
     def contents(self) -> str:
         """A digest of the sequences, in order."""
         digest = hashlib.sha256()
-        for part in (self.tokens, self.lengths, self.prompt_lengths):
+        sources = () if self.sources is None else (self.sources.tokens, self.sources.lengths)
+        for part in (self.tokens, self.text_lengths, self.prompt_lengths, *sources):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -120,7 +140,7 @@ class EncodedRows:
     @property
     def response_tokens(self) -> int:
         """Tokens that carry the loss."""
-        return int((self.lengths - self.prompt_lengths).sum())
+        return int((self.text_lengths - self.prompt_lengths).sum())
 
 
 def encode_rows(
@@ -138,6 +158,9 @@ def encode_rows(
     tokenizer itself puts nothing there (EOS where it has none, behind which the next document begins in
     pre-training): a text's first token is learned too.
 
+    Beside an encoder the prompt is what the encoder reads, closed as its tokenizer closes texts, and the decoder's
+    sequence is what it begins with, response, EOS (`data/row_layout.py`); each has `max_length` tokens at most.
+
     Args:
         rows: what to encode, in this order.
         tokenizer: fast ones tokenise the rows of a call in parallel.
@@ -145,7 +168,7 @@ def encode_rows(
         with_choices: also encode the first token of each choice, for rows that have choices.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token.
+        UserError: the tokenizer has no end-of-sequence token, or an encoder would have nothing of a plain text to read.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set `eos_token` in its tokenizer_config.json.")
@@ -160,12 +183,14 @@ class _Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.prefix, self.eos = prefix_ids(tokenizer), [int(tokenizer.eos_token_id)]
+        self.layout, self.eos = RowLayout.of(tokenizer), [int(tokenizer.eos_token_id)]
         self.text_start = text_start(tokenizer)
         self.special_text, self.special_ids = special_text(tokenizer), special_ids(tokenizer)
         self.pieces: list[torch.Tensor] = []
         self.lengths: list[int] = []
         self.prompt_lengths: list[int] = []
+        self.sources: list[torch.Tensor] = []
+        self.source_lengths: list[int] = []
         self.source_rows: list[int] = []
         self.choices: list[tuple[tuple[int, ...], int]] = []
         self.read = self.truncated = self.dropped = self.ambiguous = self.with_text = self.with_tokens = 0
@@ -173,27 +198,35 @@ class _Encoder:
     def add(self, rows: Sequence[Row], with_choices: bool) -> None:
         prompts = text_ids(self.tokenizer, [prompt_text(row) for row in rows])
         responses = text_ids(self.tokenizer, [row.output for row in rows])
-        tokens: list[int] = []
+        tokens, sources = list[int](), list[int]()
         for number, (row, prompt, response) in enumerate(zip(rows, prompts, responses, strict=True), self.read):
             self._count_special(row, prompt + response)
             response = response if row.continues else response + self.eos
             if row.plain:
                 tokens += self._text_pieces(row, number, response, with_choices)
                 continue
-            sequence = self.prefix + prompt + response
-            prompt_length = len(self.prefix) + len(prompt)
-            if prompt_length >= self.max_length:
+            laid_out = self.layout.row(prompt, response)
+            if not laid_out.fits(self.max_length):
                 self.dropped += 1
                 continue
-            self.truncated += len(sequence) > self.max_length
-            tokens += self._taken(sequence[: self.max_length], prompt_length, number)
+            self.truncated += len(laid_out.text) > self.max_length
+            tokens += self._taken(laid_out.text[: self.max_length], laid_out.given, number)
+            if laid_out.source is not None:
+                sources += laid_out.source
+                self.source_lengths.append(len(laid_out.source))
             if with_choices:
                 self.choices.append(self._choices(row))
         self.pieces.append(torch.tensor(tokens, dtype=torch.int32))
+        self.sources.append(torch.tensor(sources, dtype=torch.int32))
         self.read += len(rows)
 
     def _text_pieces(self, row: Row, number: int, text: list[int], with_choices: bool) -> list[int]:
         """The tokens of all sequences of a plain text, each with what begins a text."""
+        if self.layout.start is not None:
+            raise UserError(
+                f"row {number} is a plain text, of which an encoder would have nothing to read: an encoder-decoder "
+                "model needs rows with a prompt."
+            )
         tokens: list[int] = []
         room = self.max_length - len(self.text_start)
         for first in range(0, len(text), room):
@@ -225,11 +258,13 @@ class _Encoder:
         return first_tokens, row.choices.index(row.answer)
 
     def finish(self) -> EncodedRows:
+        sources = EncodedSources(_joined(self.sources), torch.tensor(self.source_lengths, dtype=torch.int64))
         return EncodedRows(
-            torch.cat([torch.empty(0, dtype=torch.int32), *self.pieces]),
+            _joined(self.pieces),
             torch.tensor(self.lengths, dtype=torch.int64),
             torch.tensor(self.prompt_lengths, dtype=torch.int64),
             self.choices,
+            sources=None if self.layout.start is None else sources,
             source_rows=torch.tensor(self.source_rows, dtype=torch.int64),
             truncated=self.truncated,
             dropped=self.dropped,
@@ -237,6 +272,10 @@ class _Encoder:
             special_text=self.with_text,
             special_tokens=self.with_tokens,
         )
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.int32), *pieces])
 
 
 def prompt_text(row: Row) -> str:

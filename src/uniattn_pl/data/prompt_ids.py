@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from uniattn_pl.families.encoder_decoder import decoder_start
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +21,21 @@ VERSION = 2
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a prompt: what the tokenizer puts before a text, and the text; never an EOS behind it."""
-    return prefix_ids(tokenizer) + text_ids(tokenizer, [text])[0]
+    """Return the ids of a prompt: what the tokenizer puts before a text, and the text; never an EOS behind it.
+
+    An encoder reads a prompt as its tokenizer makes any text, with what it puts behind one (`data/row_layout.py`).
+    """
+    behind = [] if decoder_start(tokenizer) is None else suffix_ids(tokenizer)
+    return prefix_ids(tokenizer) + text_ids(tokenizer, [text])[0] + behind
+
+
+def decoder_begins(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return what a decoder beside an encoder is given before the response; None: there is no encoder.
+
+    That is a token of its own (T5: padding), then what the tokenizer puts before a text (BART).
+    """
+    start, prefix = decoder_start(tokenizer), prefix_ids(tokenizer)
+    return None if start is None else [start, *(prefix if prefix != [start] else [])]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -43,6 +58,13 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start]
     return []
+
+
+def suffix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what the tokenizer itself puts behind every text: nothing, or EOS (T5, BART), which encoders expect."""
+    bare = text_ids(tokenizer, ["a"])[0]
+    whole = cast("list[int]", tokenizer("a", verbose=False)["input_ids"])
+    return whole[len(prefix_ids(tokenizer)) + len(bare) :]
 
 
 def special_text(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -21,10 +21,12 @@ from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uniattn_pl.data import encoding, prompt_ids, prompts
+from uniattn_pl.data import encoding, prompt_ids, prompts, row_layout
+from uniattn_pl.data.encoded_sources import EncodedSources
 from uniattn_pl.data.encoding import EncodedRows, encode_rows
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
+from uniattn_pl.families.encoder_decoder import decoder_start
 from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock
 from uniattn_pl.modeling.loading.model_contents import tokenizer_parts
 from uniattn_pl.resilience.identity import Contents, plain_digest
@@ -85,9 +87,11 @@ def _fingerprint(
     about = {
         "tokenizer": {name: digest.hex() for name, digest in parts.items()},
         "rows": contents.digest,
-        "options": [max_length, with_choices],
+        "options": [max_length, with_choices, decoder_start(tokenizer)],
         "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
-        "code": [inspect.getsource(module) for module in (encoding, prompt_ids, prompts, sys.modules[__name__])],
+        "code": [
+            inspect.getsource(module) for module in (encoding, row_layout, prompt_ids, prompts, sys.modules[__name__])
+        ],
     }
     return plain_digest(about).hex()
 
@@ -97,13 +101,15 @@ def _store(encoded: EncodedRows, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     tensors = {
         "tokens": encoded.tokens,
-        "lengths": encoded.lengths,
+        "lengths": encoded.text_lengths,
         "prompt_lengths": encoded.prompt_lengths,
         "source_rows": encoded.source_rows,
         "num_choices": torch.tensor([len(ids) for ids, _ in encoded.choices], dtype=torch.int64),
         "choice_ids": torch.tensor([token for ids, _ in encoded.choices for token in ids], dtype=torch.int64),
         "answers": torch.tensor([answer for _, answer in encoded.choices], dtype=torch.int64),
     }
+    if encoded.sources is not None:
+        tensors |= {"source_tokens": encoded.sources.tokens, "source_lengths": encoded.sources.lengths}
     with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / _TOKENS, {name: str(getattr(encoded, name)) for name in _COUNTS})
         (temporary / _CHECKSUM).write_bytes(_checksum(temporary / _TOKENS))
@@ -130,6 +136,8 @@ def _read(file: Path) -> EncodedRows:
         counts: dict[str, Any] = {name: int(opened.metadata()[name]) for name in _COUNTS}
     parts = tensors.pop("choice_ids").split(tensors.pop("num_choices").tolist())
     answers = tensors.pop("answers").tolist()
+    if "source_tokens" in tensors:
+        tensors["sources"] = EncodedSources(tensors.pop("source_tokens"), tensors.pop("source_lengths"))
     choices = [(tuple(ids.tolist()), answer) for ids, answer in zip(parts, answers, strict=True)]
     return EncodedRows(**tensors, choices=choices, **counts)
 

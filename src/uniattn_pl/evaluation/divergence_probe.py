@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.losses.response_loss import IGNORED
-from uniattn_pl.losses.row_logits import logits_of_rows, loss_at_head
+from uniattn_pl.losses.row_logits import inputs_on, logits_of_rows, loss_at_head, text_mask
 
 PIECE = 256  # tokens whose logits are held at once, of both models
 NAME = "divergence"
@@ -28,13 +28,13 @@ def divergence(
     """KL(reference | model) of the next token in nats, of all tokens and of responses, and how often both agree on it.
 
     Args:
-        model, reference: causal language models of the same tokens.
-        batches: input_ids, attention_mask and labels [B, L], -100 outside of responses.
+        model, reference: language models of the same tokens.
+        batches: a model's inputs and labels [B, L], -100 outside of responses.
         progress: called with batches done and in all.
     """
     rows: list[Tensor] = []  # [3, tokens]: divergence, agreement, whether it is of a response
     for done, batch in enumerate(batches, start=1):
-        follows = batch["attention_mask"][:, 1:].bool()
+        follows = text_mask(batch)[:, 1:].bool()
         wanted = pad(follows, (0, 1), value=False)  # [B, L]: a token of the row comes next
         of_response = (pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED)[wanted]
         figures = _by_token(model, reference, batch, wanted.flatten().nonzero().squeeze(-1).to(model.device))
@@ -58,7 +58,7 @@ def _of_tokens(rows: Sequence[Tensor]) -> Estimate:
 
 def _by_token(model: PreTrainedModel, reference: PreTrainedModel, batch: dict[str, Any], positions: Tensor) -> Tensor:
     """Divergence and agreement [2, N] at the flattened positions [N], in float64."""
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    inputs = inputs_on(batch, model.device)
     found: list[Tensor] = []
 
     def of_states(states: Tensor) -> Tensor:

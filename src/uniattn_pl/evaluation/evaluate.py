@@ -15,6 +15,7 @@ from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation import probes
+from uniattn_pl.evaluation.beside_encoders import check_asked
 from uniattn_pl.evaluation.divergence_probe import NAME, divergence
 from uniattn_pl.evaluation.evaluated_model import LoadedModel, Part
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result, ResultFiles
@@ -55,8 +56,9 @@ def evaluate(
     if folder.is_file():
         raise UserError(f"'{folder}' is a file, where the folder of results is to be.")
     model = LoadedModel(loaded, subject, console, ResultFiles(folder), server)
-    parts = _Parts(model).all()
     variants = variants_of(loaded.config.evaluation, retain_rate, served=server is not None)
+    check_asked(loaded.config.evaluation, variants, model.tokenizer)
+    parts = _Parts(model).all()
     model.check(variants)
     results = [result for variant in variants for result in model.measured(variant, parts)]
     _write(results, subject, folder)

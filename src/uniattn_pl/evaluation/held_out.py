@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
+from uniattn_pl.losses.row_logits import inputs_on
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ def held_out_metrics(
     Only the logits that are scored are computed, never [B, L, vocabulary].
 
     Args:
-        model: a causal language model, on any device.
-        batches: dicts of input_ids, attention_mask, labels [B, L] (labels -100 where not scored) and, for rows
-            with choices, choice_ids [B, C] (-1 pads), answer_index [B] (-1: none), answer_position [B].
+        model: a language model, on any device.
+        batches: dicts of a model's inputs, labels [B, L] (-100 where not scored; of the decoder's tokens, where there
+            is an encoder) and, for rows with choices, choice_ids [B, C] (-1 pads), answer_index [B] (-1: none),
+            answer_position [B].
         device: where the model computes; default: where its parameters are.
         sums: adds numbers up over ranks that have a part of the batches each, all as many.
 
@@ -82,8 +84,8 @@ def token_losses(model: nn.Module, batch: dict[str, Any], *, device: torch.devic
     """Cross-entropy of every response token of a batch, nats [N], float64 on the CPU: what tells two models apart.
 
     Args:
-        model: a causal language model; its training mode is put back afterwards.
-        batch: input_ids, attention_mask, labels [B, L].
+        model: a language model; its training mode is put back afterwards.
+        batch: a model's inputs and labels [B, L].
         device: where the model computes.
     """
     was_training = model.training
@@ -91,15 +93,11 @@ def token_losses(model: nn.Module, batch: dict[str, Any], *, device: torch.devic
     try:
         targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
         positions = (targets != IGNORED).nonzero().squeeze(-1)  # [N] of [B * L]
-        logits = logits_at(model, _inputs(batch, device), positions.to(device)).float()
+        logits = logits_at(model, inputs_on(batch, device), positions.to(device)).float()
         losses = nn.functional.cross_entropy(logits, targets[positions].to(device), reduction="none")
     finally:
         model.train(was_training)
     return losses.double().cpu()
-
-
-def _inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
 def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[float, int, int, int, int]:
@@ -111,7 +109,7 @@ def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tup
     if questions is not None:
         is_needed[questions, batch["answer_position"][questions]] = True
     positions = is_needed.flatten().nonzero().squeeze(-1)  # [N] of [B * L]
-    logits = logits_at(model, _inputs(batch, device), positions.to(device)).float()
+    logits = logits_at(model, inputs_on(batch, device), positions.to(device)).float()
     scored = targets.flatten()[positions]  # [N]
     loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)

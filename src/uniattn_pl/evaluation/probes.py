@@ -19,6 +19,7 @@ from uniattn_pl.evaluation.compressed import compressed_response_loss
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.subsample import choose_rows
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
+from uniattn_pl.losses.row_logits import inputs_on
 from uniattn_pl.modeling.length_rotations import rotated_for
 
 Progress = Callable[[int, int], None]
@@ -31,8 +32,8 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
     """Loss (nats per response token) and perplexity on held-out rows; intervals over rows.
 
     Args:
-        model: any causal language model.
-        batches: dicts of input_ids, attention_mask and labels [B, L], -100 where not scored.
+        model: any language model.
+        batches: dicts of a model's inputs and labels [B, L], -100 where not scored.
         progress: called with batches done and in all.
     """
     perplexity = Perplexity(ignore_index=IGNORED).to(model.device)
@@ -40,7 +41,7 @@ def held_out(model: PreTrainedModel, batches: list[dict[str, Any]], progress: Pr
     for done, batch in enumerate(batches, start=1):
         targets = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
         scored = targets != IGNORED
-        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        inputs = inputs_on(batch, model.device)
         logits = logits_at(model, inputs, scored.flatten().nonzero().squeeze(-1).to(model.device)).float()
         scored_targets = targets[scored].to(model.device)
         perplexity.update(logits[None], scored_targets[None])

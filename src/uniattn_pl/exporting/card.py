@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.encoder_decoder import auto_model, has_encoder, reading
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
@@ -34,13 +35,14 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
     converted = config.model_type.startswith(MODEL_TYPE_PREFIX)
     plan = plan_of(model)
     family = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    task = "text2text-generation" if has_encoder(config) else "text-generation"
     sections = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [uniattn_pl]\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [uniattn_pl]\n---",
         f"# A {family} model with a layer plan",
         f"```\n{draw(plan)}\n```",
         "## Costs\n\n" + _costs(model, plan, shape_of(config)),
         *_training(source),
-        "## Loading\n\n" + _loading(converted, standalone),
+        "## Loading\n\n" + _loading(auto_model(config).__name__, converted, standalone),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -66,7 +68,7 @@ def _measured_bytes(model: PreTrainedModel, length: int) -> int:
 
     tokens = torch.arange(length, device=model.device).unsqueeze(0) % model.config.vocab_size
     with torch.no_grad():
-        return kv_cache_bytes(model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values)
+        return kv_cache_bytes(model(**reading(model, tokens), use_cache=True).past_key_values)
 
 
 def _training(source: Path) -> list[str]:
@@ -112,13 +114,13 @@ def _environment(record: dict[str, Any]) -> str:
     return f"{code}- {packages}, Python {record['python']}\n- {devices}"
 
 
-def _loading(converted: bool, standalone: bool) -> str:
+def _loading(auto: str, converted: bool, standalone: bool) -> str:
     first = "import uniattn_pl  # registers the model type\n" if converted and not standalone else ""
     trust = ", trust_remote_code=True" if standalone else ""
     note = "\nThe code in this folder needs transformers and torch only.\n" if standalone else ""
     return f"""```python
-{first}from transformers import AutoModelForCausalLM, AutoTokenizer
+{first}from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("this folder", dtype="auto"{trust})
+model = {auto}.from_pretrained("this folder", dtype="auto"{trust})
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```{note}"""

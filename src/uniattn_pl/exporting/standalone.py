@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import auto_model
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 
 PACKAGE = "uniattn_pl"
@@ -52,7 +53,7 @@ from .{_flat(ROOT)} import make_config_class, make_model_class
     )
     config.auto_map = {
         "AutoConfig": f"{ENTRY}.{names['config']}",
-        "AutoModelForCausalLM": f"{ENTRY}.{names['model']}",
+        auto_model(config).__name__: f"{ENTRY}.{names['model']}",
     }
 
 

@@ -115,9 +115,34 @@ def _tiny_llama(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes with bos, eos and pad, built without any download."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def _tiny_t5(target: Path) -> None:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = byte_tokenizer(closes_texts=True)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=6,
+        num_decoder_layers=6,
+        num_heads=4,
+        initializer_factor=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config.decoder_start_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = T5ForConditionalGeneration(config)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def byte_tokenizer(*, closes_texts: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes with bos, eos and pad, built without any download; it can put EOS behind texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -126,6 +151,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if closes_texts:
+        eos = special["eos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", special_tokens=[(eos, vocabulary[eos])]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
@@ -136,4 +166,5 @@ MODELS = {
         _smollm2_file,
     ),
     "tiny-llama": ModelEntry("8 layers of random weights and a byte tokenizer, for tests and dry runs", _tiny_llama),
+    "tiny-t5": ModelEntry("an encoder and a decoder of 6 layers, random weights, for the same", _tiny_t5),
 }

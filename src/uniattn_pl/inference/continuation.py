@@ -6,14 +6,15 @@ has one text, and what a batch would round differently is the same whatever else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from uniattn_pl.families.encoder_decoder import last_logits
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.inference.token_choice import TokenChooser
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -40,12 +41,17 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class FilledPrompt:
-    """A cache that holds a prompt, the logits [vocabulary] of what follows, and its tokens' scores if asked for."""
+    """A cache that holds a prompt, the logits [vocabulary] of what follows, and its tokens' scores if asked for.
+
+    `beside` is what every further forward is given besides: the states of an encoder that has read the prompt, whose
+    decoder holds `ids`.
+    """
 
     ids: Sequence[int]
     cache: Any
     logits: Tensor
     scores: tuple[TokenScore, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def scored(logits: Tensor, tokens: Sequence[int], likeliest: int) -> list[TokenScore]:
@@ -104,6 +110,21 @@ def filled_at_once(model: PreTrainedModel, ids: Sequence[int], cache: Any = None
 
 
 @torch.inference_mode()
+def encoded_prompt(model: PreTrainedModel, ids: Sequence[int], begins: Sequence[int]) -> FilledPrompt:
+    """Let an encoder read a prompt, and its decoder what every response begins with.
+
+    Args:
+        ids: the prompt's tokens, one at least.
+        begins: of `data.prompt_ids.decoder_begins`.
+    """
+    source, given = (torch.tensor([list(tokens)], device=model.device) for tokens in (ids, begins))
+    read = model.get_encoder()(input_ids=source, attention_mask=torch.ones_like(source))
+    beside = {"encoder_outputs": read, "attention_mask": torch.ones_like(source)}
+    output = model(decoder_input_ids=given, use_cache=True, **beside)
+    return FilledPrompt(begins, output.past_key_values, output.logits[0, -1], beside=beside)
+
+
+@torch.inference_mode()
 def continuation(
     model: PreTrainedModel,
     prompt: FilledPrompt,
@@ -132,6 +153,6 @@ def continuation(
             return
         text = torch.cat([text, text.new_tensor([[token]])], dim=1)
         # By the family's own preparation: Phi-3 starts over with another cache where its rotation changes.
-        prepared = prepare(text, next_sequence_length=1, past_key_values=cache, use_cache=True)
-        output = forward(**{**prepared, "logits_to_keep": 1})
+        prepared = prepare(text, next_sequence_length=1, past_key_values=cache, use_cache=True, **prompt.beside)
+        output = forward(**{**prepared, **last_logits(model)})
         cache, logits = output.past_key_values, output.logits[0, -1]

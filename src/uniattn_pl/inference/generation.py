@@ -52,14 +52,19 @@ class TextModel:
         h2o_retain_rate: float | None = None,
         compiled_tokens: int | None = None,
     ) -> None:
+        from uniattn_pl.data.prompt_ids import decoder_begins
+        from uniattn_pl.families.encoder_decoder import without_encoder
         from uniattn_pl.inference.compiled_decoding import check_compilable, compiled_step, static_cache
         from uniattn_pl.modeling.conversion.convert import unmodified_copy
         from uniattn_pl.modeling.decoding import ends_of
 
+        for option, value in (("--h2o", h2o_retain_rate), ("--compile", compiled_tokens)):
+            if value is not None:
+                without_encoder(model.config, option)
         if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
             model = unmodified_copy(model)
         self.model, self.tokenizer, self.h2o_retain_rate = model, tokenizer, h2o_retain_rate
-        self.ends = frozenset(ends_of(model, tokenizer))
+        self.ends, self.begins = frozenset(ends_of(model, tokenizer)), decoder_begins(tokenizer)
         self.step: Any = None
         self._static: Any = None
         if compiled_tokens is not None:
@@ -78,14 +83,17 @@ class TextModel:
             stop: the text ends before the first of these.
             number: of the text among those of one seed.
         """
-        from uniattn_pl.inference.continuation import continuation, filled_at_once
+        from uniattn_pl.inference.continuation import continuation, encoded_prompt, filled_at_once
         from uniattn_pl.inference.text_pieces import TextPieces
         from uniattn_pl.inference.token_choice import TokenChooser
         from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 
         begin, tokens = time.perf_counter(), 0
         pieces, chooser = TextPieces(self.tokenizer, stop), TokenChooser(sampling, self.model.device, number=number)
-        prompt = filled_at_once(self.model, ids, self._cache())
+        if self.begins is None:
+            prompt = filled_at_once(self.model, ids, self._cache())
+        else:
+            prompt = encoded_prompt(self.model, ids, self.begins)
         limits: dict[str, Any] = {"ends": self.ends, "max_new_tokens": max_new_tokens}
         for score in continuation(self.model, prompt, chooser, **limits, step=self.step):
             tokens += 1

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import ModelOutput
+
+from uniattn_pl.families.encoder_decoder import has_encoder
 
 LOSS_CHUNK = 1024
-INPUTS = ("input_ids", "attention_mask", "position_ids")
+INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids", "decoder_attention_mask")
+"""What of a batch a model is called with; those of a decoder are there beside an encoder, which has the others."""
 
 PieceLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """Of the logits [n, vocabulary] of some rows, and which rows they are: what is minimised, summed over them (scalar,
@@ -20,6 +25,17 @@ with a graph), and its terms [k] to be shown."""
 def forward_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch a model is called with; nothing is cached."""
     return {**{name: batch[name] for name in INPUTS if name in batch}, "use_cache": False}
+
+
+def inputs_on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The model's inputs of a batch on a device."""
+    return {name: batch[name].to(device) for name in INPUTS if name in batch}
+
+
+def text_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens of `labels` [B, L] are no padding: those of the decoder, where there is an encoder."""
+    mask: Tensor = batch.get("decoder_attention_mask", batch["attention_mask"])
+    return mask
 
 
 def loss_at_head(model: nn.Module, batch: Mapping[str, Any], loss_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -120,17 +136,36 @@ def _processed(model: Any, logits: Tensor) -> Tensor:
     name = next(name for name, module in model.named_modules() if module is head)
     owner, _, attribute = name.rpartition(".")
     holder = model.get_submodule(owner)
-    states = MoeModelOutputWithPast(last_hidden_state=logits[None, :, :1])
+    states = _DecoderOutput(last_hidden_state=logits[None, :, :1])
     setattr(holder, attribute, _Given(logits.unsqueeze(0)))
     decoder.forward = lambda *_, **__: states
     try:
-        inputs = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)
-        output = type(model).forward(model, input_ids=inputs, use_cache=False)
+        output = type(model).forward(model, **_any_inputs(model, logits), use_cache=False)
     finally:
         del decoder.forward
         setattr(holder, attribute, head)
     processed: Tensor = output.logits.squeeze(0)
     return processed
+
+
+def _any_inputs(model: Any, logits: Tensor) -> dict[str, Any]:
+    """Inputs of one token, of which a model makes nothing where its decoder is not run; nor its encoder."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)
+    if not has_encoder(model.config):
+        return {"input_ids": ids}
+    return {"encoder_outputs": BaseModelOutput(last_hidden_state=logits[None, :1, :1]), "decoder_input_ids": ids}
+
+
+@dataclass
+class _DecoderOutput(ModelOutput):
+    """All that models take from what a decoder gives."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    router_logits: Any = None
+    cross_attentions: Any = None
 
 
 class _Given(nn.Module):

@@ -5,6 +5,9 @@ products only; softmax, norms and activations are left out, as in the usual 2 x 
 parameters count all, FLOPs those that serve a token, and bytes those that a batch is expected to read
 (`plan.shape.Experts.read`).
 
+Of an encoder-decoder model the prompt is what its encoder reads, once; a plan changes the decoder, whose
+cross-attention holds keys and values of every token of the source.
+
 Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, Dv size of a
 value (D in most families), d hidden size, w window with its sinks, V vocabulary.
 """
@@ -19,14 +22,23 @@ from uniattn_pl.plan.shape import LayerShape, ModelShape
 CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
 
 
-def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, bytes_per_element: int) -> int:
+def kv_cache_bytes(
+    plan: LayerPlan,
+    shape: ModelShape,
+    *,
+    batch_size: int,
+    length: int,
+    bytes_per_element: int,
+    source_length: int | None = None,
+) -> int:
     """Bytes the cache holds after `length` tokens: K and V of full layers, V of reuse layers, windows included.
 
     A window of w tokens keeps w - 1 of them, as transformers' sliding cache layers do, and all its sinks; of merged
-    heads fewer are kept.
+    heads fewer are kept. Cross-attention keeps K and V of the source's tokens, by default as many as the text's.
     """
     # sum over layers of (Hkv * D of keys + Hkv * Dv of values) * min(S, w - 1) * B * bytes
-    total = 0
+    source = length if source_length is None else source_length
+    total = _cross_width(plan, shape) * source
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
@@ -34,6 +46,12 @@ def kv_cache_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, lengt
         widths = {KEYS: heads.key_width, VALUES: heads.value_width}
         total += sum(widths[part] for part in row.traits.caches) * kept
     return total * batch_size * bytes_per_element
+
+
+def _cross_width(plan: LayerPlan, shape: ModelShape) -> int:
+    """Numbers per token of a source that the cross-attention of all layers keeps."""
+    crosses = (row.sized(layer).cross for row, layer in zip(plan.rows, shape.layers, strict=True))
+    return sum(cross.heads.key_width + cross.heads.value_width for cross in crosses if cross is not None)
 
 
 def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
@@ -46,9 +64,13 @@ def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
 
 def parameters(plan: LayerPlan, shape: ModelShape) -> int:
     """Parameters of the converted model, W_c included, tied embeddings once."""
-    return shape.embedding + sum(
-        layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True)
-    )
+    in_layers = sum(layer_parameters(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
+    return shape.embedding + in_layers + encoder_parameters(shape)
+
+
+def encoder_parameters(shape: ModelShape) -> int:
+    """Of the encoder beside the decoder; 0 without one."""
+    return 0 if shape.encoder is None else parameters(LayerPlan.unmodified(shape.encoder.num_layers), shape.encoder)
 
 
 def active_parameters(plan: LayerPlan, shape: ModelShape) -> int:
@@ -69,7 +91,8 @@ def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int
     attention = sum(of_projection[projection] for projection in row.traits.projections)
     norms = layer.attention_norms if row.reads_stream else 0
     experts = layer.experts.parameters if layer.experts is not None else 0
-    return layer.feed_forward + experts + layer.other + attention + norms + compensation_weights(row, shape)
+    cross = layer.cross.of_text + layer.cross.of_source if layer.cross is not None else 0
+    return layer.feed_forward + experts + layer.other + attention + norms + cross + compensation_weights(row, shape)
 
 
 def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
@@ -88,8 +111,13 @@ def map_weights(row: LayerRow, layer: LayerShape) -> int:
 def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
     """FLOPs of one forward over `length` prompt tokens, with logits of the last position only (as for TTFT).
 
-    Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T.
+    Attention counts the causal (and windowed) query-key pairs only; reuse layers skip QK^T. Beside an encoder, which
+    reads the prompt, the decoder runs one token.
     """
+    if shape.encoder is not None:
+        return _encoder_flops(plan, shape, batch_size=batch_size, length=length) + decode_flops(
+            plan, shape, batch_size=batch_size, length=1, source_length=length
+        )
     # B * (L * sum of 2 * weights + sum of pairs(L, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
     linear = sum(linear_flops(row, layer, shape) for row, layer in zip(plan.rows, shape.layers, strict=True))
     attention = sum(
@@ -99,14 +127,36 @@ def prefill_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length
     return batch_size * (linear * length + attention + 2 * shape.hidden_size * shape.vocab_size)
 
 
-def decode_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
-    """FLOPs of generating one token when `length` tokens (the new one included) are attended to."""
+def _encoder_flops(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int) -> int:
+    """FLOPs of reading a source, all of whose tokens see each other, and of its keys and values for every layer."""
+    encoder = shape.encoder
+    assert encoder is not None
+    pairs = 0
+    unmodified = LayerPlan.unmodified(encoder.num_layers)
+    linear = sum(linear_flops(row, layer, encoder) for row, layer in zip(unmodified.rows, encoder.layers, strict=True))
+    for row, layer in zip(unmodified.rows, encoder.layers, strict=True):
+        pairs += _pair_flops(row, layer) * length * (length if layer.window is None else min(length, layer.window))
+    crosses = (row.sized(layer).cross for row, layer in zip(plan.rows, shape.layers, strict=True))
+    linear += 2 * sum(cross.of_source for cross in crosses if cross is not None)
+    return batch_size * (linear * length + pairs)
+
+
+def decode_flops(
+    plan: LayerPlan, shape: ModelShape, *, batch_size: int, length: int, source_length: int | None = None
+) -> int:
+    """FLOPs of generating one token when `length` tokens (the new one included) are attended to.
+
+    Cross-attention attends to `source_length` besides, by default as many.
+    """
+    source = length if source_length is None else source_length
     # B * (sum of 2 * weights + sum of min(S, w) * 2 * (H * D of Q K^T + H * Dv of map x V) + 2 * d * V)
     total = 2 * shape.hidden_size * shape.vocab_size
     for row, layer in zip(plan.rows, shape.layers, strict=True):
         window = plan.window(row.index, shape)
         total += linear_flops(row, layer, shape)
         total += _pair_flops(row, layer) * (length if window is None else min(length, window))
+        cross = row.sized(layer).cross
+        total += 0 if cross is None else 2 * (cross.heads.query_width + cross.heads.output_width) * source
     return batch_size * total
 
 
@@ -114,11 +164,14 @@ def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
     """Bytes read to generate one token with `length` tokens in the cache: every weight once, and the whole cache.
 
     Of routed experts, those that the batch's tokens are expected to need (`plan.shape.Experts.read`). Of an input
-    embedding that is not also the output one, only a row per sequence is read, which is left out.
+    embedding that is not also the output one, only a row per sequence is read, which is left out. An encoder, and W_k
+    and W_v of cross-attention, are not read again.
     """
     table = shape.vocab_size * shape.hidden_size  # [V, d]
     untied = shape.embedding >= 2 * table
-    weights = parameters(plan, shape) - untied * table - _unread_experts(plan, shape, batch_size)
+    crosses = (row.sized(layer).cross for row, layer in zip(plan.rows, shape.layers, strict=True))
+    unread = encoder_parameters(shape) + sum(cross.of_source for cross in crosses if cross is not None)
+    weights = parameters(plan, shape) - untied * table - _unread_experts(plan, shape, batch_size) - unread
     cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
     return weights * bytes_per_element + cache
 
@@ -147,7 +200,8 @@ def linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     sizes = projection_sizes(layer, shape)
     projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)
     experts = layer.experts.per_token * layer.experts.matrices if layer.experts is not None else 0
-    return 2 * (layer.feed_forward + experts + projections + compensation_weights(row, shape))
+    cross = layer.cross.of_text if layer.cross is not None else 0
+    return 2 * (layer.feed_forward + experts + projections + cross + compensation_weights(row, shape))
 
 
 def _pair_flops(row: LayerRow, layer: LayerShape) -> int:

@@ -78,6 +78,21 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class CrossAttention:
+    """A decoder layer's attention to the states of an encoder, which no plan changes.
+
+    Attributes:
+        heads: its heads; their keys and values are cached once for every token of the source.
+        of_text: weights of W_q and W_o, which the decoder's tokens pass.
+        of_source: weights of W_k and W_v, which the encoder's states pass, once.
+    """
+
+    heads: Heads
+    of_text: int
+    of_source: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """Parameter counts of one decoder layer, split by what a plan can remove, its heads, and its window in tokens.
 
@@ -97,6 +112,7 @@ class LayerShape:
     experts: Experts | None = None
     other: int = 0
     window: int | None = None
+    cross: CrossAttention | None = None
 
     def with_kv_heads(self, groups: int) -> LayerShape:
         """The layer with so many heads of keys and values; a norm over all keys (OLMo-2) shrinks with them."""
@@ -115,7 +131,9 @@ class LayerShape:
 class ModelShape:
     """What plans and costs need to know of a model: hidden size `d`, vocabulary, layers; no weights.
 
-    `positions` are the tokens of the longest text that it was made for (`families/positions.py`).
+    `positions` are the tokens of the longest text that it was made for (`families/positions.py`). Of an encoder-decoder
+    model all is the decoder's, and `encoder` is the rest: its layers, and as its `embedding` what lies outside of them
+    and is not the decoder's too.
     """
 
     model_type: str
@@ -124,6 +142,7 @@ class ModelShape:
     embedding: int
     layers: tuple[LayerShape, ...]
     positions: int | None = None
+    encoder: ModelShape | None = None
 
     @property
     def num_layers(self) -> int:

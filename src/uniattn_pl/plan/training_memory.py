@@ -88,6 +88,9 @@ def training_memory(
     scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
     saved = tokens * _saved_bytes(plan, shape, sizes, kept, checkpointing=gradient_checkpointing)
+    if shape.encoder is not None and stage == 2:  # under W_c alone no gradient reaches it
+        encoder, unmodified = shape.encoder, LayerPlan.unmodified(shape.encoder.num_layers)
+        saved += tokens * _saved_bytes(unmodified, encoder, sizes, kept, checkpointing=gradient_checkpointing)
     recomputed = tokens * _largest_layer(plan, shape, sizes) if gradient_checkpointing else 0
     # autocast keeps a cast of what trains until the backward pass is over
     routed = (layer.experts for _, layer in _layers(plan, shape) if layer.experts is not None)
@@ -233,7 +236,10 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _El
     attention = sum(widths[projection] for projection in row.traits.projections)
     router = experts.count * hidden if experts is not None else 0
     feed_forward = _gated_elements((layer.feed_forward - router) // (3 * hidden), trains=kept.everything)
-    elements = inputs * hidden + attention + feed_forward
+    cross = 0  # queries and what enters W_o of the text, keys and values of a source as long
+    if layer.cross is not None:
+        cross = sum(getattr(layer.cross.heads, f"{part}_width") for part in ("query", "key", "value", "output"))
+    elements = inputs * hidden + attention + cross + feed_forward
     routed = 0 if experts is None else _routed_bytes(experts, hidden, sizes.of_experts, trains=kept.everything)
     return hidden * norms * NORM_BYTES + hidden * normalised + elements * sizes.of_activations + routed
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.encoder_decoder import reading
 from uniattn_pl.modeling.caches.plan_cache import CacheMismatchError, kv_cache_bytes
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.tracking.fit_result import CacheCost
@@ -21,7 +22,7 @@ def measure_cache(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) ->
     length = min(costs.CACHE_LENGTH, getattr(model.config, "max_position_embeddings", None) or costs.CACHE_LENGTH)
     tokens = torch.arange(length, device=model.device).unsqueeze(0) % shape.vocab_size  # [1, L]
     with torch.no_grad():
-        output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
+        output = model(**reading(model, tokens), use_cache=True)
     size: dict[str, Any] = {"batch_size": 1, "length": length, "bytes_per_element": model.dtype.itemsize}
     cost = CacheCost(
         length=length,

@@ -22,6 +22,7 @@ from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, l
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Contents
+from uniattn_pl.training.encoder_checks import check_encoder
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 from uniattn_pl.training.teacher_checks import (
@@ -59,6 +60,7 @@ class Experiment:
         check_updates(loaded)
         check_teacher(loaded, self.shape)
         check_source_maps(loaded, self.compiled_plan)
+        check_encoder(loaded, self.shape, self.compiled_plan)
         check_weights(source, revision=self.config.model.revision)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)

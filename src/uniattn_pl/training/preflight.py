@@ -16,6 +16,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.data.data_module import no_usable_row
 from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.row_layout import check_packing
 from uniattn_pl.data.self_text import NotSampledError, Original
 from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.display.quiet_libraries import quiet_libraries
@@ -33,6 +34,7 @@ from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Content
 from uniattn_pl.resilience.manifest import Manifest, check_free
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.store_check import check_store
+from uniattn_pl.training.encoder_checks import check_encoder
 from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
 from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
@@ -151,6 +153,7 @@ def _check_model(loaded: LoadedConfig, plan: LayerPlan | None, shape: ModelShape
         found.of(check_updates, loaded)
         found.of(check_teacher, loaded, shape)
         found.of(check_source_maps, loaded, plan)
+        found.of(check_encoder, loaded, shape, plan)
     if found.problems:
         raise UserError(*dict.fromkeys(found.problems))
     if tokenizer is None:
@@ -183,6 +186,7 @@ def _check_trainer(loaded: LoadedConfig, cluster: Cluster, shape: ModelShape) ->
 def _check_rows(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that there are rows to train on, to calibrate on and to validate."""
     config = loaded.config
+    check_packing(config.data.packing, tokenizer)
     skipped = config.calibration.skip_samples
     usable = _usable(split.train, tokenizer, config.data.max_length, wanted=skipped + 1)
     if not usable:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.evaluation.held_out import token_losses
+from uniattn_pl.losses.row_logits import INPUTS
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
@@ -65,7 +66,8 @@ def reread(
 
 def _losses(model: nn.Module, milestones: Milestones, context: FitContext) -> Tensor:
     """Of the response tokens [N] in this rank's first held-out rows."""
-    rows = {name: milestones.validation[0][name][:ROWS] for name in ("input_ids", "attention_mask", "labels")}
+    batch = milestones.validation[0]
+    rows = {name: batch[name][:ROWS] for name in (*INPUTS, "labels") if name in batch}
     return token_losses(model, rows, device=context.cluster.device)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export_target import check_target
+from uniattn_pl.families.encoder_decoder import without_encoder
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.caches.plan_cache import traced_caches
 from uniattn_pl.modeling.conversion.convert import drop_attention
@@ -55,6 +56,7 @@ def export_program(
     check_packages(kind)
     check_target(source, target, overwrite=overwrite)
     model = load_folder(source)
+    without_encoder(model.config, f"an export as {kind}")
     if drop:
         drop_attention(model, drop)
     if kind == ONNX and str(model.dtype) == "torch.bfloat16":

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import (
     DummyLayer,
     DynamicLayer,
@@ -122,13 +122,25 @@ def _windowed_like(stock: Any) -> WindowLayer:
     return WindowLayer()
 
 
+def new_cache(config: Any, *, beside_encoder: bool) -> Cache:
+    """An empty cache of a decoder's config; of a decoder beside an encoder with another for cross-attention, which
+    keeps what it is given once, of the whole source."""
+    own = DynamicCache(config=config)
+    return EncoderDecoderCache(own, DynamicCache()) if beside_encoder else own
+
+
 def fit_cache(cache: Any, plan: LayerPlan) -> Any:
     """Make an empty cache hold only what the plan says; a cache already fitted is returned as it is.
+
+    A plan says nothing about the cache of cross-attention.
 
     Raises:
         NotImplementedError: a kind of cache that stores keys and values in another way.
         ValueError: the cache was filled by, or fitted to, a model with another layer plan.
     """
+    if isinstance(cache, EncoderDecoderCache):
+        fit_cache(cache.self_attention_cache, plan)
+        return cache
     fitted = getattr(cache, "fitted_plan", None)
     if fitted in (plan, TRACED):
         return cache
@@ -166,6 +178,9 @@ def map_buffers(cache: Any) -> MapBuffers:
 
 
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of keys and values that a cache really holds, without the room that growing layers have to spare."""
+    """Bytes of keys and values that a cache really holds, without the room that growing layers have to spare; those of
+    cross-attention too."""
+    if isinstance(cache, EncoderDecoderCache):
+        return kv_cache_bytes(cache.self_attention_cache) + kv_cache_bytes(cache.cross_attention_cache)
     tensors = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values))  # type: ignore[union-attr]
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

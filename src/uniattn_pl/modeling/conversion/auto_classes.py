@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX
+from uniattn_pl.families.encoder_decoder import auto_model, language_model
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
 from uniattn_pl.modeling.conversion.converted_classes import ConvertedModel, make_config_class, make_model_class
 
 _CLASSES: dict[type, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
@@ -22,7 +22,7 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
         config = make_config_class(stock.config_class, __name__)
         model = make_model_class(stock, config, __name__)
         AutoConfig.register(config.model_type, config)
-        AutoModelForCausalLM.register(config, model)
+        auto_model(config()).register(config, model)
         # Pickling and save_pretrained look classes up by module and name.
         globals()[config.__name__], globals()[model.__name__] = config, model
         _CLASSES[stock] = (config, model)
@@ -30,7 +30,7 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
 
 
 def check_class(model: PreTrainedModel) -> None:
-    """Check that a model, stock or converted, is what `AutoModelForCausalLM` builds of its config.
+    """Check that a model, stock or converted, is what `families.encoder_decoder.auto_model` builds of its type.
 
     Its class is registered for the whole process and written into folders: a base model, another head or a subclass in
     its place would load as something else.
@@ -38,13 +38,13 @@ def check_class(model: PreTrainedModel) -> None:
     Raises:
         UserError: it is another class.
     """
-    expected: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    expected = language_model(stock_model_type(model.config))
     if type(model) is not expected and not isinstance(model, ConvertedModel):
         wanted = expected.__name__ if expected else "none that transformers knows"
         raise UserError(
-            f"a {type(model).__name__} cannot be converted, only the causal language model of its config ({wanted}): "
+            f"a {type(model).__name__} cannot be converted, only the language model of its type ({wanted}): "
             "not a base model, one with another head, one wrapped by peft, or a subclass. Load it with "
-            "uniattn_pl.load_model or AutoModelForCausalLM; after a conversion, `.model` is its base model."
+            "uniattn_pl.load_model or its Auto class; after a conversion, `.model` is its base model."
         )
 
 
@@ -52,13 +52,12 @@ def register_family(model_type: str) -> None:
     """Register the converted type of one stock model type, so that the Auto classes load it.
 
     Raises:
-        UserError: transformers has no causal language model of that type.
+        UserError: transformers has no language model of that type.
     """
-    try:
-        stock_config = type(AutoConfig.for_model(model_type))
-        auto_classes(MODEL_FOR_CAUSAL_LM_MAPPING[stock_config])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"transformers has no causal language model of type '{model_type}'.") from error
+    stock = language_model(model_type)
+    if stock is None:
+        raise UserError(f"transformers has no language model of type '{model_type}'.")
+    auto_classes(stock)
 
 
 def register_auto_classes() -> None:

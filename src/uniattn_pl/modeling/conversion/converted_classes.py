@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
+from uniattn_pl.families.encoder_decoder import has_encoder
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
@@ -145,6 +146,8 @@ def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict
         value = getattr(settings, name, None) if value is None else value
         return default if value is None else value
 
+    if has_encoder(model.config):  # its prompt is the encoder's
+        return None
     if prompt is None or not chosen("use_cache", True) or chosen("prefill_chunk_size", None) is not None:
         return None
     batch, length = prompt.shape[:2]

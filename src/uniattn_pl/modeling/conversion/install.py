@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
@@ -21,7 +21,7 @@ from uniattn_pl.modeling.attention.recorded_maps import without_placeholders
 from uniattn_pl.modeling.attention.skipped_block import skip_block
 from uniattn_pl.modeling.attention.window_attention import no_windows
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
-from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers
+from uniattn_pl.modeling.caches.plan_cache import fit_cache, map_buffers, new_cache
 from uniattn_pl.modeling.length_rotations import forget_lengths
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
@@ -101,7 +101,7 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     use_cache = decoder.config.use_cache if use_cache is None else use_cache
     checkpointing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
     if cache is None and use_cache and not checkpointing:
-        cache = DynamicCache(config=decoder.config)
+        cache = new_cache(decoder.config, beside_encoder=kwargs.get("encoder_hidden_states") is not None)
         kwargs = {**kwargs, "past_key_values": cache}
     buffers = None
     if cache is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
+from uniattn_pl.families.encoder_decoder import auto_model
 from uniattn_pl.kernels.kernel_presence import kernel_explained
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
@@ -43,7 +44,7 @@ def load_model(
     quantization: str | None = None,
     device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model for evaluation or training.
+    """Load a language model for evaluation or training: a decoder, or an encoder with a decoder.
 
     Args:
         source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
@@ -56,8 +57,6 @@ def load_model(
         UserError: there is no such model, it cannot be had without a network, its files are damaged, incomplete or not
             in safetensors, it needs code that is not trusted, or bitsandbytes or its attention kernel is missing.
     """
-    from transformers import AutoModelForCausalLM
-
     location, options = _locate(source, revision)
     _prepare(location, weights=True)
     quantized = _quantized(quantization)
@@ -66,7 +65,7 @@ def load_model(
         refusals_explained(source, way_out=TRUST),
         kernel_explained(source, attn_implementation, device=device, dtype=kind),
     ):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of(location, trust_remote_code=trust_remote_code, **options).from_pretrained(
             location,
             output_loading_info=True,
             dtype=kind,
@@ -100,8 +99,6 @@ def load_folder(
             weights and layer plan disagree, files are damaged, incomplete or not in safetensors, the model needs code
             of its own, or bitsandbytes is missing.
     """
-    from transformers import AutoModelForCausalLM
-
     kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if is_adapter(folder):
         if quantization is not None:
@@ -113,7 +110,7 @@ def load_folder(
     _prepare(str(folder), weights=True, quantizations=INFERENCE_QUANTIZATIONS)
     quantized = _quantized(quantization)
     with refusals_explained(folder, way_out=ELSEWHERE), kernel_explained(folder, attn_implementation, device=device):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class_of(folder, local_files_only=True, trust_remote_code=False).from_pretrained(
             folder,
             output_loading_info=True,
             dtype="auto",
@@ -125,6 +122,13 @@ def load_folder(
             **kernel,
         )
     return _complete_model(folder, *loaded)
+
+
+def _class_of(location: str | Path, **options: Any) -> Any:
+    """The Auto class of a model source's config."""
+    from transformers import AutoConfig
+
+    return auto_model(AutoConfig.from_pretrained(location, **options))
 
 
 def _on(device: torch.device | None) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def empty_model(
 ) -> PreTrainedModel:
     """The modules of a model source, without weights. Raises UserError as `load_model` does."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     location, options = _locate(source, revision)
     _prepare(location)
@@ -258,7 +262,7 @@ def empty_model(
         torch.device("meta"),
     ):
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **kernel)
+        return auto_model(config).from_config(config, trust_remote_code=trust_remote_code, **kernel)
 
 
 def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:

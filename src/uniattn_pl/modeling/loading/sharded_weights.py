@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.encoder_decoder import auto_model
 from uniattn_pl.modeling.conversion.auto_classes import register_type_of
 from uniattn_pl.modeling.length_rotations import forget_lengths
 
@@ -19,12 +20,12 @@ _WRAPPERS = (".base_layer", ".original_module", ".modules_to_save.default")
 def skeleton(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
     """The model of a folder without weights: parameters on the meta device, buffers (rotary frequencies) computed."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     register_type_of(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        model = auto_model(config).from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     model.tie_weights()
     forget_lengths(model)
     return model.eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import tell_decoder_start
 from uniattn_pl.file_contents import mistaken_content, read_json_object
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def read_tokenizer(location: str, *, trust_remote_code: bool, **options: Any) ->
 
     Raises:
         UserError: the folder has none, one of its files is broken or something else under its name, or the tokenizer
-            knows no tokens.
+            knows no tokens; or the model's decoder begins with a token that its config does not name.
         Exception: whatever transformers says to files that are well formed and wrong.
     """
     from transformers import AutoConfig, AutoTokenizer
@@ -41,8 +42,9 @@ def read_tokenizer(location: str, *, trust_remote_code: bool, **options: Any) ->
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"the tokenizer of '{location}' has no tokens; the file of its vocabulary is missing.")
     if not folder.is_dir() or (folder / "config.json").is_file():
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options).get_text_config()
-        check_vocabulary(tokenizer, getattr(config, "vocab_size", None), location)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+        check_vocabulary(tokenizer, getattr(config.get_text_config(), "vocab_size", None), location)
+        tell_decoder_start(tokenizer, config)
     return tokenizer
 
 

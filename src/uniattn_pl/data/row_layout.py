@@ -1,0 +1,71 @@
+"""Which of a model's inputs a row's prompt and response are: one text, or an encoder's and a decoder's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from uniattn_pl.data.prompt_ids import decoder_begins, prefix_ids, suffix_ids
+from uniattn_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """The tokens of one row.
+
+    Attributes:
+        text: of the decoder: what is given, then the response.
+        given: how many of them are given.
+        source: of the encoder; None: there is none, and the prompt is what is given.
+    """
+
+    text: list[int]
+    given: int
+    source: list[int] | None = None
+
+    def fits(self, max_length: int) -> bool:
+        """Whether the prompt is there in full, with room for a token of the response."""
+        return self.given < max_length and (self.source is None or len(self.source) <= max_length)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the tokens of a prompt and of a response become a model's inputs.
+
+    A decoder alone reads prefix, prompt, response. An encoder reads prefix, prompt, suffix, as its tokenizer makes any
+    text; its decoder begins with `start` and goes on with the response.
+
+    Args:
+        prefix, suffix: what the tokenizer itself puts before and behind a text.
+        start: what the decoder beside an encoder begins with (`decoder_begins`); None: there is no encoder.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
+    start: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> RowLayout:
+        """The layout of a tokenizer's model."""
+        begins = decoder_begins(tokenizer)
+        if begins is None:
+            return cls(tuple(prefix_ids(tokenizer)))
+        return cls(tuple(prefix_ids(tokenizer)), tuple(suffix_ids(tokenizer)), tuple(begins))
+
+    def row(self, prompt: list[int], response: list[int]) -> RowTokens:
+        """The inputs of bare prompt and response tokens."""
+        if self.start is None:
+            return RowTokens([*self.prefix, *prompt, *response], len(self.prefix) + len(prompt))
+        return RowTokens([*self.start, *response], len(self.start), [*self.prefix, *prompt, *self.suffix])
+
+
+def check_packing(packing: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where rows are to be packed that have a source and a target each."""
+    if packing and decoder_begins(tokenizer) is not None:
+        raise UserError(
+            "data.packing=true puts rows one after another into one text, but this model has an encoder, whose "
+            "cross-attention would mix the sources of a pack; set data.packing=false."
+        )
