@@ -106,7 +106,7 @@ SLOW = (
     "training/test_card_needs.py::test_what_is_proposed_fits",
     "training/test_dry_run.py",
     "training/test_refused_start.py",
-    "training/test_router_loss.py::test_two_ranks_with_shards_train_as_one_and_log_it",
+    "training/test_mixtures.py",
     "training/test_kill_and_resume.py",
     "training/test_measured_fit.py",
     "training/test_runner.py",

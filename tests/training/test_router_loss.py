@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ import torch
 from tests.tiny_models import SIZES, SPECIAL, UNMODIFIED, stock, tokens, with_random_compensations
 from tests.trainers import fit
 from tests.training.test_callbacks import Recorder
-from tests.training.test_kill_and_resume import CONFIG, ROWS, history
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from uniattn_pl.cli import main
@@ -181,34 +176,6 @@ def experts_folder(folder: Path) -> None:
     torch.manual_seed(0)
     MixtralForCausalLM(MixtralConfig(**sizes, router_aux_loss_coef=COEFFICIENT)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def test_two_ranks_with_shards_train_as_one_and_log_it(tmp_path: Path) -> None:
-    experts_folder(tmp_path / "experts")
-    jobs = []
-    fsdp = "training.strategy=fsdp"
-    ways = (("alone", 1, []), ("shards", 2, [fsdp]), ("unmodified", 2, [fsdp, "architecture={name: baseline}"]))
-    for name, ranks, settings in ways:
-        folder = tmp_path / name
-        folder.mkdir()
-        config = CONFIG.replace("devices: 1", "devices: auto").replace("max_epochs: 2", "max_epochs: 1")
-        config = config.replace("tiny-llama", str(tmp_path / "experts"))
-        (folder / "killed.yaml").write_text(config, encoding="utf-8")
-        (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-        arguments = ["fit", "--config", "killed.yaml", "training.router_loss=true", *settings]
-        jobs.append({"folder": str(folder), "ranks": ranks, "arguments": arguments, "log": str(folder / "log")})
-    jobs = [{**job, "kill": None} for job in jobs]
-    driver = [sys.executable, str(ROOT / "tests/training/ranks_driver.py"), json.dumps(jobs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    done = subprocess.run(driver, env=environment, capture_output=True, text=True, check=True)
-    logs = [Path(f"{job['log']}-0.txt").read_text() for job in jobs]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [[0], [0, 0], [0, 0]], logs
-    alone, shards, unmodified = (history(Path(str(job["folder"]))) for job in jobs)
-    assert len(unmodified["stage2/router_loss"]) == 3
-    # a token between two experts may change sides with a rounding, and counts for the one or for the other
-    for key, tolerance in (("stage1/router_loss", 5e-3), ("stage2/router_loss", 5e-3), ("stage2/loss", 1e-3)):
-        assert len(alone[key]) == 3
-        assert [v for _, v in shards[key]] == pytest.approx([v for _, v in alone[key]], abs=tolerance)
 
 
 def test_experts_have_no_one_projection_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

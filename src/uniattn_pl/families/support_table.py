@@ -11,7 +11,6 @@ from uniattn_pl.families.anatomy import anatomy_of, weightless
 from uniattn_pl.families.inspection import FAMILIES, attention_of, decoder_layers
 from uniattn_pl.families.model_shape import windows_of
 
-
 # A default that is another family: Granite 4 with Mamba layers.
 OPTIONS: dict[str, dict[str, Any]] = {"granitemoehybrid": {"layer_types": ["attention"] * 32}}
 

@@ -16,6 +16,7 @@ from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.feed_forward import output_of_feed_forward
 from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.packed_rows import check_rows_stay_apart
 from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_shape, load_tokenizer
@@ -121,15 +122,16 @@ class Experiment:
 
 
 def check_updates(loaded: LoadedConfig) -> None:
-    """Check, without weights, that the model has what is to be refined or to train, and the loss of routers asked for.
+    """Check, without weights, that the model has what is to be refined or to train, the loss of routers, rows apart.
 
     Raises:
-        UserError: as `output_of_feed_forward`, `check_target_modules` and `adds_router_loss`; queries and keys that
-            cannot train by themselves.
+        UserError: as `output_of_feed_forward`, `check_target_modules`, `adds_router_loss` and
+            `check_rows_stay_apart`; queries and keys that cannot train by themselves.
     """
     training, feed_forward = loaded.config.training, loaded.config.calibration.refine.feed_forward
+    packing = loaded.config.data.packing
     trains_maps = "stage1" in map_stages(loaded)
-    if not (training.lora.enabled or training.router_loss or trains_maps or feed_forward):
+    if not (training.lora.enabled or training.router_loss or trains_maps or feed_forward or packing):
         return
     model = empty_model(loaded.config.model.source, **model_origin(loaded))
     if training.lora.enabled:
@@ -137,6 +139,8 @@ def check_updates(loaded: LoadedConfig) -> None:
     if trains_maps:
         check_separate_projections(model)
     adds_router_loss(model, training.router_loss)
+    if packing:
+        check_rows_stay_apart(model)
     for layer in decoder_layers(model) if feed_forward else ():
         output_of_feed_forward(layer)
 
