@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 
 from uniattn_pl.commands.arguments import Parser
+from uniattn_pl.commands.family_table import print_families, print_possibilities
 from uniattn_pl.config.typing_rules import default_of
 from uniattn_pl.display.text_table import print_table
 from uniattn_pl.errors import UserError, did_you_mean
 
 DESCRIPTION = """\
-Lists what a config may name: architectures with their options, model families and what is known of each, models
+Lists what a config may name: architectures with their options, model families and what their layers can be, models
 known by name, initialisers; and which engine serves which kind of layer."""
 EXAMPLE = "  uniattn-pl list architectures"
 TOPICS = ("architectures", "families", "models", "initialisers", "engines")
@@ -20,16 +21,26 @@ TOPICS = ("architectures", "families", "models", "initialisers", "engines")
 def add_arguments(parser: Parser) -> None:
     """Add the options of `list`."""
     parser.add_argument("topic", metavar="{" + ",".join(TOPICS) + "}", help="what to list")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="with families: what can be made of this model (a name, hub id, folder or config.json), and why not more",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table of one topic."""
-    topic = arguments.topic
+    topic, model = arguments.topic, arguments.model
     if topic not in TOPICS:
         raise UserError(f"cannot list '{topic}'.{did_you_mean(topic, TOPICS)} Topics: {', '.join(TOPICS)}.")
+    if model is not None and topic != "families":
+        raise UserError(f"--model is for `list families`, not for `list {topic}`.")
+    if model is not None:
+        print_possibilities(model)
+        return 0
     tables = {
         "architectures": _architectures,
-        "families": _families,
+        "families": print_families,
         "models": _models,
         "initialisers": _initialisers,
         "engines": _engines,
@@ -55,18 +66,6 @@ def _architectures() -> None:
 def _default(field: dataclasses.Field[object]) -> str:
     value = default_of(field)
     return "required" if value is dataclasses.MISSING else str(value)
-
-
-def _families() -> None:
-    from uniattn_pl.families.support_table import support
-
-    columns = ("model type", "models", "kernels", "q k v", "q, k norms", "norms of the attention", "windows")
-    rows = [
-        (f.model_type, f.models, ", ".join(f.kernels), f.projections, f.query_norm, ", ".join(f.norms), f.windows)
-        for f in support()
-    ]
-    print_table("Model families (found by inspecting their default models)", columns, rows)
-    print("\nOther families are inspected and probed when they are converted, and refused with the reason.")
 
 
 def _models() -> None:

@@ -41,7 +41,7 @@ class Subject:
             UserError: there is no such model, or a file of it cannot be read.
         """
         from uniattn_pl.modeling.loading.model_contents import measured_contents, model_contents
-        from uniattn_pl.modeling.loading.pretrained import local_place
+        from uniattn_pl.modeling.loading.model_places import local_place
 
         model = loaded.config.model
         options: dict[str, Any] = {"reuse": model.reuse}
@@ -57,7 +57,7 @@ class Subject:
     def _revision(self, loaded: LoadedConfig) -> str | None:
         """The commit of a hub's model, so that all of an evaluation measures one; as configured where none is known."""
         from uniattn_pl.modeling.loading.model_contents import hub_commit
-        from uniattn_pl.modeling.loading.pretrained import local_place
+        from uniattn_pl.modeling.loading.model_places import local_place
 
         model, source = loaded.config.model, str(self.source)
         if self.folder is not None or local_place(source) is not None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uniattn_pl.errors import UserError
 from uniattn_pl.file_contents import read_json_object, unreadable
 from uniattn_pl.modeling.loading.adapter_folder import base_folder, is_adapter
-from uniattn_pl.modeling.loading.pretrained import load_shape, local_place
+from uniattn_pl.modeling.loading.model_places import local_place
+from uniattn_pl.modeling.loading.pretrained import load_shape
 from uniattn_pl.resilience.identity import MODEL, TOKENIZER, Contents, plain_digest
 from uniattn_pl.resilience.known_digests import known_digest
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.catalogue import MODELS, named_folder, named_model, no_such_model
+from uniattn_pl.families.catalogue import MODELS, named_folder
 from uniattn_pl.families.encoder_decoder import auto_model
 from uniattn_pl.kernels.kernel_presence import kernel_explained
 from uniattn_pl.modeling.loading.adapter_folder import is_adapter, merged, tokenizer_folder
 from uniattn_pl.modeling.loading.dtypes import resolve_dtype
-from uniattn_pl.modeling.loading.gguf_files import converted_gguf
-from uniattn_pl.modeling.loading.hub_connection import is_hub_id, only_cached
+from uniattn_pl.modeling.loading.model_places import located
 from uniattn_pl.modeling.loading.safe_folders import check_complete, refusals_explained
 from uniattn_pl.modeling.loading.tokenizer_files import read_tokenizer
 from uniattn_pl.modeling.loading.weight_files import (
@@ -25,7 +24,7 @@ from uniattn_pl.modeling.loading.weight_files import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from uniattn_pl.plan import ModelShape
 
@@ -57,7 +56,7 @@ def load_model(
         UserError: there is no such model, it cannot be had without a network, its files are damaged, incomplete or not
             in safetensors, it needs code that is not trusted, or bitsandbytes or its attention kernel is missing.
     """
-    location, options = _locate(source, revision)
+    location, options = located(source, revision)
     _prepare(location, weights=True)
     quantized = _quantized(quantization)
     kind = resolve_dtype(dtype)
@@ -173,7 +172,7 @@ def check_weights(source: str, *, revision: str | None = None) -> None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    location = _locate(source, revision)[0]
+    location = located(source, revision)[0]
     folder = Path(location)
     if not folder.is_dir():
         cached = [try_to_load_from_cache(location, name, revision=revision) for name in ("config.json", *WEIGHT_FILES)]
@@ -197,7 +196,7 @@ def load_tokenizer(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model source. Raises UserError as `load_model` does."""
-    location, options = _locate(source, revision)
+    location, options = located(source, revision)
     _prepare(location)
     with refusals_explained(source, way_out=TRUST, what="the tokenizer of "):
         return read_tokenizer(location, trust_remote_code=trust_remote_code, **options)
@@ -218,28 +217,44 @@ def load_shape(source: str, *, revision: str | None = None, trust_remote_code: b
     Raises:
         UserError: as `load_model`.
     """
-    from transformers import AutoConfig
-
     from uniattn_pl.families.model_shape import shape_of
-    from uniattn_pl.families.published_sizes import published_config
 
-    published = None if revision is not None or Path(source).is_dir() else published_config(source)
-    if published is not None and source in MODELS and not named_folder(source).exists():
-        return shape_of(published)  # converting the model takes a while, and is for those who need its weights
-    try:
-        location, options = _locate(source, revision)
-        _prepare(location)
-        with refusals_explained(source, way_out=TRUST, what="the config of "):
-            config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-    except UserError:  # no network, or a licence that was not accepted (a gated model)
-        if published is None:
-            raise
-        config = published
+    config = load_model_config(source, revision=revision, trust_remote_code=trust_remote_code)
     with refusals_explained(source, way_out=TRUST, what="the config of "):
         try:
             return shape_of(config)
         except UserError as error:
             raise UserError(*(f"'{source}': {problem}" for problem in error.problems)) from error
+
+
+def load_model_config(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model source, for its shape; of the paper's models also where the hub does not give it.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    from transformers import AutoConfig
+
+    from uniattn_pl.families.published_sizes import published_config
+
+    file = Path(source).expanduser()
+    if file.suffix == ".json" and file.is_file():
+        source = str(file.parent)
+    published = None if revision is not None or Path(source).is_dir() else published_config(source)
+    if published is not None and source in MODELS and not named_folder(source).exists():
+        return published  # converting the model takes a while, and is for those who need its weights
+    try:
+        location, options = located(source, revision)
+        _prepare(location)
+        with refusals_explained(source, way_out=TRUST, what="the config of "):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                location, trust_remote_code=trust_remote_code, **options
+            )
+    except UserError:  # no network, or a licence that was not accepted (a gated model)
+        if published is None:
+            raise
+        return published
+    return config
 
 
 def empty_model(
@@ -253,7 +268,7 @@ def empty_model(
     import torch
     from transformers import AutoConfig
 
-    location, options = _locate(source, revision)
+    location, options = located(source, revision)
     _prepare(location)
     kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with (
@@ -263,31 +278,3 @@ def empty_model(
     ):
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
         return auto_model(config).from_config(config, trust_remote_code=trust_remote_code, **kernel)
-
-
-def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """What to hand to `from_pretrained`, and with which options."""
-    place = local_place(source)
-    if place is None:
-        return source, {"revision": revision, "local_files_only": only_cached(source, revision)}
-    if not place.is_dir():
-        return str(converted_gguf(place)), {"local_files_only": True}
-    if not (place / "config.json").exists():
-        raise UserError(f"model folder '{source}' has no config.json, so it is not a transformers model.")
-    return str(place), {"local_files_only": True}
-
-
-def local_place(source: str) -> Path | None:
-    """The folder or GGUF file of a model source, a named one made where it is not there yet; None: a hub id.
-
-    Raises:
-        UserError: there is no such model here, and a hub id does not look like this.
-    """
-    if source in MODELS:
-        return named_model(source)
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf" or path.is_dir():
-        return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1 or not is_hub_id(source):
-        raise UserError(no_such_model(source))
-    return None
