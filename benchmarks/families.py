@@ -76,6 +76,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
         }
     },
     "dots1": {"n_shared_experts": 1},
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1", "kimi_linear", "bailing_hybrid"),
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 10,
+            "head_dim": 8,
+        },
+    ),
     "phi4_multimodal": {"audio_config": {"num_blocks": 1}, "vision_config": {"num_hidden_layers": 1}},
 }
 

@@ -24,8 +24,10 @@ from uniattn_pl.kernels import map_memory
 from uniattn_pl.kernels.grouped import aligned_product, grouped_attention, masked_span
 from uniattn_pl.kernels.map_memory import MapBuffers, automatic_chunk
 from uniattn_pl.modeling.attention.published import Publications
+from uniattn_pl.modeling.caches.growing_layer import GrowingLayer
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
-from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, kv_cache_bytes, map_buffers
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes, map_buffers
+from uniattn_pl.modeling.caches.value_only_layers import ValueOnlyLayer
 from uniattn_pl.modeling.conversion.convert import unmodified_copy
 
 CLOSE = {"rtol": 0, "atol": 1e-4}

@@ -97,14 +97,21 @@ def capture(point: WatchPoint, seen: dict[str, torch.Tensor], name: str, *, stop
         handle.remove()
 
 
-def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str) -> WatchPoint:
+def behind_attention(layer: Any, norm_after_attention: str | None) -> WatchPoint:
+    """Where the stream has what the attention adds to it; where nothing is between them, behind the whole layer."""
+    if norm_after_attention is None:
+        return WatchPoint(layer, leaving=True)
+    return WatchPoint(layer.get_submodule(norm_after_attention))
+
+
+def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str | None) -> WatchPoint:
     """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
     compensation = row.compensation or Compensation()
     if compensation.output == "heads":
         return WatchPoint(output_projection(attention_of(layer)))
     if compensation.output == "layer_output" or not row.traits.feed_forward:
         return WatchPoint(layer, leaving=True)
-    return WatchPoint(getattr(layer, norm_after_attention))
+    return behind_attention(layer, norm_after_attention)
 
 
 def residual_multiplier(layer: Any) -> float:

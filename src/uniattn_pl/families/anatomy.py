@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FAMILIES, FUSED, PUBLICATIONS, attention_of, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import (
+    FAMILIES,
+    FUSED,
+    PUBLICATIONS,
+    attention_of,
+    attention_path,
+    decoder_layers,
+    stock_model_type,
+)
 from uniattn_pl.families.obstacles import config_obstacle, obstacles
+
+WATCHED = "uniattn_watched"
 
 
 @dataclass(frozen=True)
@@ -24,11 +36,13 @@ class Anatomy:
         attention_norms: norms that serve the attention alone, so go when the attention goes.
         norm_after_attention: the first norm after the attention. Its input is what W_c repairs: the residual stream
             (x' of paper eq. 2), or, where it belongs to the attention itself (Gemma, OLMo-2), the attention's output.
+            None where there is none, as the feed-forward runs beside the attention or in a layer of its own (Cohere,
+            Nemotron-H): then W_c repairs what leaves the layer.
         fused: q, k and v are rows of one projection (Phi-3).
     """
 
     attention_norms: tuple[str, ...]
-    norm_after_attention: str
+    norm_after_attention: str | None
     fused: bool
 
 
@@ -107,76 +121,106 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _kinds_of_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """One decoder layer of each kind: of equal classes, with children of equal names."""
+    """One decoder layer of each kind that attends: of equal classes, with children of equal names."""
     kinds = {
         (type(layer), type(attention_of(layer)), tuple(name for name, _ in layer.named_children())): layer
         for layer in reversed(decoder_layers(model))
+        if attention_of(layer) is not None
     }
     return list(kinds.values())
 
 
 def _watched_anatomy(model: PreTrainedModel, layer: Any) -> Anatomy | str:
     """The anatomy as one forward shows it, or why it cannot be what a plan needs."""
+    attention, path = attention_of(layer), str(attention_path(layer))
+    kernel: list[Mapping[str, Any]] = []
     try:
-        calls = _watch(model, layer)
+        with _watched_kernel(attention, kernel):
+            calls = _watch(model, layer, path)
     # as `inspecting`: the family's own code runs
     except Exception as error:
         return f"a forward of its decoder cannot be watched ({_in_short(error)})"
-    attention = next(call for call in calls if call.name == "self_attn")
-    if PUBLICATIONS not in attention.keywords:
-        return "its decoder does not pass keyword arguments on to the attention"
+    if not any(PUBLICATIONS in keywords for keywords in kernel):
+        return "its decoder does not pass keyword arguments on to the attention, or this to the function that attends"
+    of_attention = next(call for call in calls if call.name == path)
     norms = [call for call in calls if "norm" in call.name]
-    before = [call.name for call in norms if call.output is attention.input]
-    after = [call for call in norms[len(before) :] if call.input is not calls[0].input]
-    if not after:
-        return "its layers have no norm between attention and feed-forward (they run in parallel)"
-    own = [after[0].name] if after[0].input is attention.output else []
-    return Anatomy((*before, *own), after[0].name, fused=hasattr(attention_of(layer), FUSED))
+    users = [call.input for call in calls if call is not of_attention]
+    before = [call for call in norms if call.output is of_attention.input]
+    # one that the feed-forward or a recurrence reads, too, stays where the attention goes
+    alone = [call.name for call in before if not any(read is call.output for read in users)]
+    behind = calls[calls.index(of_attention) + 1 :]
+    after = [call for call in behind if "norm" in call.name and call.input is not calls[0].input]
+    own = [after[0].name] if after and after[0].input is of_attention.output else []
+    return Anatomy((*alone, *own), after[0].name if after else None, fused=hasattr(attention, FUSED))
+
+
+@contextmanager
+def _watched_kernel(attention: Any, keywords: list[Mapping[str, Any]]) -> Iterator[None]:
+    """Let an attention call a function that attends to nothing and notes what it is told by keyword."""
+
+    def attend(
+        _: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        keywords.append(kwargs)
+        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None  # [B, L, H, Dv]
+
+    stock = attention.config._attn_implementation
+    AttentionInterface.register(WATCHED, attend)
+    attention.config._attn_implementation = WATCHED
+    try:
+        yield
+    finally:
+        attention.config._attn_implementation = stock
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a child module: its first input, its first output, and what else it was told by keyword."""
+    """One call of a child module: its first input, and its first output where it came to one."""
 
     name: str
     input: Any
-    output: Any
-    keywords: frozenset[str]
+    output: Any = None
 
 
 class _SeenEnough(Exception):
     """Ends a watched forward before the feed-forward, which not every family can run without weights."""
 
 
-def _watch(model: PreTrainedModel, layer: nn.Module) -> list[_Call]:
-    """The calls of a layer's children, in order, up to what follows the norm after the attention."""
-    calls: list[_Call] = []
+def _watch(model: PreTrainedModel, layer: nn.Module, path: str) -> list[_Call]:
+    """The calls of a layer's attention, of what stands beside it and of the layer's children, in order of their begin,
+    up to the norm after the attention, or to what cannot run without weights."""
+    begun: list[_Call] = []
     handles = []
-    for name, child in layer.named_children():
+    for name, child in layer.named_modules():
+        if not name or name.count(".") not in {0, path.count(".")} or name.startswith(f"{path}."):
+            continue
 
-        def record(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            calls.append(_Call(name, hidden, output[0] if isinstance(output, tuple) else output, frozenset(kwargs)))
-
-        def stop(_: nn.Module, args: Any) -> None:
-            names = [call.name for call in calls]
-            if "self_attn" in names and any("norm" in name for name in names[names.index("self_attn") :]):
+        def begin(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            begun.append(_Call(name, args[0] if args else next(iter(kwargs.values()), None)))
+            if "norm" in name and path in [call.name for call in begun] and begun[-1].input is not begun[0].input:
                 raise _SeenEnough
 
-        handles += [child.register_forward_pre_hook(stop), child.register_forward_hook(record, with_kwargs=True)]
-    args, kwargs = _call_of_first_layer(model)
+        def end(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            last = max(index for index, call in enumerate(begun) if call.name == name)
+            begun[last] = replace(begun[last], output=output[0] if isinstance(output, tuple) else output)
+
+        handles += [child.register_forward_pre_hook(begin, with_kwargs=True), child.register_forward_hook(end)]
+    args, kwargs = _call_of_layer(model, layer)
     try:
         layer(*args, **kwargs)
     except _SeenEnough:
         pass
+    except Exception:
+        if path not in [call.name for call in begun if call.output is not None]:
+            raise
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return begun
 
 
-def _call_of_first_layer(model: PreTrainedModel) -> tuple[Any, Any]:
-    """Positional and keyword arguments that the decoder gives its first layer."""
+def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
+    """Positional and keyword arguments that the decoder gives a layer; those below it hand on what they get."""
     seen: list[tuple[Any, Any]] = []
 
     def record(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -190,16 +234,32 @@ def _call_of_first_layer(model: PreTrainedModel) -> tuple[Any, Any]:
             module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None}
-    handle = decoder_layers(model)[0].register_forward_pre_hook(record, with_kwargs=True)
+    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some
-        # families look at the mask themselves (Granite 4), and not where there is none.
-        model.get_decoder()(attention_mask=torch.ones_like(ids), **inputs)
+        with _idle_below(model, layer):
+            # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some
+            # families look at the mask themselves (Granite 4), and not where there is none.
+            model.get_decoder()(attention_mask=torch.ones_like(ids), **inputs)
     except _SeenEnough:
         pass
     except RuntimeError:
-        with suppress(_SeenEnough):
+        with suppress(_SeenEnough), _idle_below(model, layer):
             model.get_decoder()(**inputs)
     finally:
         handle.remove()
     return seen[0]
+
+
+@contextmanager
+def _idle_below(model: PreTrainedModel, layer: nn.Module) -> Iterator[None]:
+    """Let the layers below one hand on what they get: not every recurrence runs without weights."""
+    below = list(takewhile(lambda other: other is not layer, decoder_layers(model)))
+    for other in below:
+        # some decoders take the first of what a layer gives
+        gives_tuple = "tuple" in str(inspect.signature(type(other).forward).return_annotation)
+        other.forward = (lambda hidden, *_, **__: (hidden,)) if gives_tuple else (lambda hidden, *_, **__: hidden)
+    try:
+        yield
+    finally:
+        for other in below:
+            del other.forward

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import Anatomy, anatomy_of_model, inspecting, weightless
+from uniattn_pl.families.attention_parts import LATENT_IN, NAMES, is_gated, latent_heads, part_counts, serves
 from uniattn_pl.families.inspection import (
     FUSED,
-    KNOWN_PARTS,
     PROJECTIONS,
     attention_of,
     attention_path,
@@ -25,6 +25,7 @@ from uniattn_pl.families.inspection import (
 from uniattn_pl.families.positions import positions_of
 from uniattn_pl.families.routed_experts import routed_experts
 from uniattn_pl.plan import Experts, Heads, LayerShape, ModelShape
+from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
@@ -65,10 +66,16 @@ def windows_of(config: PreTrainedConfig) -> list[int | None]:
 
 def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape:
     attention = attention_of(layer)
-    sizes = {part: _count(attention.get_submodule(part).parameters()) for part in _parts(attention)}
+    counts = part_counts(attention)
+    query_norm, key_norm = (_norms(attention, projection) for projection in (QUERY, KEY))
+    query, key, value = (counts.get(frozenset({projection}), 0) for projection in (QUERY, KEY, VALUE))
     if anatomy.fused:
-        sizes |= {part: rows.numel for part, rows in fused_rows(attention).items()}
-    attention_norms = sum(_count(getattr(layer, name).parameters()) for name in anatomy.attention_norms)
+        query, key, value = (rows.numel for rows in fused_rows(attention).values())
+    output = _count(output_projection(attention).parameters())
+    gate = (
+        counts.get(frozenset({OUTPUT}), 0) - output - (_count(attention.qkv_proj.parameters()) if anatomy.fused else 0)
+    )
+    attention_norms = sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
     inside = f"{attention_path(layer)}."
     outside = {n: p for n, p in layer.named_parameters() if not n.startswith(inside) and n not in of_experts}
@@ -79,12 +86,14 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     attributed = _count(attention.parameters()) + attention_norms + _count(matrices) + _count(of_experts.values())
     return LayerShape(
         heads=heads_of(attention),
-        query=sizes["q_proj"],
-        key=sizes["k_proj"],
-        value=sizes["v_proj"],
-        output=_count(output_projection(attention).parameters()),
-        query_norm=sizes.get("q_norm", 0),
-        key_norm=sizes.get("k_norm", 0),
+        query=query - query_norm,
+        key=key - key_norm,
+        value=value,
+        output=output,
+        query_norm=query_norm,
+        key_norm=key_norm,
+        latent=counts.get(frozenset({KEY, VALUE}), 0),
+        gate=gate,
         attention_norms=attention_norms,
         feed_forward=_count(matrices),
         experts=experts,
@@ -112,12 +121,18 @@ def heads_of(attention: Any) -> Heads:
     Raises:
         UserError: its projections are of no size that fits whole heads.
     """
-    size, config = getattr(attention, "head_dim", None), attention.config
+    if hasattr(attention, LATENT_IN):
+        return latent_heads(attention)
+    size, config = (
+        getattr(attention, "head_dim", None) or getattr(attention, "key_value_proj_dim", None),
+        attention.config,
+    )
     if size and hasattr(attention, FUSED):
         heads = Heads(config.num_attention_heads, config.num_key_value_heads, size, size)
         fits = attention.qkv_proj.out_features == heads.query_width + 2 * heads.key_width
     elif size:
-        query, key, value = (getattr(attention, name).out_features for name in PROJECTIONS[:3])
+        query, key, value = (_linear(attention, projection).out_features for projection in (QUERY, KEY, VALUE))
+        query = query // 2 if is_gated(attention) else query
         heads = Heads(query // size, key // size, size, value // max(1, key // size))
         fits = (query, key, value) == (heads.query_width, heads.key_width, heads.value_width)
     if not size or not fits or output_projection(attention).in_features != heads.output_width:
@@ -126,8 +141,16 @@ def heads_of(attention: Any) -> Heads:
     return heads
 
 
-def _parts(attention: nn.Module) -> list[str]:
-    return [name for name, _ in attention.named_children() if name in KNOWN_PARTS]
+def _linear(attention: Any, projection: str) -> Any:
+    """W_q, W_k or W_v of an attention, whatever its family calls it."""
+    found = (getattr(attention, name, None) for name in NAMES[projection])
+    return next(module for module in found if isinstance(module, nn.Linear))
+
+
+def _norms(attention: nn.Module, projection: str) -> int:
+    """Parameters of what norms queries or keys."""
+    children = (child for name, child in attention.named_children() if serves(name) == {projection})
+    return sum(_count(child.parameters()) for child in children if not isinstance(child, nn.Linear))
 
 
 @dataclass(frozen=True)

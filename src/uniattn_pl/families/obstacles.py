@@ -12,19 +12,27 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from uniattn_pl.families.attention_parts import LATENT_IN, LATENT_NORM, LATENT_OUT, NAMES
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
     KNOWN_PARTS,
+    LAYER_LISTS,
     PROJECTIONS,
     attention_of,
     family_module,
+    output_name,
     stock_class,
 )
+from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
 CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 ATTENTION_ARGUMENTS = ("hidden_states", "position_embeddings", "attention_mask", "past_key_values", "kwargs")
-HELPERS = ("eager_attention_forward", "apply_rotary_pos_emb")
+HELPERS = (EAGER_FUNCTION := "eager_attention_forward", "apply_rotary_pos_emb")
+# What chooses the tokens that a layer sees by a cache or a search of its own, of which no plan knows.
+SELECTING = frozenset({"indexer", "compressor"})
+# A scale of queries by their positions, where it is set among the rotation's own (Ministral-3).
+QUERY_SCALE = "llama_4_scaling_beta"
 # What a forward reads that operated attentions read too, that decides how the source's map or keys are made (which
 # readers take ready-made, and the probe compares), or that is refused elsewhere (dropout).
 KNOWN_READS = KNOWN_PARTS | {
@@ -50,21 +58,42 @@ def config_obstacle(config: PreTrainedConfig) -> str | None:
 
 def obstacles(model: PreTrainedModel) -> list[str]:
     """The first thing a family lacks of what source layers, reuse layers and caches rely on; several of one kind."""
-    layers = getattr(model.get_decoder(), "layers", None)
+    decoder = model.get_decoder()
+    layers = next((found for name in LAYER_LISTS if (found := getattr(decoder, name, None)) is not None), None)
     if not isinstance(layers, nn.ModuleList):
-        return ["its decoder keeps no list named 'layers'"]
-    without = [index for index, layer in enumerate(layers) if getattr(layer, "self_attn", None) is None]
-    if len(without) == len(layers):
-        return ["its layers have no 'self_attn'"]
-    if without:
-        return [f"layer {', '.join(map(str, without))} has no 'self_attn'"]
-    problems = _of_all([attention_of(layer) for layer in layers], _attention_problems)
-    if not model._supports_attention_backend:
-        problems.append("it does not go through transformers' attention interface")
+        return [f"its decoder keeps no list named {' or '.join(map(repr, LAYER_LISTS))}"]
+    attentions = [attention for layer in layers if (attention := attention_of(layer)) is not None]
+    if not attentions:
+        return ["none of its layers attends through transformers' attention functions"]
+    problems = _of_all(attentions, _refusals)
     missing = [name for name in CONFIG_KEYS if not hasattr(model.config, name)]
     if missing and not problems:
         problems.append(f"its config has no {', '.join(missing)}")
     return problems
+
+
+def _refusals(attention: Any) -> list[str]:
+    """Why no reader of this attention could be made at all."""
+    parts = {name for name, _ in (*attention.named_children(), *attention.named_parameters(recurse=False))}
+    if FUSED in parts:
+        missing = [] if output_name(attention) else [OUTPUT]
+    else:
+        latent = {LATENT_IN, LATENT_NORM, LATENT_OUT} <= parts
+        needed = (QUERY, OUTPUT) if latent else (QUERY, KEY, VALUE, OUTPUT)
+        missing = [projection for projection in needed if not parts & set(NAMES[projection])]
+    checks = {
+        "its attention has no projection of {} that is known": missing,
+        "its attention chooses the tokens it sees by parts that a plan would lose: {}": sorted(parts & SELECTING),
+        "its modeling file has no {}": [
+            name for name in (EAGER_FUNCTION,) if not hasattr(family_module(attention), name)
+        ],
+    }
+    return [problem.format(", ".join(names)) for problem, names in checks.items() if names]
+
+
+def is_plain(attention: Any) -> bool:
+    """Whether a stock attention does no more than project, norm and rotate, so that readers can do without its code."""
+    return not _attention_problems(attention) and not active_extras(attention)
 
 
 def _of_all(attentions: Sequence[Any], problems_of: Callable[[Any], list[str]]) -> list[str]:
@@ -82,7 +111,7 @@ def _of_all(attentions: Sequence[Any], problems_of: Callable[[Any], list[str]]) 
 def _attention_problems(attention: nn.Module) -> list[str]:
     parts = {name for name, _ in (*attention.named_children(), *attention.named_parameters(recurse=False))}
     projections = (FUSED, "o_proj") if FUSED in parts else PROJECTIONS
-    accepted = inspect.signature(type(attention).forward).parameters
+    accepted = inspect.signature(stock_class(attention).forward).parameters  # type: ignore[attr-defined]
     module = family_module(attention)
     checks = {
         "its attention has no {}": [name for name in projections if name not in parts],
@@ -98,7 +127,12 @@ def active_extras(attention: Any) -> dict[str, Any]:
 
     None, False, 0 and 1 (of a scale) are taken for "not set". Empty, too, where the source cannot be read.
     """
-    extras = {}
+    extras: dict[str, Any] = {}
+    if getattr(attention, "use_rope", True) in (0, False):  # SmolLM3: some layers turn nothing
+        extras["use_rope"] = False
+    scale = (getattr(attention.config, "rope_parameters", None) or {}).get(QUERY_SCALE)
+    if scale:
+        extras[QUERY_SCALE] = scale
     for name in _reads(stock_class(attention)) - KNOWN_READS:
         owner = attention.config if name.startswith("config.") else attention
         value = getattr(owner, name.removeprefix("config."), None)

@@ -33,6 +33,20 @@ class HeadIndex:
         return per_head[:, self.on(per_head.device)]
 
 
+SINKS = "s_aux"
+"""What kernels call the logits [H] that take part in a softmax beside the tokens (gpt-oss)."""
+
+
+class _WithSinks:
+    """A reader with the sinks of its source: eager kernels read them off the attention, others take them by name."""
+
+    def __init__(self, attention: Any, sinks: torch.Tensor) -> None:
+        self.attention, self.sinks = attention, sinks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attention, name)
+
+
 class MapHandle(Protocol):
     """An attention map that values can be multiplied with."""
 
@@ -83,7 +97,11 @@ class ReplayedMap:
         self, value: torch.Tensor, attention: Any, heads: HeadIndex | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The stock kernel once more, with other values; gradients reach the source's queries and keys."""
-        query, key = self.query, self.key
+        query, key, arguments, kernel = self.query, self.key, self.arguments, backend_kernel(attention)
+        sinks = arguments.get(SINKS)
+        if sinks is not None and heads is not None:
+            sinks = sinks[heads.on(sinks.device)]
+            arguments = {**arguments, SINKS: sinks}
         if heads is not None:
             # Aligned heads need not lie in the group of their values: every head gets its own key and value.
             count = query.shape[1]
@@ -91,7 +109,8 @@ class ReplayedMap:
             value = value.repeat_interleave(count // value.shape[1], dim=1)  # [B, H, S, D]
         elif key.shape[1] < value.shape[1]:  # the source's were merged; kernels want as many keys as values
             key = key.repeat_interleave(value.shape[1] // key.shape[1], dim=1)  # [B, Hkv, S, D]
-        return backend_kernel(attention)(attention, query, key, value, self.mask, **self.arguments)
+        reader = attention if sinks is None else _WithSinks(attention, sinks)
+        return kernel(reader, query, key, value, self.mask, **arguments)
 
     def to(self, device: torch.device | str, *, non_blocking: bool) -> ReplayedMap:
         """The same on another device."""

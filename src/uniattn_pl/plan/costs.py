@@ -43,7 +43,7 @@ def kv_cache_bytes(
         window = plan.window(row.index, shape)
         kept = length if window is None else min(length, window - 1)
         heads = row.sized(layer).heads
-        widths = {KEYS: heads.key_width, VALUES: heads.value_width}
+        widths = {KEYS: heads.cached_key_width, VALUES: heads.cached_value_width}
         total += sum(widths[part] for part in row.traits.caches) * kept
     return total * batch_size * bytes_per_element
 
@@ -88,11 +88,17 @@ def layer_parameters(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int
         OUTPUT: layer.output,
     }
     # feed-forward + other + kept of (W_q, W_k, W_v, W_o with their norms) + norms that the attention alone reads + W_c
-    attention = sum(of_projection[projection] for projection in row.traits.projections)
+    attention = sum(of_projection[projection] for projection in row.traits.projections) + _common(row, layer)
     norms = layer.attention_norms if row.reads_stream else 0
     experts = layer.experts.parameters if layer.experts is not None else 0
     cross = layer.cross.of_text + layer.cross.of_source if layer.cross is not None else 0
     return layer.feed_forward + experts + layer.other + attention + norms + cross + compensation_weights(row, shape)
+
+
+def _common(row: LayerRow, layer: LayerShape) -> int:
+    """Parameters that a layer keeps for several projections: of a latent, and of a gate on its output."""
+    kept = row.traits.projections
+    return layer.latent * bool(kept & {KEY, VALUE}) + layer.gate * (OUTPUT in kept)
 
 
 def compensation_weights(row: LayerRow, shape: ModelShape) -> int:
@@ -184,8 +190,15 @@ def _unread_experts(plan: LayerPlan, shape: ModelShape, tokens: int) -> int:
 
 
 def projection_sizes(layer: LayerShape, shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """Projection -> (inputs, outputs): W_q [d, H * D], W_k [d, Hkv * D], W_v [d, Hkv * Dv], W_o [H * Dv, d]."""
+    """Projection -> (inputs, outputs): W_q [d, H * D], W_k [d, Hkv * D], W_v [d, Hkv * Dv], W_o [H * Dv, d].
+
+    Those of a latent attention are made in two steps: inputs are what one product of as many weights would have.
+    """
     hidden, heads = shape.hidden_size, layer.heads
+    if heads.latent:
+        sizes = {QUERY: (layer.query, heads.query_width), KEY: (layer.key, heads.key_width)}
+        sizes |= {VALUE: (layer.value, heads.value_width), OUTPUT: (layer.output, hidden)}
+        return {projection: (weights // width, width) for projection, (weights, width) in sizes.items()}
     return {
         QUERY: (hidden, heads.query_width),
         KEY: (hidden, heads.key_width),
@@ -201,7 +214,8 @@ def linear_flops(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:
     projections = sum(sizes[projection][0] * sizes[projection][1] for projection in row.traits.projections)
     experts = layer.experts.per_token * layer.experts.matrices if layer.experts is not None else 0
     cross = layer.cross.of_text if layer.cross is not None else 0
-    return 2 * (layer.feed_forward + experts + projections + cross + compensation_weights(row, shape))
+    inside = projections + _common(row, layer) + cross
+    return 2 * (layer.feed_forward + experts + inside + compensation_weights(row, shape))
 
 
 def _pair_flops(row: LayerRow, layer: LayerShape) -> int:

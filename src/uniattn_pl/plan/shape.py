@@ -14,12 +14,16 @@ class Heads:
         groups: Hkv, heads of keys and values.
         size: D, of a query and of a key.
         value_size: Dv, of a value; D in most families.
+        latent: r, of a latent that is cached in place of keys and values (DeepSeek); 0: there is none.
+        rotary: R, of the part of a key beside the latent that is rotated, one for all heads.
     """
 
     queries: int
     groups: int
     size: int
     value_size: int
+    latent: int = 0
+    rotary: int = 0
 
     @property
     def key_width(self) -> int:
@@ -30,6 +34,16 @@ class Heads:
     def value_width(self) -> int:
         """Numbers per token in the values, Hkv * Dv."""
         return self.groups * self.value_size
+
+    @property
+    def cached_key_width(self) -> int:
+        """Numbers per token that the cache keeps for keys alone."""
+        return self.rotary if self.latent else self.key_width
+
+    @property
+    def cached_value_width(self) -> int:
+        """Numbers per token that the cache keeps for values: a latent serves the keys as well."""
+        return self.latent or self.value_width
 
     @property
     def query_width(self) -> int:
@@ -43,7 +57,8 @@ class Heads:
 
     def __str__(self) -> str:
         size = f"{self.size}" if self.size == self.value_size else f"{self.size}, of values {self.value_size}"
-        return f"{self.queries} heads over {self.groups} of size {size}"
+        of_latent = f", of a latent of {self.latent} and {self.rotary} rotated" if self.latent else ""
+        return f"{self.queries} heads over {self.groups} of size {size}{of_latent}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class CrossAttention:
 class LayerShape:
     """Parameter counts of one decoder layer, split by what a plan can remove, its heads, and its window in tokens.
 
+    `latent` is what keys and values have in common, `gate` what acts on the attention's output beside W_o.
     `feed_forward` are the matrices that every token passes (shared experts and the router among them), `experts` those
     that a router chooses from.
     """
@@ -107,6 +123,8 @@ class LayerShape:
     output: int
     query_norm: int = 0
     key_norm: int = 0
+    latent: int = 0
+    gate: int = 0
     attention_norms: int = 0
     feed_forward: int = 0
     experts: Experts | None = None

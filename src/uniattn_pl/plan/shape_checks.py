@@ -40,7 +40,7 @@ def own_size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
     """KV heads that do not divide those that the layer has, and windows that are none."""
     where, layer, problems = f"layer {row.index}", shape.layers[row.index], []
     if row.kv_heads is not None:
-        groups = layer.heads.groups
+        groups = 1 if layer.heads.latent else layer.heads.groups  # a latent is one for all heads
         allowed = [number for number in range(1, groups) if groups % number == 0]
         if row.kv_heads not in allowed:
             some = f"{', '.join(map(str, allowed))}" if allowed else "none, as one cannot be fewer"

@@ -42,5 +42,7 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
 
 def contribution(layer: torch.nn.Module, anatomy: Anatomy) -> WatchPoint:
     """Where what the attention adds to the stream leaves: behind its own norm, where it has one (Gemma, OLMo-2)."""
-    own_norm = anatomy.norm_after_attention in anatomy.attention_norms
-    return WatchPoint(getattr(layer, anatomy.norm_after_attention) if own_norm else attention_of(layer), leaving=True)
+    own_norm = anatomy.norm_after_attention
+    if own_norm is None or own_norm not in anatomy.attention_norms:
+        return WatchPoint(attention_of(layer), leaving=True)
+    return WatchPoint(layer.get_submodule(own_norm), leaving=True)

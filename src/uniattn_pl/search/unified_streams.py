@@ -20,6 +20,7 @@ from uniattn_pl.calibration.fitted_heads import InputGram, fitted_heads
 from uniattn_pl.calibration.layers import (
     Batch,
     WatchPoint,
+    behind_attention,
     capture,
     layer_inputs,
     read_point,
@@ -149,7 +150,7 @@ class UnifiedStreams:
     def _run_original(self) -> None:
         hidden = self.streams[0]
         for index, layer in enumerate(decoder_layers(self.original)):
-            point = WatchPoint(getattr(layer, self.norm_name))
+            point = behind_attention(layer, self.norm_name)
             targets, following = [], []
             for inputs, states in zip(self.inputs, hidden, strict=True):
                 seen: dict[str, torch.Tensor] = {}

@@ -14,7 +14,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export_target import check_target
 from uniattn_pl.families.encoder_decoder import without_encoder
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.modeling.caches.plan_cache import traced_caches
+from uniattn_pl.modeling.caches.growing_layer import traced_caches
 from uniattn_pl.modeling.conversion.convert import drop_attention
 from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_tokenizer
 from uniattn_pl.printed_commands import install

@@ -13,13 +13,13 @@ from uniattn_pl.modeling.attention.operated import OperatedAttention
 class CompleteAttention(OperatedAttention):
     """The family's forward as it is, norms, rotation, caps and all; W_c reads what enters the attention."""
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         # The family's class is the next base (operate.py); its output has had the family's dropout already.
-        output, attention_map = super().forward(hidden_states, **kwargs)
+        output, *others = super().forward(hidden_states, *args, **kwargs)
         if self.w_c is None:
-            return output, attention_map
+            return output, *others
         correction = self.w_c(hidden_states)
         if self.adds_late:
             kwargs[PUBLICATIONS].late[self.layer_idx] = correction
-            return output, attention_map
-        return output + self.drop_out(correction), attention_map
+            return output, *others
+        return output + self.drop_out(correction), *others

@@ -14,9 +14,12 @@ from torch import nn
 
 from uniattn_pl.families.inspection import FUSED, stock_class
 from uniattn_pl.families.model_shape import fused_rows, heads_of
+from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.kernels.map_handles import HeadIndex
+from uniattn_pl.modeling.attention.absent_parts import give_up_parts
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.drop_attention import DropAttention
+from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.heads_attention import HeadsAttention
 from uniattn_pl.modeling.attention.merged_heads import merge_kv_heads
 from uniattn_pl.modeling.attention.operated import OperatedAttention
@@ -36,6 +39,9 @@ ATTENTIONS: dict[str, type[OperatedAttention]] = {
 }
 """Role -> the attention of its layers; `full` layers keep their own."""
 
+FORWARDED: dict[str, type[OperatedAttention]] = {"reuse": ForwardedReuse, "share_kv": ForwardedShareKV}
+"""Role -> the attention of its layers in families whose own forward does more than plans know."""
+
 MODULES = {QUERY: ("q_proj", "q_norm"), KEY: ("k_proj", "k_norm"), VALUE: ("v_proj",), OUTPUT: ("o_proj",)}
 """Projection -> the submodules of an attention that compute it."""
 
@@ -48,6 +54,8 @@ def operate(attention: Any, row: LayerRow) -> None:
     State-dict names of what remains stay the family's own; a W_c the layer already had is kept.
     """
     stock, operated = stock_class(attention), ATTENTIONS[row.role]
+    forwarded = is_forwarded(attention, row)
+    operated = FORWARDED[row.role] if forwarded else operated
     if (stock, operated) not in _SUBCLASSES:
         name = operated.__name__.removesuffix("Attention") + stock.__name__
         _SUBCLASSES[stock, operated] = type(name, (operated, stock), {"stock": stock})
@@ -56,13 +64,22 @@ def operate(attention: Any, row: LayerRow) -> None:
     w_c = getattr(attention, "w_c", None)
     if w_c is None and row.compensation is not None:
         w_c = make_compensation(attention, row.compensation)
-    _reduce(attention, row)
+    if forwarded:
+        give_up_parts(attention, row.traits.projections)
+    else:
+        _reduce(attention, row)
     if row.kv_heads is not None:
         merge_kv_heads(attention, row.kv_heads)
     attention.__class__ = _SUBCLASSES[stock, operated]
     attention.layer_row = row
     attention.w_c = w_c if row.compensated else None
     align_heads(attention, row.heads_from)
+
+
+def is_forwarded(attention: Any, row: LayerRow) -> bool:
+    """Whether a layer of this row runs its family's own forward, as this does more than plans know."""
+    former = isinstance(attention, tuple(FORWARDED.values()))
+    return row.role in FORWARDED and (former or (type(attention) is stock_class(attention) and not is_plain(attention)))
 
 
 def align_heads(attention: Any, heads_from: Sequence[int] | None) -> None:

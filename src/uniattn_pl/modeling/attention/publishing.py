@@ -16,6 +16,7 @@ from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
+from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.attention.recorded_maps import recorded
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
@@ -36,6 +37,10 @@ def publishing_attention(
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
     if publications is None:
         return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
+    if isinstance(attention, ForwardedReuse):
+        return attention.read_map(value, publications)
+    if isinstance(attention, ForwardedShareKV):
+        key, value, attention_mask, kwargs = attention.of_source(publications, kwargs)
     eviction, root = publications.eviction, attention.key_root
     observed = eviction is not None and eviction.observes(root)
     visible = attention_mask if eviction is None else eviction.visible(root, attention_mask)

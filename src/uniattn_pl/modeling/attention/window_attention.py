@@ -29,7 +29,7 @@ class WindowAttention(CompleteAttention):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Any, ...]:
         if not has_maps(self.config):
             raise UserError(no_windows(self.config))
         publications: Publications = kwargs[PUBLICATIONS]

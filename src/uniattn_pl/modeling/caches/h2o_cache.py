@@ -15,8 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.kernels.stock import backend_name, has_maps
-from uniattn_pl.modeling.caches.plan_cache import GrowingLayer, ValueOnlyLayer, fit_cache
+from uniattn_pl.modeling.caches.growing_layer import GrowingLayer
+from uniattn_pl.modeling.caches.plan_cache import fit_cache
 from uniattn_pl.modeling.caches.seen_tokens import SeenTokensLayer
+from uniattn_pl.modeling.caches.value_only_layers import ValueOnlyLayer
 from uniattn_pl.plan import LayerPlan
 
 RECENT_FRACTION = 0.5

@@ -9,12 +9,13 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, PROBED, stock_model_type
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attention_of, decoder_layers, stock_model_type
 from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes, check_class
 from uniattn_pl.modeling.conversion.exactness_probe import check_exact
-from uniattn_pl.modeling.conversion.install import check_convertible, install
+from uniattn_pl.modeling.conversion.install import check_convertible, check_placements, install
 from uniattn_pl.plan import LayerPlan
 
 
@@ -63,13 +64,18 @@ def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
     check_class(model)
     check_convertible(model.config, plan)
-    if stock_model_type(model.config) not in FAMILIES.keys() - PROBED:
+    check_placements(model, plan)
+    if stock_model_type(model.config) not in FAMILIES or not all(is_plain(a) for a in _attentions(model)):
         check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)
     install(model, plan)
     model.config.layer_plan = plan.to_dict()
     return model
+
+
+def _attentions(model: PreTrainedModel) -> list[Any]:
+    return [attention for layer in decoder_layers(model) if (attention := attention_of(layer)) is not None]
 
 
 def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated: bool = False) -> PreTrainedModel:

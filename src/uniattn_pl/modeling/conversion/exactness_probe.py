@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, stock_model_type
-from uniattn_pl.families.obstacles import active_extras
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
@@ -42,7 +41,6 @@ INPUT_SCALES = (1.0, 8.0)
 def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Hold a family against its stock model: nothing that a conversion to `plan` would lose may be there.
 
-    - What the forwards of operated attentions read besides the parts that plans know (clips, scales) is not set.
     - Under the unmodified plan the model computes what it computed, over several hundred tokens.
     - A layer that reads from another gives its own output where it reads from itself; sources of keys too, since
       readers rotate as they do. A dropped layer gives what its stock one gives where the attention's output is zero;
@@ -64,7 +62,6 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.traits.reads == KEY_VALUE}
     probed = {index: roles[index] for index in stock if index in roles}
     family = stock_model_type(model.config)
-    _refuse_extras(model, plan, family, stock)
     training = model.training
     model.eval()
     try:
@@ -109,21 +106,6 @@ def tolerance(dtype: torch.dtype) -> float:
     return RELATIVE_TOLERANCE.get(dtype, RELATIVE_TOLERANCE_HALF)
 
 
-def _refuse_extras(model: PreTrainedModel, plan: LayerPlan, family: str, stock: list[int]) -> None:
-    lost: dict[str, list[int]] = {}
-    for index in stock:
-        traits = plan.rows[index].traits
-        if plan.rows[index].operated and traits.computes and not traits.complete:
-            for name, value in active_extras(attention_of(decoder_layers(model)[index])).items():
-                lost.setdefault(f"{name} ({str(value)[:40]})", []).append(index)
-    if lost:
-        what = "; ".join(f"{name} in layers {', '.join(map(str, layers))}" for name, layers in lost.items())
-        raise UserError(
-            f"model type '{family}': its attention reads what a plan would lose: {what}. "
-            "Choose layers or an architecture that leave them as they are."
-        )
-
-
 @torch.no_grad()
 def _wrong_layers(model: PreTrainedModel, roles: dict[int, str]) -> list[int]:
     """Of the layers in `roles`, those that give another output, at the model's first positions or at its last."""
@@ -156,7 +138,8 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
             of_layer[index] = args, _unpublished(kwargs)
 
         def record(_: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
-            of_attention[index] = _unpublished(kwargs)
+            by_keyword = {"hidden_states": args[0], **kwargs} if args else kwargs
+            of_attention[index] = _unpublished(by_keyword)
 
         layer = decoder_layers(model)[index]
         handles += [
@@ -202,8 +185,8 @@ def _alone_differs(stock: Any, index: int, role: str, kwargs: dict[str, Any]) ->
     changed = aliased_copy(equal)
     values: dict[str, Any] = {KV_HEADS: 1, WINDOW: LENGTH}
     operate(changed, LayerRow(index, role, **{name: values[name] for name in sizes}))
-    expected, _ = equal(**kwargs, **{PUBLICATIONS: Publications()})
-    output, _ = changed(**kwargs, **{PUBLICATIONS: Publications()})
+    expected, *_ = equal(**kwargs, **{PUBLICATIONS: Publications()})
+    output, *_ = changed(**kwargs, **{PUBLICATIONS: Publications()})
     return _differ(output, expected)
 
 
@@ -234,7 +217,7 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
-    expected, _ = stock(**kwargs)
+    expected, *_ = stock(**kwargs)
     # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
     elsewhere = index - 1 if index else 1
     row = LayerRow(index, role, elsewhere)
@@ -246,7 +229,7 @@ def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, A
     source(**kwargs, **{PUBLICATIONS: publications})
     publications[elsewhere] = publications[index]
     operate(reader, row)
-    output, _ = reader(**kwargs, **{PUBLICATIONS: publications})
+    output, *_ = reader(**kwargs, **{PUBLICATIONS: publications})
     return _differ(output, expected)
 
 

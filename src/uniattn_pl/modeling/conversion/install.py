@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
+from uniattn_pl.families.attention_parts import LATENT_IN
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
-from uniattn_pl.modeling.attention.operate import operate
+from uniattn_pl.modeling.attention.operate import is_forwarded, operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
@@ -56,6 +57,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
             attention_of(layer).num_key_value_groups = attention_of(layers[row.source]).num_key_value_groups
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
+    decoder.caches_latent = any(hasattr(attention_of(layer), LATENT_IN) for layer in layers)
     forget_lengths(decoder)
     if former is None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
@@ -81,6 +83,23 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
         raise UserError(*problems)
 
 
+def check_placements(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Raise UserError where a W_c would read or add inside an attention that runs its family's own forward."""
+    inside = [
+        row.index
+        for row in plan.rows
+        if row.compensation is not None
+        and row.compensation.needed_projections
+        and is_forwarded(attention_of(decoder_layers(model)[row.index]), row)
+    ]
+    if inside:
+        raise UserError(
+            f"the attention of layers {', '.join(map(str, inside))} does more than plans know, and keeps its family's "
+            "own forward, inside which a W_c can neither read nor add; have it read attention_input and add to "
+            "attention_output."
+        )
+
+
 def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Without attention its norms have no reader; left in place they would be parameters without gradient."""
     idle = [row.index for row in plan.rows if row.traits.feed_forward and not row.reads_stream]
@@ -92,7 +111,7 @@ def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
 def remove_norms(layer: nn.Module, names: Iterable[str]) -> None:
     """Let the named norms of a decoder layer pass on what they get."""
     for name in names:
-        setattr(layer, name, nn.Identity())
+        layer.set_submodule(name, nn.Identity())
 
 
 def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -105,7 +124,7 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         kwargs = {**kwargs, "past_key_values": cache}
     buffers = None
     if cache is not None:
-        buffers = map_buffers(fit_cache(cache, decoder.layer_plan))
+        buffers = map_buffers(fit_cache(cache, decoder.layer_plan, latent=decoder.caches_latent))
     eviction = cache if isinstance(cache, H2OCache) else None
     if eviction is not None:
         inputs = next(t for t in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if t is not None)
