@@ -28,7 +28,7 @@ class ForwardedReuse(CompleteAttention):
         handle = self.published({PUBLICATIONS: publications}).map
         assert handle is not None, "the plan has a map published for this layer"
         heads, attention_map = apply_map(handle, value, self, self.head_index)
-        return heads, recorded(self, attention_map, heads)
+        return heads.contiguous(), recorded(self, attention_map, heads)  # as kernels give it: some ask for a view
 
 
 class ForwardedShareKV(CompleteAttention):

@@ -75,7 +75,7 @@ def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None
 
     Layers of one model may have different ones (Gemma-3: one base for local, one for global layers).
     """
-    kwargs[PUBLICATIONS][attention.layer_idx] = Published(position_embeddings=kwargs["position_embeddings"])
+    kwargs[PUBLICATIONS][attention.layer_idx] = Published(position_embeddings=kwargs.get("position_embeddings"))
 
 
 # An implementation unknown to the mask registry would get no mask at all.
