@@ -76,20 +76,32 @@ SPECIAL: dict[str, dict[str, Any]] = {
         }
     },
     "dots1": {"n_shared_experts": 1},
-    **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1", "kimi_linear", "bailing_hybrid"),
-        {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 24,
-            "kv_lora_rank": 16,
-            "qk_nope_head_dim": 12,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 10,
-            "head_dim": 8,
-        },
-    ),
     "phi4_multimodal": {"audio_config": {"num_blocks": 1}, "vision_config": {"num_hidden_layers": 1}},
 }
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "head_dim": 8,
+}
+LINEAR = ["linear_attention", "full_attention"] * 3
+for _hybrid in (
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "olmo_hybrid",
+    "kimi_linear",
+    "minimax",
+    "bailing_hybrid",
+):
+    SPECIAL[_hybrid] = {"layer_types": LINEAR}
+for _both in ("kimi_linear", "bailing_hybrid"):
+    SPECIAL[_both] |= LATENT
+for _latent in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"):
+    SPECIAL[_latent] = LATENT
 
 
 @dataclass(frozen=True)
@@ -103,18 +115,20 @@ class Outcome:
 ROLES = ("unmodified", "reuse", "share_kv", "drop")
 
 
-def plan_of(role: str, windows: list[int | None]) -> Any:
+def plan_of(role: str, shape: Any) -> Any:
     """A plan of one role; `unmodified` attends and caches as converted models do, and computes the same."""
     from uniattn_pl.plan import LayerPlan
 
-    plan = LayerPlan.unmodified(len(windows))
+    plan, layers = LayerPlan.stock(shape), shape.attention_layers
+    windows = [layer.window for layer in shape.layers]
     if role == "drop":
-        return plan.drop([1, 4], compensated=False)
+        return plan.drop({layers[1 % len(layers)], layers[-2 % len(layers)]}, compensated=False)
     if role != "unmodified":
-        # Readers of layer 1 and, as far as they see as much, of the layer in the middle.
-        for source, readers in ((1, range(2, 3)), (3, range(4, len(windows)))):
-            alike = [reader for reader in readers if windows[reader] == windows[source]]
-            plan = plan.assign(alike, role, source)
+        # Readers of the second layer and, as far as they see as much, of the one in the middle.
+        half = len(layers) // 2
+        for source, readers in ((layers[1:2], layers[2:3]), (layers[half : half + 1], layers[half + 1 :])):
+            alike = [reader for reader in readers if windows[reader] == windows[source[0]]]
+            plan = plan.assign(alike, role, source[0]) if alike else plan
     return plan
 
 
@@ -204,8 +218,7 @@ def outcomes(model_type: str) -> dict[str, Outcome]:
     except Exception as error:  # whatever it is, it is the finding
         return dict.fromkeys(ROLES, Outcome(CRASH, f"inspecting: {type(error).__name__}: {error}"))
     model = tiny_model(model_type)
-    windows = [layer.window for layer in shape.layers]
-    return {role: outcome(model, plan_of(role, windows)) for role in ROLES}
+    return {role: outcome(model, plan_of(role, shape)) for role in ROLES}
 
 
 def row(model_type: str, found: dict[str, Outcome]) -> str:

@@ -22,7 +22,7 @@ from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.plan.roles import KEY_VALUE, MAP
+from uniattn_pl.plan.roles import KEY_VALUE, MAP, OTHER
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking import tags
@@ -162,7 +162,7 @@ def _depth(analysed: Analysed, tokens: int) -> Finding:
 
 def _share_kv_instead(plan: LayerPlan) -> LayerPlan:
     """The plan with CLA in place of every reused map, without compensation (Proposition 3.6's counterpart)."""
-    share_kv_plan = LayerPlan.unmodified(len(plan.rows))
+    share_kv_plan = LayerPlan.unmodified(len(plan.rows), other=[row.index for row in plan.rows if row.role == OTHER])
     for row in plan.rows:
         if row.traits.reads == MAP and row.source is not None and KEY_VALUE in plan.rows[row.source].traits.gives:
             share_kv_plan = share_kv_plan.share_kv([row.index], row.source, compensated=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from uniattn_pl.architectures.superblocks import superblocks
-from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan import ModelShape
 from uniattn_pl.plan.changes import Change
 from uniattn_pl.plan.cost_ratio import Cost
 from uniattn_pl.search.greedy import SearchSettings
@@ -37,11 +37,11 @@ def selection_traces(measurements: ModelMeasurements, *, count: int, tokens: int
     similarity = measurements.map_similarity()
     orders = {
         "top": top_order(shape, count),
-        "similarity": sorted(range(1, shape.num_layers), key=lambda layer: -(similarity[layer] or 0.0))[:count],
+        "similarity": sorted(shape.attention_layers[1:], key=lambda layer: -(similarity[layer] or 0.0))[:count],
     }
     streams = UnifiedStreams(measurements.model, [], measurements.batches(tokens, 0), initialiser="zero", ridge=0.0)
     traces = {name: _trace(streams, order) for name, order in orders.items()}
-    budget = 1 - count / (2 * shape.num_layers)  # a reuse layer gives up its K cache, half of what it kept
+    budget = 1 - count / (2 * len(shape.attention_layers))  # a reuse layer gives up its K cache, half of what it kept
     points = measurements.search(SearchSettings(("reuse",), Cost("key_caches", 1), budget, False, CANDIDATES), tokens)
     chosen = [point.layer for point in points if point.layer is not None]
     return {**traces, "greedy": SelectionTrace(chosen, [point.score for point in points])}
@@ -56,7 +56,7 @@ def top_order(shape: ModelShape, count: int) -> list[int]:
 
 def _trace(streams: UnifiedStreams, order: Sequence[int]) -> SelectionTrace:
     """The loss as the layers of `order` begin, one by one, to use the map of the nearest layer below that has one."""
-    plan = LayerPlan.unmodified(len(streams.plan.rows))
+    plan = streams.plan
     layers, losses = [], [streams.score]
     for layer in order:
         changed = Change(layer, "reuse").apply(plan, compensated=False)

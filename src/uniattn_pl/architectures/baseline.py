@@ -17,4 +17,4 @@ class Baseline(Architecture):
     summary = "the pre-trained architecture, unmodified (Post-Train in the paper)"
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        return LayerPlan.unmodified(shape.num_layers)
+        return LayerPlan.stock(shape)

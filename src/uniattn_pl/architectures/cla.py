@@ -27,7 +27,7 @@ class CLA(Architecture):
     compensation: bool = option(False, "give every reader a W_c (the paper has none)")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        plan = LayerPlan.unmodified(shape.num_layers)
+        plan = LayerPlan.stock(shape)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
             plan = plan.share_kv(readers, source, compensated=self.compensation)

@@ -31,7 +31,7 @@ class GQA(Architecture):
     compensation: bool = option(True, "give every such layer a W_c, fitted with its W_o; without, heads are means")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        layers = selected_layers(range(shape.num_layers), self.layers, self.num_layers, self.name)
+        layers = selected_layers(shape.attention_layers, self.layers, self.num_layers, self.name)
         merge = self.merge if self.compensation else MEAN
-        plan = LayerPlan.unmodified(shape.num_layers)
+        plan = LayerPlan.stock(shape)
         return plan.merge_heads(layers, self.kv_heads, compensated=self.compensation, merge=merge)

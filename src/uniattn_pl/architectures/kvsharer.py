@@ -39,14 +39,17 @@ class KVSharer(Architecture):
         raise PlanError("kvsharer chooses the layers by measurement, when a fit starts.")
 
     def check(self, shape: ModelShape) -> None:
-        if self.num_shared >= shape.num_layers:
-            raise PlanError(f"num_shared is {self.num_shared}; at most {shape.num_layers - 1} layers can share.")
+        if len(shape.attention_layers) < shape.num_layers:
+            raise PlanError("kvsharer compares the caches of all layers; some layers of this model have none.")
+        most = len(shape.attention_layers) - 1
+        if self.num_shared > most:
+            raise PlanError(f"num_shared is {self.num_shared}; at most {most} layers can share.")
 
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
         self.check(shape)
         distances = measurements.cache_distances()
-        pairs = sorted(combinations(range(shape.num_layers), 2), key=lambda pair: -distances[pair[0]][pair[1]])
-        plan = LayerPlan.unmodified(shape.num_layers)
+        pairs = sorted(combinations(shape.attention_layers, 2), key=lambda pair: -distances[pair[0]][pair[1]])
+        plan = LayerPlan.stock(shape)
         for source, reader in pairs:
             tried = self._sharing(plan, source, reader, shape)
             if tried is not None and measurements.final_similarity(tried) > self.threshold:

@@ -46,23 +46,24 @@ class LLMDrop(Architecture):
         return self.num_dropped is not None
 
     def check(self, shape: ModelShape) -> None:
-        number, available = self.num_dropped or 0, shape.num_layers - self._first(shape)
+        number, available = self.num_dropped or 0, len(self._among(shape))
         if self.measured and self.layers:
             raise PlanError("llmdrop takes layers or num_dropped, not both.")
         if number > available:
             raise PlanError(f"num_dropped is {number}; {self.among} has {available} layers.")
         super().check(shape)
 
-    def _first(self, shape: ModelShape) -> int:
-        return shape.num_layers // 2 if self.among == "top_half" else 0
+    def _among(self, shape: ModelShape) -> list[int]:
+        first = shape.num_layers // 2 if self.among == "top_half" else 0
+        return [layer for layer in shape.attention_layers if layer >= first]
 
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
         self.check(shape)
-        first, number = self._first(shape), self.num_dropped or 0
+        number = self.num_dropped or 0
         by_bound = self.ranking == CCA
         ranks = measurements.linear_bounds() if by_bound else measurements.attention_importance()
-        ranked = sorted(range(first, shape.num_layers), key=lambda layer: ranks[layer])
-        return LayerPlan.unmodified(shape.num_layers).drop(sorted(ranked[:number]), compensated=self.compensation)
+        ranked = sorted(self._among(shape), key=lambda layer: ranks[layer])
+        return LayerPlan.stock(shape).drop(sorted(ranked[:number]), compensated=self.compensation)
 
     def compile(self, shape: ModelShape) -> LayerPlan:
         if self.measured:
@@ -72,4 +73,4 @@ class LLMDrop(Architecture):
             raise PlanError(f"llmdrop needs layers: a list of indices from 0 to {shape.num_layers - 1}.")
         if repeated:
             raise PlanError(f"llmdrop layers lists {', '.join(map(str, repeated))} more than once.")
-        return LayerPlan.unmodified(shape.num_layers).drop(self.layers, compensated=self.compensation)
+        return LayerPlan.stock(shape).drop(self.layers, compensated=self.compensation)

@@ -81,7 +81,7 @@ class Search(Architecture):
 
     def _everywhere(self, kind: str, shape: ModelShape) -> LayerPlan:
         """Every layer that can become `kind` has become it."""
-        plan = LayerPlan.unmodified(shape.num_layers)
+        plan = LayerPlan.stock(shape)
         for layer in range(shape.num_layers):
             changes = possible_changes(plan, shape, [kind], compensated=self.compensation)
             plan = changes.get(Change(layer, kind), plan)

@@ -28,6 +28,6 @@ class SharedAttention(Architecture):
         last = shape.num_layers - 1 if self.last_layer is None else self.last_layer
         if last <= self.first_layer:
             raise PlanError(f"last_layer is {last}; it must lie above first_layer, {self.first_layer}.")
-        readers = range(self.first_layer + 1, last + 1)
-        plan = LayerPlan.unmodified(shape.num_layers)
+        readers = [layer for layer in shape.attention_layers if self.first_layer < layer <= last]
+        plan = LayerPlan.stock(shape)
         return plan.reuse(readers, self.first_layer, compensated=self.compensation)

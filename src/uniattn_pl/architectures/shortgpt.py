@@ -64,7 +64,7 @@ class ShortGPT(Architecture):
             first = min(range(len(changes)), key=lambda block: changes[block])
             return self._without(range(first, first + number), shape)
         changes = measurements.block_influence(1)
-        ranked = sorted(range(shape.num_layers), key=lambda block: changes[block])
+        ranked = sorted(shape.attention_layers, key=lambda block: changes[block])
         return self._without(sorted(ranked[:number]), shape)
 
     def compile(self, shape: ModelShape) -> LayerPlan:
@@ -83,7 +83,7 @@ class ShortGPT(Architecture):
         return self._without(sorted(self.layers), shape)
 
     def _without(self, blocks: range | list[int], shape: ModelShape) -> LayerPlan:
-        plan = LayerPlan.unmodified(shape.num_layers).skip(blocks, compensated=self.compensation)
+        plan = LayerPlan.stock(shape).skip(blocks, compensated=self.compensation)
         if self.replace:
             # Blocks in a row differ from their place among the blocks by the same number.
             for _, run in groupby(enumerate(blocks), key=lambda placed: placed[1] - placed[0]):

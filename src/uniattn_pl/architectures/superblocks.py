@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from uniattn_pl.plan import ModelShape, PlanError
 
 
@@ -23,12 +25,23 @@ def superblocks(shape: ModelShape, *, size: int, count: int, first_layer: int | 
         problems.append(f"num_superblocks is {count}; at least 1 is needed (use architecture.name=baseline for none).")
     if problems:
         raise PlanError(*problems)
-    start = shape.num_layers - size * count if first_layer is None else first_layer
-    if start < 0 or start + size * count > shape.num_layers:
+    layers = shape.attention_layers  # of a hybrid, those without attention are passed over
+    if first_layer is not None and first_layer < shape.num_layers and first_layer not in layers:
+        raise PlanError(f"first_layer is {first_layer}, which has no attention; {_those(layers)} have one.")
+    start = len(layers) - size * count if first_layer is None else sum(layer < first_layer for layer in layers)
+    start = start if first_layer is None or first_layer < shape.num_layers else first_layer
+    if start < 0 or start + size * count > len(layers):
         where = "aligned to the top" if first_layer is None else f"from first_layer {first_layer}"
-        most = (shape.num_layers - max(first_layer or 0, 0)) // size
+        most = (len(layers) - max(start if first_layer is not None else 0, 0)) // size
         raise PlanError(
             f"{count} Superblocks of {size} layers {where} need {size * count} layers; the model has "
-            f"{shape.num_layers} (0 to {shape.num_layers - 1}). At most num_superblocks={max(most, 0)} fit."
+            f"{len(layers)} ({_those(layers)}). At most num_superblocks={max(most, 0)} fit."
         )
-    return [(first, list(range(first + 1, first + size))) for first in range(start, start + size * count, size)]
+    blocks = [layers[first : first + size] for first in range(start, start + size * count, size)]
+    return [(block[0], list(block[1:])) for block in blocks]
+
+
+def _those(layers: Sequence[int]) -> str:
+    """Layer indices, as a range where they are one."""
+    whole = layers[-1] - layers[0] + 1 == len(layers)
+    return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))

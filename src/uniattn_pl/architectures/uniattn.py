@@ -61,7 +61,7 @@ class UniAttn(Architecture):
             raise PlanError(f"selection={self.selection} chooses the layers by measurement, when a fit starts.")
         if self.selection == "given":
             return self._finish(self._chained(shape, self.layers))
-        plan = LayerPlan.unmodified(shape.num_layers)
+        plan = LayerPlan.stock(shape)
         blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
         for source, readers in blocks:
             plan = plan.reuse(readers, source, compensated=self.compensation)
@@ -72,9 +72,9 @@ class UniAttn(Architecture):
         return self.num_reused or (self.superblock_size - 1) * self.num_superblocks
 
     def check(self, shape: ModelShape) -> None:
-        if self.measured and self._count >= shape.num_layers:
-            most = shape.num_layers - 1
-            raise PlanError(f"num_reused is {self._count}; at most {most} of {shape.num_layers} layers fit.")
+        available = len(shape.attention_layers)
+        if self.measured and self._count >= available:
+            raise PlanError(f"num_reused is {self._count}; at most {available - 1} of {available} layers fit.")
         super().check(shape)
 
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
@@ -82,10 +82,10 @@ class UniAttn(Architecture):
         count = self._count
         if self.selection == "similarity":
             similarity = measurements.map_similarity()
-            ranked = sorted(range(1, shape.num_layers), key=lambda layer: similarity[layer] or 0.0, reverse=True)
+            ranked = sorted(shape.attention_layers[1:], key=lambda layer: similarity[layer] or 0.0, reverse=True)
             return self._finish(self._chained(shape, ranked[:count]))
         # Each reuse layer gives up its K cache, half of what it kept.
-        budget = 1 - count / (2 * shape.num_layers)
+        budget = 1 - count / (2 * len(shape.attention_layers))
         plan = measurements.greedy(
             kinds=("reuse",),
             cost="key_caches",
@@ -100,11 +100,16 @@ class UniAttn(Architecture):
 
     def _chained(self, shape: ModelShape, layers: Sequence[int]) -> LayerPlan:
         """Each of `layers` uses the map of the layer below it, or of the one that layer uses."""
-        if not layers or min(layers) < 1 or max(layers) >= shape.num_layers:
-            raise PlanError(f"layers must be a list of indices from 1 to {shape.num_layers - 1}, got {list(layers)}.")
-        plan = LayerPlan.unmodified(shape.num_layers)
+        attending = shape.attention_layers
+        if not layers or not set(layers) <= set(attending[1:]):
+            allowed = f"from 1 to {shape.num_layers - 1}"
+            if len(attending) < shape.num_layers:
+                allowed = f"of {', '.join(map(str, attending[1:]))}"
+            raise PlanError(f"layers must be a list of indices {allowed}, got {list(layers)}.")
+        plan = LayerPlan.stock(shape)
         for layer in sorted(set(layers)):
-            plan = plan.reuse([layer], layer - 1, compensated=self.compensation)
+            below = attending[attending.index(layer) - 1]
+            plan = plan.reuse([layer], below, compensated=self.compensation)
         return plan
 
     def _finish(self, plan: LayerPlan) -> LayerPlan:

@@ -29,14 +29,15 @@ class Window(Architecture):
     compensation: bool = option(False, "give every such layer a W_c (fitted on few tokens it harms a little)")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        wider = [i for i, layer in enumerate(shape.layers) if layer.window is None or layer.window > self.window]
+        spans = {index: shape.layers[index].window for index in shape.attention_layers}
+        wider = [index for index, span in spans.items() if span is None or span > self.window]
         if not wider:
             widest = max(layer.window or 0 for layer in shape.layers)
             raise PlanError(
                 f"window is {self.window}, but no layer of the model sees more than its last {widest} tokens."
             )
         layers = selected_layers(wider, self.layers, self.num_layers, self.name)
-        plan = LayerPlan.unmodified(shape.num_layers)
+        plan = LayerPlan.stock(shape)
         plan = plan.limit_window(layers, self.window, self.sinks, compensated=self.compensation)
         sliding = [layer for layer in layers if shape.layers[layer].window is not None]
         return plan.limit_window(sliding, self.window, compensated=self.compensation)

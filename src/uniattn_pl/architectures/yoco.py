@@ -28,8 +28,10 @@ class YOCO(Architecture):
     compensation: bool = option(False, "give every reader a W_c (the paper has none)")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
-        source = shape.num_layers // 2 if self.source is None else self.source
-        if source >= shape.num_layers - 1:
-            raise PlanError(f"yoco source is {source}; a layer above it has to read it: 0 to {shape.num_layers - 2}.")
-        readers = range(source + 1, shape.num_layers)
-        return LayerPlan.unmodified(shape.num_layers).share_kv(readers, source, compensated=self.compensation)
+        layers = shape.attention_layers
+        half = next((layer for layer in layers if layer >= shape.num_layers // 2), layers[0])
+        source = half if self.source is None else self.source
+        readers = [layer for layer in layers if layer > source]
+        if not readers:
+            raise PlanError(f"yoco source is {source}; a layer above it has to read it: {layers[0]} to {layers[-2]}.")
+        return LayerPlan.stock(shape).share_kv(readers, source, compensated=self.compensation)

@@ -97,7 +97,7 @@ def _dtype(loaded: LoadedConfig) -> torch.dtype:
 def _print_inference(
     plan: LayerPlan, shape: ModelShape, lengths: list[int], batch_size: int, dtype: torch.dtype
 ) -> None:
-    unmodified = LayerPlan.unmodified(shape.num_layers)
+    unmodified = LayerPlan.stock(shape)
     rows = []
     for length in lengths:
         caches = [
@@ -136,7 +136,7 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
         (f"stage {stage}", *map(bytes_text, (memory.total, *(getattr(memory, name) for name in names))))
         for stage, memory in enumerate(stages, start=1)
     ]
-    planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.unmodified(shape.num_layers)))
+    planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.stock(shape)))
     print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})")
     active = costs.active_parameters(plan, shape)
     if active < planned:

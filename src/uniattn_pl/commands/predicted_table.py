@@ -32,7 +32,7 @@ def print_predicted(
             case = Timed(batch_size, length, attention, PEAKS if attention == LEAST else REACHED)
             cells = [str(length), explanation]
             for seconds in (prefill_seconds, decode_seconds):
-                models = (plan, LayerPlan.unmodified(shape.num_layers))
+                models = (plan, LayerPlan.stock(shape))
                 of_prompt = attention == EAGER_MAPS and seconds is prefill_seconds
                 fits = [held_bytes(m, shape, case, prompt=of_prompt) <= card.memory_gib * GIB for m in models]
                 times = [seconds(model, shape, card, case) for model in models]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -232,32 +231,42 @@ def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
         kind = getattr(module, "rope_type", None)
         if kind is not None:
             module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
-    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None}
     handle = layer.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with _idle_below(model, layer):
-            # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some
-            # families look at the mask themselves (Granite 4), and not where there is none.
-            model.get_decoder()(attention_mask=torch.ones_like(ids), **inputs)
-    except _SeenEnough:
-        pass
-    except RuntimeError:
-        with suppress(_SeenEnough), _idle_below(model, layer):
-            model.get_decoder()(**inputs)
+        # some decoders take the first of what a layer gives
+        for handed_on in (lambda hidden, *_, **__: hidden, lambda hidden, *_, **__: (hidden,)):
+            with _below(model, layer, handed_on):
+                _run_decoder(model)
+            hidden = next(iter([*seen[-1][0], *seen[-1][1].values()]), None) if seen else None
+            if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
+                return seen[-1]
     finally:
         handle.remove()
-    return seen[0]
+    raise UserError(f"the layers below {type(layer).__name__} cannot be passed by")
+
+
+def _run_decoder(model: PreTrainedModel) -> None:
+    """Run a weightless decoder as far as a layer that ends it, over two tokens."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None}
+    # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some families
+    # look at the mask themselves (Granite 4), and not where there is none.
+    for masks in ({"attention_mask": torch.ones_like(ids)}, {}):
+        try:
+            model.get_decoder()(**masks, **inputs)
+        except _SeenEnough:
+            return
+        except (AttributeError, IndexError, RuntimeError):
+            if not masks:
+                raise
 
 
 @contextmanager
-def _idle_below(model: PreTrainedModel, layer: nn.Module) -> Iterator[None]:
-    """Let the layers below one hand on what they get: not every recurrence runs without weights."""
+def _below(model: PreTrainedModel, layer: nn.Module, handed_on: Callable[..., Any]) -> Iterator[None]:
+    """Let the layers below one do nothing but hand on: not every recurrence runs without weights."""
     below = list(takewhile(lambda other: other is not layer, decoder_layers(model)))
     for other in below:
-        # some decoders take the first of what a layer gives
-        gives_tuple = "tuple" in str(inspect.signature(type(other).forward).return_annotation)
-        other.forward = (lambda hidden, *_, **__: (hidden,)) if gives_tuple else (lambda hidden, *_, **__: hidden)
+        other.forward = handed_on
     try:
         yield
     finally:

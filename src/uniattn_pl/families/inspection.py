@@ -91,6 +91,12 @@ def attention_of(layer: nn.Module) -> Any:
     return None if path is None else layer.get_submodule(path)
 
 
+def attentions_of(model: PreTrainedModel) -> dict[int, Any]:
+    """Layer -> its self-attention, of the layers that have one, bottom first."""
+    found = {index: attention_of(layer) for index, layer in enumerate(decoder_layers(model))}
+    return {index: attention for index, attention in found.items() if attention is not None}
+
+
 def output_name(attention: nn.Module) -> str | None:
     """What a family calls W_o, of those that an attention has; None where it is dropped."""
     return next((name for name in OUTPUT_NAMES if hasattr(attention, name)), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -24,8 +24,9 @@ from uniattn_pl.families.inspection import (
 )
 from uniattn_pl.families.positions import positions_of
 from uniattn_pl.families.routed_experts import routed_experts
-from uniattn_pl.plan import Experts, Heads, LayerShape, ModelShape
+from uniattn_pl.plan import Experts, Heads, LayerPlan, LayerShape, ModelShape
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
+from uniattn_pl.plan.shape import NO_HEADS
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
@@ -57,6 +58,15 @@ def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
     )
 
 
+def stock_plan(model: PreTrainedModel) -> LayerPlan:
+    """The plan of a stock model: every layer as it is."""
+    try:
+        layers = decoder_layers(model)
+    except StopIteration:  # a family whose layers nobody knows; its own models can be measured all the same
+        return LayerPlan.unmodified(model.config.num_hidden_layers)
+    return LayerPlan.unmodified(len(layers), other=[i for i, layer in enumerate(layers) if attention_of(layer) is None])
+
+
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
     """Per layer, the sliding window in tokens, or None: as transformers' own cache decides it."""
     from transformers import DynamicCache
@@ -66,6 +76,8 @@ def windows_of(config: PreTrainedConfig) -> list[int | None]:
 
 def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape:
     attention = attention_of(layer)
+    if attention is None:
+        return _without_attention(layer)
     counts = part_counts(attention)
     query_norm, key_norm = (_norms(attention, projection) for projection in (QUERY, KEY))
     query, key, value = (counts.get(frozenset({projection}), 0) for projection in (QUERY, KEY, VALUE))
@@ -77,12 +89,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     )
     attention_norms = sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
-    inside = f"{attention_path(layer)}."
-    outside = {n: p for n, p in layer.named_parameters() if not n.startswith(inside) and n not in of_experts}
-    strange = [f"{name} {list(p.shape)}" for name, p in outside.items() if p.dim() > 2]
-    if strange:
-        raise UserError(f"its layers have weights that are no matrices, of unknown cost: {', '.join(strange)}.")
-    matrices = [p for name, p in outside.items() if p.dim() == 2 and not name.endswith("bias")]
+    matrices = _matrices(layer, of_experts)
     attributed = _count(attention.parameters()) + attention_norms + _count(matrices) + _count(of_experts.values())
     return LayerShape(
         heads=heads_of(attention),
@@ -100,6 +107,33 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         other=_count(layer.parameters()) - attributed,
         window=window,
     )
+
+
+def _without_attention(layer: nn.Module) -> LayerShape:
+    """A layer with a recurrence, a convolution or a feed-forward alone: nothing of it can be taken away."""
+    experts, of_experts = _experts(layer)
+    matrices = _matrices(layer, of_experts)
+    other = _count(layer.parameters()) - _count(matrices) - _count(of_experts.values())
+    return LayerShape(
+        heads=NO_HEADS, query=0, key=0, value=0, output=0, feed_forward=_count(matrices), experts=experts, other=other
+    )
+
+
+def _matrices(layer: nn.Module, of_experts: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+    """What every token is multiplied with, outside the attention: all matrices but biases and tables of states.
+
+    Raises:
+        UserError: there are weights of more dimensions that are no convolution's.
+    """
+    inside = f"{attention_path(layer)}."
+    convolutions = {f"{name}.weight" for name, module in layer.named_modules() if isinstance(module, nn.Conv1d)}
+    outside = {n: p for n, p in layer.named_parameters() if not n.startswith(inside) and n not in of_experts}
+    strange = [
+        f"{name} {list(p.shape)}" for name, p in outside.items() if p.squeeze().dim() > 2 and name not in convolutions
+    ]
+    if strange:
+        raise UserError(f"its layers have weights that are no matrices, of unknown cost: {', '.join(strange)}.")
+    return [p for name, p in outside.items() if p.dim() == 2 and not name.endswith("bias")]
 
 
 def _experts(layer: nn.Module) -> tuple[Experts | None, dict[str, nn.Parameter]]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from uniattn_pl.families.attention_parts import LATENT_IN, LATENT_NORM, LATENT_OUT, NAMES
+from uniattn_pl.families.attention_parts import LATENT_IN, LATENT_NORM, LATENT_OUT, NAMES, row_spans
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -93,7 +93,7 @@ def _refusals(attention: Any) -> list[str]:
 
 def is_plain(attention: Any) -> bool:
     """Whether a stock attention does no more than project, norm and rotate, so that readers can do without its code."""
-    return not _attention_problems(attention) and not active_extras(attention)
+    return not (_attention_problems(attention) or row_spans(attention) or active_extras(attention))
 
 
 def _of_all(attentions: Sequence[Any], problems_of: Callable[[Any], list[str]]) -> list[str]:

@@ -97,7 +97,7 @@ def subjects_of(
         bounds: whether to add the bound of each plan.
     """
     shape = shape_of(original.config)
-    unmodified = LayerPlan.unmodified(shape.num_layers)
+    unmodified = LayerPlan.stock(shape)
     stock = aliased_copy(original)
     stock.set_attn_implementation(backend)
     subjects = [TimedModel(STOCK, stock, unmodified, chunked=False)]

@@ -19,7 +19,7 @@ from uniattn_pl.display.notices import tell_once
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.families.model_shape import shape_of, stock_plan
 from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import bench_report
@@ -196,7 +196,7 @@ def _plan_tags(
     plans: Mapping[str, LayerPlan], variants: Mapping[str, tuple[LayerPlan, str]], model: PreTrainedModel
 ) -> dict[str, dict[str, str]]:
     """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
-    all_plans = {**plans, tags.BASELINE: LayerPlan.unmodified(model.config.num_hidden_layers)}
+    all_plans = {**plans, tags.BASELINE: stock_plan(model)}
     tags_of = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in all_plans.items()}
     for label, (plan, variant) in variants.items():
         tags_of[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import attention_of, decoder_layers, family_module
+from uniattn_pl.families.inspection import attentions_of, family_module
 from uniattn_pl.families.routed_experts import routed_experts
 
 FUNCTION = "load_balancing_loss_func"
@@ -25,7 +25,7 @@ def adds_router_loss(model: Any, asked: bool | None) -> bool:
     wanted = getattr(model.config, "output_router_logits", False) if asked is None else asked
     if not wanted:
         return False
-    has_function = hasattr(family_module(attention_of(decoder_layers(model)[0])), FUNCTION)
+    has_function = hasattr(family_module(next(iter(attentions_of(model).values()))), FUNCTION)
     has_any = has_function and hasattr(model.config, COEFFICIENT) and next(routed_experts(model), None) is not None
     if asked and not has_any:
         raise UserError(
@@ -62,7 +62,7 @@ def router_loss(model: Any, logits: list[Tensor], batch: Mapping[str, Any]) -> T
 
     Padding does not count: where the batch has no attention mask, for its rows are packed, `row_mask` tells it.
     """
-    function = getattr(family_module(attention_of(decoder_layers(model)[0])), FUNCTION)
+    function = getattr(family_module(next(iter(attentions_of(model).values()))), FUNCTION)
     mask = batch.get("row_mask", batch.get("attention_mask"))
     loss: Tensor = function(tuple(logits), model.num_experts, model.num_experts_per_tok, mask)
     return loss

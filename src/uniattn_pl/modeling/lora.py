@@ -12,7 +12,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FUSED, PROJECTIONS, attention_of, decoder_layers, output_projection
+from uniattn_pl.families.inspection import (
+    FUSED,
+    PROJECTIONS,
+    attention_of,
+    attentions_of,
+    decoder_layers,
+    output_projection,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -38,7 +45,7 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
 
     if rank < 1:
         raise UserError(f"the rank of a LoRA update must be at least 1, got {rank}.")
-    attentions = [attention_of(layer) for layer in decoder_layers(model)]
+    attentions = attentions_of(model).values()
     present = {name for attention in attentions for name, _ in attention.named_children()}
     whole = ["w_c"] if "w_c" in present else []
     outputs = _output_paths(model, refitted)

@@ -26,7 +26,7 @@ class CompensationCost:
     @classmethod
     def of(cls, plan: LayerPlan, shape: ModelShape) -> CompensationCost:
         """Of a plan on a model of this shape."""
-        unmodified = LayerPlan.unmodified(shape.num_layers)
+        unmodified = LayerPlan.stock(shape)
         own = sum(compensation_weights(row, shape) for row in plan.rows)
         return cls(
             parameters=own,

@@ -25,7 +25,7 @@ class Cost:
 
     def ratio(self, plan: LayerPlan, shape: ModelShape) -> float:
         """The plan's cost relative to the unmodified model's."""
-        return self._absolute(plan, shape) / self._absolute(LayerPlan.unmodified(shape.num_layers), shape)
+        return self._absolute(plan, shape) / self._absolute(LayerPlan.stock(shape), shape)
 
     def _absolute(self, plan: LayerPlan, shape: ModelShape) -> int:
         if self.kind == "key_caches":

@@ -57,7 +57,7 @@ def _cross_width(plan: LayerPlan, shape: ModelShape) -> int:
 def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
     """Cache bytes relative to the unmodified model's (the paper's "KV Cache" column), between 0 and 1 (or above,
     where a windowed layer adopts the unlimited map of its source)."""
-    unmodified = LayerPlan.unmodified(shape.num_layers)
+    unmodified = LayerPlan.stock(shape)
     sizes = [kv_cache_bytes(p, shape, batch_size=1, length=length, bytes_per_element=1) for p in (plan, unmodified)]
     return sizes[0] / sizes[1]
 

@@ -110,7 +110,7 @@ def calibration_memory(
     sample = FLOAT32 * (4 * hidden + heads)
     batch = batch_size * length
     return CalibrationMemory(
-        weights=(parameters(LayerPlan.unmodified(shape.num_layers), shape) + added) * element_bytes,
+        weights=(parameters(LayerPlan.stock(shape), shape) + added) * element_bytes,
         sums=sums,
         working=batch * ((_widest(shape) + 2 * in_flight) * element_bytes + sample),
         streams=sequences * length * in_flight * element_bytes,

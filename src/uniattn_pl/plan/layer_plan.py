@@ -9,10 +9,16 @@ from typing import Any
 from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
-from uniattn_pl.plan.roles import KEY_VALUE, MAP, MEAN, Role
+from uniattn_pl.plan.roles import FULL, KEY_VALUE, MAP, MEAN, OTHER, Role
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
-from uniattn_pl.plan.shape_checks import head_problems, own_size_problems, rank_problems, source_size_problems
+from uniattn_pl.plan.shape_checks import (
+    attention_problems,
+    head_problems,
+    own_size_problems,
+    rank_problems,
+    source_size_problems,
+)
 
 # What a reader takes -> (what it does, why a layer that does not give it cannot be its source).
 _READING = {
@@ -37,9 +43,15 @@ class LayerPlan:
             raise PlanError(*problems)
 
     @classmethod
-    def unmodified(cls, num_layers: int) -> LayerPlan:
-        """Every layer as in the pre-trained model."""
-        return cls(tuple(LayerRow(index) for index in range(num_layers)))
+    def unmodified(cls, num_layers: int, *, other: Iterable[int] = ()) -> LayerPlan:
+        """Every layer as in the pre-trained model, in which the layers `other` have no attention (hybrids)."""
+        without = frozenset(other)
+        return cls(tuple(LayerRow(index, OTHER if index in without else FULL) for index in range(num_layers)))
+
+    @classmethod
+    def stock(cls, shape: ModelShape) -> LayerPlan:
+        """Every layer as in the pre-trained model of this shape."""
+        return cls.unmodified(shape.num_layers, other=set(range(shape.num_layers)) - set(shape.attention_layers))
 
     # Changed copies
 
@@ -213,6 +225,9 @@ class LayerPlan:
         """Raise PlanError unless the plan fits: same depth, and no reader that sees further than its source."""
         if len(self.rows) != shape.num_layers:
             raise PlanError(f"the plan has {len(self.rows)} layers, the model ({shape.model_type}) {shape.num_layers}.")
+        problems = attention_problems(self.rows, shape)
+        if problems:
+            raise PlanError(*problems)
         problems = rank_problems(self.rows, shape)
         if self.rows and not any(row.traits.attends for row in self.rows):
             roles = ", ".join(sorted({row.role for row in self.rows}))

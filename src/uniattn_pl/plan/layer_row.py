@@ -13,6 +13,7 @@ from uniattn_pl.plan.roles import (
     KV_HEADS,
     MAP,
     MEAN,
+    OTHER,
     OUTPUT,
     ROLES,
     VALUE,
@@ -60,7 +61,7 @@ class LayerRow:
     @property
     def operated(self) -> bool:
         """Whether the architecture changed this layer."""
-        return self.role != FULL
+        return self.role not in (FULL, OTHER)
 
     @property
     def compensated(self) -> bool:

@@ -30,6 +30,7 @@ class Role:
         becomes: how a search that gives a full layer this role is described; None: no search proposes it.
         feed_forward: whether the layer's feed-forward stays; without it the whole block is gone, its norms too.
         sizes: fields of a `LayerRow` that such a layer has a value of: kv_heads, window.
+        stock: models come with such layers; the others are what a plan makes of them.
     """
 
     summary: str
@@ -43,6 +44,7 @@ class Role:
     becomes: str | None = None
     feed_forward: bool = True
     sizes: frozenset[str] = frozenset()
+    stock: bool = False
 
     @property
     def attends(self) -> bool:
@@ -70,6 +72,18 @@ ROLES: dict[str, Role] = {
         gives=frozenset({MAP, KEY_VALUE}),
         symbol="│",
         label="own map",
+        stock=True,
+    ),
+    "other": Role(
+        summary="has no attention in this model, but a recurrence, a convolution, or a feed-forward alone",
+        projections=frozenset(),
+        products=0,
+        caches=frozenset(),
+        reads=None,
+        gives=frozenset(),
+        symbol="┊",
+        label="no attention here",
+        stock=True,
     ),
     "reuse": Role(
         summary="uses the attention map of the layer below it with its own values (UniAttn)",
@@ -140,7 +154,7 @@ ROLES: dict[str, Role] = {
         sizes=frozenset({WINDOW}),
     ),
 }
-FULL = "full"
+FULL, OTHER = "full", "other"
 
 # How readers of a map get it: kept, or computed again from the source's queries and keys; auto decides per forward.
 # tiles: a prompt's map is kept in packed tiles by Triton kernels, in the dtype of the queries or in 8 bits.

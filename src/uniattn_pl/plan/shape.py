@@ -61,6 +61,10 @@ class Heads:
         return f"{self.queries} heads over {self.groups} of size {size}{of_latent}"
 
 
+NO_HEADS = Heads(0, 0, 0, 0)
+"""Of a layer without attention."""
+
+
 @dataclass(frozen=True)
 class Experts:
     """The routed experts of one layer's feed-forward.
@@ -113,7 +117,8 @@ class LayerShape:
 
     `latent` is what keys and values have in common, `gate` what acts on the attention's output beside W_o.
     `feed_forward` are the matrices that every token passes (shared experts and the router among them), `experts` those
-    that a router chooses from.
+    that a router chooses from. `state` and `wide_state` are the numbers that a recurrence or a convolution keeps of a
+    sequence, however long it is, in the model's dtype and in float32. A layer without attention has `NO_HEADS`.
     """
 
     heads: Heads
@@ -131,6 +136,8 @@ class LayerShape:
     other: int = 0
     window: int | None = None
     cross: CrossAttention | None = None
+    state: int = 0
+    wide_state: int = 0
 
     def with_kv_heads(self, groups: int) -> LayerShape:
         """The layer with so many heads of keys and values; a norm over all keys (OLMo-2) shrinks with them."""
@@ -165,3 +172,8 @@ class ModelShape:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that attend: all, but in hybrids."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.heads != NO_HEADS)

@@ -6,8 +6,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from uniattn_pl.plan.layer_row import LayerRow
-from uniattn_pl.plan.roles import MAP
+from uniattn_pl.plan.roles import MAP, OTHER
 from uniattn_pl.plan.shape import ModelShape
+
+
+def attention_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
+    """Layers that the plan gives an attention to lose, or none, where the model has it otherwise."""
+    attending = shape.attention_layers
+    without = [row.index for row in rows if row.index not in attending and row.role != OTHER]
+    problems = []
+    if without:
+        roles = ", ".join(sorted({rows[index].role for index in without}))
+        problems.append(
+            f"layer {', '.join(map(str, without))} of the model ({shape.model_type}) cannot be '{roles}': no attention "
+            f"is there; layers that have one: {', '.join(map(str, attending))}."
+        )
+    having = [row.index for row in rows if row.index in attending and row.role == OTHER]
+    if having:
+        problems.append(f"layer {', '.join(map(str, having))} of the model has an attention, which the plan denies.")
+    return problems
 
 
 def head_problems(row: LayerRow, shape: ModelShape) -> list[str]:

@@ -37,7 +37,7 @@ def teacher_bytes(
         frozen_bytes: of the matrices, if fewer.
         trained_sources: layers whose queries and keys stage 1 trains.
     """
-    unmodified = LayerPlan.unmodified(shape.num_layers)
+    unmodified = LayerPlan.stock(shape)
     matrix_bytes = frozen_bytes or weight_bytes
     if whole or num_devices > 1:
         rest = shape.embedding if frozen_bytes is not None else 0

@@ -92,8 +92,8 @@ class AdditiveProgram:
 
     @cached_property
     def _options(self) -> list[_Option]:
-        layers, full = range(self.shape.num_layers), ROLES["full"]
-        options = [_Option(layer, None, None, 0.0, 0.0, None, full.gives) for layer in layers]
+        stock = LayerPlan.stock(self.shape).rows
+        options = [_Option(row.index, None, None, 0.0, 0.0, None, row.traits.gives) for row in stock]
         for change, score in self.scores.items():
             role = ROLES[role_and_sizes(change.kind)[0]]
             for source in [None] if role.reads is None else range(change.layer):
@@ -104,9 +104,10 @@ class AdditiveProgram:
 
     def _saved(self, change: Change, source: int | None) -> float | None:
         """What a change saves of the unmodified model's cost, reading from `source`; None: it cannot."""
-        base = LayerPlan.unmodified(self.shape.num_layers)
+        base = LayerPlan.stock(self.shape)
         if source is not None:
-            base = base.drop(range(source + 1, change.layer), compensated=False)
+            between = [layer for layer in self.shape.attention_layers if source < layer < change.layer]
+            base = base.drop(between, compensated=False)
         plan = change.apply(base, compensated=self.compensated)
         if plan is None or not fits_model(plan, self.shape):
             return None
@@ -177,7 +178,7 @@ class AdditiveProgram:
 
 def changed_plan(changes: Sequence[Change], shape: ModelShape, *, compensated: bool) -> LayerPlan | None:
     """The unmodified plan with these changes, made bottom up; None where the model cannot have that plan."""
-    plan: LayerPlan | None = LayerPlan.unmodified(shape.num_layers)
+    plan: LayerPlan | None = LayerPlan.stock(shape)
     for change in sorted(changes, key=lambda change: change.layer):
         plan = change.apply(plan, compensated=compensated) if plan is not None else None
     return plan if plan is not None and fits_model(plan, shape) else None

@@ -16,6 +16,8 @@ from uniattn_pl.families.inspection import attention_of, decoder_layers
 def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
     """By layer, the mean over tokens of 1 - cos(x, x + attention(x)): near 0, dropping it changes little.
 
+    inf where there is none to drop.
+
     Args:
         model: stock or converted.
         batches: input_ids and attention_mask [B, L].
@@ -29,6 +31,10 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
         hidden = inputs.hidden
         tokens += int(mask.sum())
         for index, layer in enumerate(layers):
+            if attention_of(layer) is None:
+                totals[index] = torch.inf
+                hidden = layer(hidden, **inputs.arguments[index])
+                continue
             seen: dict[str, torch.Tensor] = {}
             with capture(contribution(layer, anatomy), seen, "added"):
                 following = layer(hidden, **inputs.arguments[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,9 @@ def linear_bounds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[floa
         for batch, given in enumerate(inputs):
             seen: dict[str, torch.Tensor] = {}
             before = streams[batch]
+            if attention_of(layer) is None:
+                streams[batch] = layer(before, **given.arguments[index])
+                continue
             with (
                 capture(WatchPoint(attention_of(layer)), seen, "x"),
                 capture(contribution(layer, anatomy), seen, "added"),
@@ -47,7 +51,7 @@ def linear_bounds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[floa
                 streams[batch] = layer(before, **given.arguments[index])
             behind = before.float() + seen["added"].float() * residual_multiplier(layer)
             moments.add(seen["x"].float()[masks[batch]], behind[masks[batch]])
-        bounds.append(moments.bound())
+        bounds.append(moments.bound() if moments.count else math.inf)
     return bounds
 
 

@@ -74,7 +74,7 @@ class ProposalSearch:
         alone = self._alone()
         program = AdditiveProgram(self.shape, alone, self.settings.cost, compensated=self.settings.compensated)
         budgets = [number * PREDICTED_STEP for number in range(int(1 / PREDICTED_STEP), 0, -1)]
-        points = [self._point(LayerPlan.unmodified(self.shape.num_layers), self.original)]
+        points = [self._point(LayerPlan.stock(self.shape), self.original)]
         for budget in [*(b for b in budgets if self.settings.budget + ROUNDING < b < 1), self.settings.budget]:
             for proposal in islice(program.proposals(budget), 1):
                 points.append(self._point(proposal.plan, self.original + proposal.predicted, basis=PREDICTED))
@@ -100,7 +100,7 @@ class ProposalSearch:
     def _alone(self) -> dict[Change, float]:
         """By change, how much it alone raises the original's score."""
         compensated = self.settings.compensated
-        unmodified = LayerPlan.unmodified(self.shape.num_layers)
+        unmodified = LayerPlan.stock(self.shape)
         changes = possible_changes(unmodified, self.shape, self.settings.kinds, compensated=compensated)
         expected = len(changes) + self.proposals.pool + self.proposals.distilled
         return {

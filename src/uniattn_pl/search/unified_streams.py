@@ -38,6 +38,7 @@ from uniattn_pl.calibration.weights import (
 )
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, output_name, output_projection
+from uniattn_pl.families.model_shape import stock_plan
 from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
@@ -82,7 +83,7 @@ class UnifiedStreams:
         self.masks = [batch["attention_mask"].bool().to(original.device) for batch in batches]
         self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
         self.norm_name = anatomy_of(original.config).norm_after_attention
-        self.plan = LayerPlan.unmodified(original.config.num_hidden_layers)
+        self.plan = stock_plan(original)
         self.fitted: dict[int, Weights] = {}
         self.targets: list[list[torch.Tensor]] = []
         self.streams: list[list[torch.Tensor]] = [[inputs.hidden for inputs in self.inputs]]

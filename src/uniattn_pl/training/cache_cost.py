@@ -28,7 +28,7 @@ def measure_cache(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) ->
         length=length,
         measured=kv_cache_bytes(output.past_key_values),
         predicted=costs.kv_cache_bytes(plan, shape, **size),
-        unmodified=costs.kv_cache_bytes(LayerPlan.unmodified(shape.num_layers), shape, **size),
+        unmodified=costs.kv_cache_bytes(LayerPlan.stock(shape), shape, **size),
     )
     if cost.measured != cost.predicted:
         raise CacheMismatchError(

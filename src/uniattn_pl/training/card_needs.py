@@ -167,7 +167,7 @@ def _pass(
         element_bytes=element,
         initialiser=options.initialiser,
     )
-    unmodified = LayerPlan.unmodified(shape.num_layers)
+    unmodified = LayerPlan.stock(shape)
     if costs.parameters(unmodified, shape) * element <= MODEL_FRACTION * cards.memory:
         return memory
     layers = zip(plan.rows, shape.layers, strict=True)

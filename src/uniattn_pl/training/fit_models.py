@@ -111,5 +111,5 @@ def _too_large(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> b
     """Whether a whole model leaves no room on the device; its layers then visit it from main memory."""
     if device.type != "cuda":
         return False
-    weights = costs.parameters(LayerPlan.unmodified(shape.num_layers), shape) * dtype.itemsize
+    weights = costs.parameters(LayerPlan.stock(shape), shape) * dtype.itemsize
     return weights > MODEL_FRACTION * torch.cuda.get_device_properties(device).total_memory

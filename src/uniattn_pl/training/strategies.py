@@ -36,7 +36,7 @@ def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelSha
         return "single"
     if cluster.device.type != "cuda":
         return "ddp"
-    needed = stage_memory(config, LayerPlan.unmodified(shape.num_layers), shape, stage=2, num_devices=1)
+    needed = stage_memory(config, LayerPlan.stock(shape), shape, stage=2, num_devices=1)
     total = torch.cuda.get_device_properties(cluster.device).total_memory
     return "ddp" if needed.total <= USABLE_MEMORY * total else "fsdp"
 

@@ -8,7 +8,7 @@ from typing import Any
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.distillation_section import ORIGINAL
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import FUSED, attention_of, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import FUSED, attentions_of, stock_model_type
 from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.modeling.loading.model_contents import folder_contents, tokenizer_parts
 from uniattn_pl.modeling.loading.pretrained import empty_model, load_shape, load_tokenizer
@@ -93,7 +93,7 @@ def check_source_maps(loaded: LoadedConfig, plan: LayerPlan | None) -> None:
 
 def check_separate_projections(model: Any) -> None:
     """Raise UserError where queries and keys are rows of a projection that makes the values, too."""
-    if any(hasattr(attention_of(layer), FUSED) for layer in decoder_layers(model)):
+    if any(hasattr(attention, FUSED) for attention in attentions_of(model).values()):
         raise UserError(
             "training.distillation.stage1.maps trains the queries and keys of sources, but "
             f"'{stock_model_type(model.config)}' makes them and the values by one projection ({FUSED}); set it to 0, "

@@ -11,7 +11,7 @@ from uniattn_pl.families.attention_parts import RowSpan, row_spans, serves
 
 
 class AbsentProjection(nn.Module):
-    """Zeros [B, L, out] in place of a projection: what is made of them is never looked at, and nothing is multiplied."""
+    """Zeros [B, L, out] in place of a projection; what is made of them is never looked at."""
 
     def __init__(self, out_features: int) -> None:
         super().__init__()

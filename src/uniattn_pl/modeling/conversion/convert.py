@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attention_of, decoder_layers, stock_model_type
-from uniattn_pl.families.model_shape import shape_of
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attentions_of, stock_model_type
+from uniattn_pl.families.model_shape import shape_of, stock_plan
 from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes, check_class
@@ -65,17 +65,13 @@ def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     check_class(model)
     check_convertible(model.config, plan)
     check_placements(model, plan)
-    if stock_model_type(model.config) not in FAMILIES or not all(is_plain(a) for a in _attentions(model)):
+    if stock_model_type(model.config) not in FAMILIES or not all(map(is_plain, attentions_of(model).values())):
         check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)
     install(model, plan)
     model.config.layer_plan = plan.to_dict()
     return model
-
-
-def _attentions(model: PreTrainedModel) -> list[Any]:
-    return [attention for layer in decoder_layers(model) if (attention := attention_of(layer)) is not None]
 
 
 def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated: bool = False) -> PreTrainedModel:
@@ -94,7 +90,7 @@ def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated
 
 def plan_of(model: PreTrainedModel) -> LayerPlan:
     """The plan of a model; of a stock one the unmodified plan."""
-    return getattr(model, "layer_plan", None) or LayerPlan.unmodified(model.config.num_hidden_layers)
+    return getattr(model, "layer_plan", None) or stock_plan(model)
 
 
 def converted_copy(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
@@ -114,7 +110,7 @@ def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
         UserError: as `apply_plan`.
     """
     shape_of(model.config)
-    return _convert(aliased_copy(model), LayerPlan.unmodified(model.config.num_hidden_layers))
+    return _convert(aliased_copy(model), stock_plan(model))
 
 
 def _become_converted(model: PreTrainedModel) -> None:

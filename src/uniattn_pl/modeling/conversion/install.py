@@ -12,7 +12,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.families.attention_parts import LATENT_IN
-from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
 from uniattn_pl.modeling.attention.operate import is_forwarded, operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
@@ -27,6 +27,8 @@ from uniattn_pl.modeling.length_rotations import forget_lengths
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
+GROUPS = "num_key_value_groups"
+
 
 def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Give every layer what the plan says, on a stock skeleton (also on the meta device) or on a former plan's model.
@@ -40,6 +42,8 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     decoder = model.get_decoder()
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
     for row, layer in zip(plan.rows, layers, strict=True):
+        if attention_of(layer) is None:
+            continue
         publishes = plan.read_from(row.index)
         if KEY_VALUE in publishes and (former is None or KEY_VALUE not in former.read_from(row.index)):
             attention_of(layer).register_forward_pre_hook(publish_positions, with_kwargs=True)
@@ -53,11 +57,13 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
                 skip_block(layer)
             if row.compensation is not None and row.compensation.output == "layer_output":
                 layer.register_forward_hook(add_late_correction, with_kwargs=True)
-        if row.source is not None and row.traits.reads == KEY_VALUE:  # whose heads may have been merged
-            attention_of(layer).num_key_value_groups = attention_of(layers[row.source]).num_key_value_groups
+        if row.source is not None and row.traits.reads == KEY_VALUE:
+            groups = getattr(attention_of(layers[row.source]), GROUPS, None)
+            if groups is not None:  # whose heads may have been merged
+                setattr(attention_of(layer), GROUPS, groups)
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
-    decoder.caches_latent = any(hasattr(attention_of(layer), LATENT_IN) for layer in layers)
+    decoder.caches_latent = any(hasattr(attention, LATENT_IN) for attention in attentions_of(model).values())
     forget_lengths(decoder)
     if former is None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
@@ -102,7 +108,7 @@ def check_placements(model: PreTrainedModel, plan: LayerPlan) -> None:
 
 def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
     """Without attention its norms have no reader; left in place they would be parameters without gradient."""
-    idle = [row.index for row in plan.rows if row.traits.feed_forward and not row.reads_stream]
+    idle = [row.index for row in plan.rows if row.operated and row.traits.feed_forward and not row.reads_stream]
     names = anatomy_of(model.config).attention_norms if idle else ()
     for index in idle:
         remove_norms(decoder_layers(model)[index], names)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import stock_model_type
+from uniattn_pl.families.model_shape import stock_plan
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.install import install
-from uniattn_pl.plan import LayerPlan
 
 # Beyond the blocks, windows and thresholds that attentions switch at, as far as a model has positions.
 LENGTH = 320
+
+
+STEP = 4
 
 
 @torch.no_grad()
@@ -25,8 +29,23 @@ def differs_from_stock(model: PreTrainedModel) -> float:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
     expected = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
+    _check_cache(model, ids[:, : 2 * STEP])
     twin = aliased_copy(model)
-    install(twin, LayerPlan.unmodified(len(decoder_layers(model))))
+    install(twin, stock_plan(model))
     twin.config.reuse_mode = "auto"
     found = twin.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-20)).max())
+
+
+def _check_cache(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Raise UserError where a stock model cannot go on from a cache that is made of its config."""
+    cache = DynamicCache(config=model.config)
+    try:
+        for part in ids.split(STEP, dim=1):
+            model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
+    # the family's own code runs
+    except Exception as error:
+        raise UserError(
+            f"model type '{stock_model_type(model.config)}' keeps a cache of its own, which no plan can fit "
+            f"({type(error).__name__}: {error})."
+        ) from error
