@@ -49,8 +49,8 @@ FAMILIES = {
 """Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
 
 PROBED = frozenset({"exaone4", "ministral3", "olmo", "olmoe", "smollm3"})
-"""Tested types whose options decide what a plan may do (clips, scales, layers without rotation): a model of one is
-probed whenever it is converted, as those of untested types are."""
+"""Tested types whose options decide what an attention does (clips, scales, layers without rotation): their readers run
+the family's own forward, and a model of one is probed whenever it is converted, as those of untested types are."""
 
 PUBLICATIONS = "uniattn_publications"
 """The keyword argument of a forward in which source layers leave what others read (modeling/attention/published.py)."""

@@ -18,11 +18,13 @@ from uniattn_pl.families.inspection import (
     FUSED,
     KNOWN_PARTS,
     LAYER_LISTS,
+    PROBED,
     PROJECTIONS,
     attention_of,
     family_module,
     output_name,
     stock_class,
+    stock_model_type,
 )
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
@@ -93,6 +95,8 @@ def _refusals(attention: Any) -> list[str]:
 
 def is_plain(attention: Any) -> bool:
     """Whether a stock attention does no more than project, norm and rotate, so that readers can do without its code."""
+    if stock_model_type(attention.config) in PROBED:
+        return False
     return not (_attention_problems(attention) or row_spans(attention) or active_extras(attention))
 
 
