@@ -120,6 +120,9 @@ def _print_inference(
     columns = ("length", "KV cache", "unmodified", "retained", "prefill FLOPs", "ratio", "decode FLOPs", "ratio")
     name = str(dtype).removeprefix("torch.")
     print_table(f"Inference, batch size {batch_size}, {name}", columns, rows)
+    states = costs.state_bytes(plan, shape, batch_size=batch_size, bytes_per_element=dtype.itemsize)
+    if states:
+        print(f"Beside the KV cache, at any length, the states of recurrences and convolutions: {bytes_text(states)}")
 
 
 def _with_ratio(flops: list[int]) -> tuple[str, str]:

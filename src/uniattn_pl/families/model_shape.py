@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +23,7 @@ from uniattn_pl.families.inspection import (
     stock_model_type,
 )
 from uniattn_pl.families.positions import positions_of
+from uniattn_pl.families.recurrent_states import recurrent_states
 from uniattn_pl.families.routed_experts import routed_experts
 from uniattn_pl.plan import Experts, Heads, LayerPlan, LayerShape, ModelShape
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
@@ -44,16 +45,18 @@ def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
     windows = windows_of(config)
     pairs = zip(decoder_layers(model), windows, strict=True)
     try:
-        layers = tuple(_layer_shape(layer, anatomy, window) for layer, window in pairs)
+        layers = [_layer_shape(layer, anatomy, window) for layer, window in pairs]
+        outside = _count(model.parameters()) - _count(decoder_layers(model).parameters())
+        for index, (state, wide) in recurrent_states(model).items():
+            layers[index] = replace(layers[index], state=state, wide_state=wide)
     except UserError as error:
         raise UserError(f"model type '{stock_model_type(config)}' is not supported: {error}") from error
-    in_layers = _count(decoder_layers(model).parameters())
     return ModelShape(
         model_type=stock_model_type(config),
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        embedding=_count(model.parameters()) - in_layers,
-        layers=layers,
+        embedding=outside,
+        layers=tuple(layers),
         positions=positions_of(config),
     )
 

@@ -19,6 +19,7 @@ from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import KEY, KEYS, OUTPUT, QUERY, VALUE, VALUES
 from uniattn_pl.plan.shape import LayerShape, ModelShape
 
+FLOAT32_BYTES = 4
 CACHE_LENGTH = 512  # tokens at which a fit, an evaluation and a sweep count the cache
 
 
@@ -52,6 +53,12 @@ def _cross_width(plan: LayerPlan, shape: ModelShape) -> int:
     """Numbers per token of a source that the cross-attention of all layers keeps."""
     crosses = (row.sized(layer).cross for row, layer in zip(plan.rows, shape.layers, strict=True))
     return sum(cross.heads.key_width + cross.heads.value_width for cross in crosses if cross is not None)
+
+
+def state_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, bytes_per_element: int) -> int:
+    """Bytes that recurrences and convolutions keep, however long the text is; counted apart from keys and values."""
+    layers = [row.sized(layer) for row, layer in zip(plan.rows, shape.layers, strict=True)]
+    return batch_size * sum(layer.state * bytes_per_element + layer.wide_state * FLOAT32_BYTES for layer in layers)
 
 
 def kv_retain_rate(plan: LayerPlan, shape: ModelShape, *, length: int) -> float:
@@ -179,7 +186,8 @@ def decode_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, length:
     unread = encoder_parameters(shape) + sum(cross.of_source for cross in crosses if cross is not None)
     weights = parameters(plan, shape) - untied * table - _unread_experts(plan, shape, batch_size) - unread
     cache = kv_cache_bytes(plan, shape, batch_size=batch_size, length=length, bytes_per_element=bytes_per_element)
-    return weights * bytes_per_element + cache
+    states = state_bytes(plan, shape, batch_size=batch_size, bytes_per_element=bytes_per_element)
+    return weights * bytes_per_element + cache + states
 
 
 def _unread_experts(plan: LayerPlan, shape: ModelShape, tokens: int) -> int:

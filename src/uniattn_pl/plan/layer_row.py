@@ -88,7 +88,9 @@ class LayerRow:
             layer = replace(layer, window=self.window + self.sinks)
         if self.traits.feed_forward:
             return layer
-        return replace(layer, feed_forward=0, experts=None, attention_norms=0, other=0, cross=None)
+        return replace(
+            layer, feed_forward=0, experts=None, attention_norms=0, other=0, state=0, wide_state=0, cross=None
+        )
 
     def problems(self) -> list[str]:
         """What is impossible about this row by itself, in words."""
