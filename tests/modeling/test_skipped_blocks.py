@@ -127,7 +127,7 @@ def test_an_untested_family_is_probed() -> None:
 
 def test_a_family_whose_layers_give_another_form_is_refused() -> None:
     """The top layer gives a tuple, and what follows takes it apart."""
-    model = random_model("granite")
+    model = random_model("arcee")
     top = model.model.layers[5]
     stock_kind: Any = type(top)
 

@@ -76,7 +76,7 @@ def is_gated(attention: Any) -> bool:
     query, size = getattr(attention, "q_proj", None), getattr(attention, "head_dim", None)
     if not isinstance(query, nn.Linear) or not size or hasattr(attention, FUSED) or not _separate(attention):
         return False
-    return query.out_features == 2 * output_projection(attention).in_features
+    return query.out_features == 2 * attention.config.num_attention_heads * size
 
 
 def _separate(attention: Any) -> bool:

@@ -111,9 +111,10 @@ def output_projection(attention: nn.Module) -> Any:
 
 @cache
 def _calls_attention_interface(attention_class: type) -> bool:
-    """Whether a class attends through transformers' attention functions, by the names its forward looks up."""
-    code = getattr(inspect.unwrap(attention_class.forward), "__code__", None)  # type: ignore[attr-defined]
-    return code is None or "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    """Whether a class attends through transformers' attention functions, by the names that its forwards look up."""
+    forwards = (vars(base)["forward"] for base in attention_class.__mro__ if "forward" in vars(base))
+    codes = (getattr(inspect.unwrap(forward), "__code__", None) for forward in forwards)
+    return any("ALL_ATTENTION_FUNCTIONS" in code.co_names for code in codes if code is not None)
 
 
 def family_module(attention: nn.Module) -> ModuleType:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attentions_of, stock_model_type
+from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attentions_of, stock_class, stock_model_type
 from uniattn_pl.families.model_shape import shape_of, stock_plan
 from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
@@ -65,7 +65,8 @@ def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     check_class(model)
     check_convertible(model.config, plan)
     check_placements(model, plan)
-    if stock_model_type(model.config) not in FAMILIES or not all(map(is_plain, attentions_of(model).values())):
+    stock = [a for a in attentions_of(model).values() if type(a) is stock_class(a)]
+    if stock_model_type(model.config) not in FAMILIES or not all(map(is_plain, stock)):
         check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)

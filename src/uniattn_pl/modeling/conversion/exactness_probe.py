@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
-from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
+from uniattn_pl.modeling.attention.operated import OperatedAttention
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.attention.skipped_block import skip_block
@@ -67,6 +68,7 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     try:
         difference = differs_from_stock(model) if former is None and not vars(model).get(COMPARED) else 0.0
         wrong = _wrong_layers(model, probed)
+        _check_rotations(model, plan)
     except UserError:
         raise
     # The family's own code runs, in another order than it was written for: any exception may come out of it.
@@ -116,6 +118,31 @@ def _wrong_layers(model: PreTrainedModel, roles: dict[int, str]) -> list[int]:
         for index, role in roles.items()
         if any(_is_wrong(model, index, role, at_positions[index]) for at_positions in calls)
     ]
+
+
+@torch.no_grad()
+def _check_rotations(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Raise UserError where a layer would put queries that are turned by their positions against keys that are not,
+    or the other way round (SmolLM3, Cohere-2 and others leave some layers without a rotation)."""
+    links = [(row.index, row.source) for row in plan.rows if row.source is not None and row.traits.reads == KEY_VALUE]
+    calls = _layer_calls(model, sorted({index for link in links for index in link}), 0) if links else {}
+    turns = {index: _turns(attentions_of(model)[index], call) for index, call in calls.items()}
+    wrong = [f"{reader} reads {source}" for reader, source in links if turns[reader] != turns[source]]
+    if wrong:
+        raise UserError(
+            f"model type '{stock_model_type(model.config)}': layer {'; layer '.join(wrong)}, but only one of the two "
+            "turns queries and keys by their positions (share_kv). Choose a source that does as its reader does."
+        )
+
+
+def _turns(attention: Any, call: _LayerCall) -> bool:
+    """Whether an attention does anything with the rotation that it is given."""
+    rotation = call.attention.get("position_embeddings")
+    if rotation is None or isinstance(attention, OperatedAttention):
+        return rotation is not None
+    other = tuple(part.roll(1, dims=-2) for part in rotation)
+    with_other = {**call.attention, "position_embeddings": other}
+    return not torch.equal(attention(**call.attention)[0], attention(**with_other)[0])
 
 
 @dataclass(frozen=True)
