@@ -85,6 +85,28 @@ class Answers:
         return [0.0, 0.9, 0.8, 0.3, 0.1, 0.2]
 
 
+class Similar(Answers):
+    """Answers with other similarities of layers 1 to 5."""
+
+    def __init__(self, *similarity: float) -> None:
+        self.similarity = similarity
+
+    def map_similarity(self) -> list[float | None]:
+        return [None, *self.similarity]
+
+
+def test_similar_layers_that_see_further_than_their_source_are_passed_over() -> None:
+    """Of layers that see 8 tokens, all, 8, all, 8, 8 the first that sees all cannot reuse, the other only behind it."""
+    shape = shape_of(stock("gemma3_text").config)
+    ranked = Similar(0.9, 0.1, 0.7, 0.8, 0.6)  # 1, 4, 3, 5, 2
+    for number, reused in {1: (4,), 2: (4, 5), 3: (2, 4, 5), 4: (2, 3, 4, 5)}.items():
+        plan = UniAttn(selection="similarity", num_reused=number).choose(shape, ranked)  # type: ignore[arg-type]
+        assert plan.operated == reused
+        plan.check(shape)
+    with pytest.raises(PlanError, match="num_reused is 5; the model's windows let 4 layers reuse"):
+        UniAttn(selection="similarity", num_reused=5).choose(shape, ranked)  # type: ignore[arg-type]
+
+
 def test_architectures_take_the_best_ones() -> None:
     shape = shape_of(stock("llama").config)
     plan = UniAttn(selection="similarity", num_reused=3).choose(shape, Answers())  # type: ignore[arg-type]

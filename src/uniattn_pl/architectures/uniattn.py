@@ -83,7 +83,7 @@ class UniAttn(Architecture):
         if self.selection == "similarity":
             similarity = measurements.map_similarity()
             ranked = sorted(shape.attention_layers[1:], key=lambda layer: similarity[layer] or 0.0, reverse=True)
-            return self._finish(self._chained(shape, ranked[:count]))
+            return self._finish(self._chained(shape, self._first_that_fit(ranked, shape)))
         # Each reuse layer gives up its K cache, half of what it kept.
         budget = 1 - count / (2 * len(shape.attention_layers))
         plan = measurements.greedy(
@@ -97,6 +97,31 @@ class UniAttn(Architecture):
             score=self.score,
         )
         return self._finish(self._chained(shape, plan.operated))
+
+    def _first_that_fit(self, ranked: Sequence[int], shape: ModelShape) -> list[int]:
+        """As many of `ranked` as are to reuse, the first ones, but for those that would see further than their source.
+
+        Raises:
+            PlanError: there are not so many.
+        """
+        chosen: list[int] = []
+        while len(chosen) < self._count:  # a layer may fit once the one below it uses a source that sees further
+            further = next((layer for layer in ranked if self._can_reuse(layer, chosen, shape)), None)
+            if further is None:
+                most = len(chosen)
+                raise PlanError(f"num_reused is {self._count}; the model's windows let {most} layers reuse others.")
+            chosen.append(further)
+        return chosen
+
+    def _can_reuse(self, layer: int, chosen: Sequence[int], shape: ModelShape) -> bool:
+        """Whether `layer` can reuse the map below it when the chosen layers do."""
+        if layer in chosen:
+            return False
+        try:
+            self._chained(shape, [*chosen, layer]).check(shape)
+        except PlanError:
+            return False
+        return True
 
     def _chained(self, shape: ModelShape, layers: Sequence[int]) -> LayerPlan:
         """Each of `layers` uses the map of the layer below it, or of the one that layer uses."""
