@@ -18,13 +18,15 @@ from torch.nn.functional import linear
 class _Interface:
     """Stands for transformers' table of kernels in one modeling file: whatever it is asked for, the exchanged one."""
 
-    def __init__(self, table: Any, exchange: Any) -> None:
-        self.table, self.exchange = table, exchange
+    def __init__(self, table: Any, exchange: Any, attentions: list[Any]) -> None:
+        self.table, self.exchange, self.attentions = table, exchange, attentions
 
     def get_interface(self, name: str, default: Any) -> Any:
         kernel = self.table.get_interface(name, default)
 
         def attend(attention: Any, *args: Any, **kwargs: Any) -> Any:
+            if not any(attention is own for own in self.attentions):  # a tower's
+                return kernel(attention, *args, **kwargs)
             return self.exchange(kernel, attention, *args, **kwargs)
 
         return attend
@@ -66,7 +68,7 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
     with ExitStack() as undo:
         for module in {sys.modules[type(attention).__module__] for attention in attentions if attention is not None}:
             undo.callback(setattr, module, "ALL_ATTENTION_FUNCTIONS", module.ALL_ATTENTION_FUNCTIONS)
-            module.ALL_ATTENTION_FUNCTIONS = _Interface(module.ALL_ATTENTION_FUNCTIONS, exchange)
+            module.ALL_ATTENTION_FUNCTIONS = _Interface(module.ALL_ATTENTION_FUNCTIONS, exchange, attentions)
         for attention in attentions:
             if attention is not None:
                 undo.callback(attention.register_forward_pre_hook(rotate, with_kwargs=True).remove)

@@ -55,6 +55,18 @@ SIZES: dict[str, Any] = {
     "index_topk_blocks": 2,
     "index_block_size": 16,
 }
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "embed_dim": 32,
+    "out_hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "depth": 2,
+    "num_heads": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 # What a default leaves unused, or a size that has to fit another one.
 SPECIAL: dict[str, dict[str, Any]] = {
     "olmo": {"clip_qkv": 0.9},
@@ -136,7 +148,11 @@ def tiny_config(model_type: str) -> Any:
     """A small config of a type; of a wrapper around a text model, or where sizes do not fit, the type's default."""
     from transformers import AutoConfig
 
+    from uniattn_pl.families.encoder_decoder import sees_images
+
     plain = AutoConfig.for_model(model_type)
+    if sees_images(plain):
+        return _tiny_wrapper(plain)
     if plain.sub_configs and model_type not in SPECIAL:
         return plain
     fields = {**plain.to_dict(), **{plain.attribute_map.get(name, name): None for name in plain.attribute_map}}
@@ -148,12 +164,32 @@ def tiny_config(model_type: str) -> Any:
         return plain
 
 
+def _tiny_wrapper(plain: Any) -> Any:
+    """A small config of a text model with a tower for images."""
+    from transformers import AutoConfig
+
+    parts = {}
+    for name, sizes in (("text_config", SIZES), ("vision_config", TOWER)):
+        part = getattr(plain, name)
+        if part is None:
+            continue
+        given = part.to_dict()
+        known = {size: value for size, value in sizes.items() if given.get(size) is not None}
+        parts[name] = {**known, "model_type": part.model_type}
+    try:
+        return AutoConfig.for_model(plain.model_type, **parts)
+    except Exception as error:  # as above
+        print(f"{plain.model_type}: inspected at its default size ({type(error).__name__})", file=sys.stderr)
+        return plain
+
+
 def tiny_model(model_type: str) -> Any:
     """A model of random weights, its norms and biases too, in float32 with eager attention."""
-    from transformers import AutoModelForCausalLM
+    from uniattn_pl.families.encoder_decoder import auto_model
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type), attn_implementation="eager").eval().float()
+    config = tiny_config(model_type)
+    model = auto_model(config).from_config(config, attn_implementation="eager").eval().float()
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)

@@ -48,6 +48,8 @@ SLOW = (
     "examples/",
     "exporting/",
     "families/test_positions.py::test_a_benchmark_of_longer_texts_goes_on_and_says_so",
+    "families/test_support.py",
+    "families/test_wrappers.py::test_a_fit_on_texts_trains_the_text_model_and_leaves_the_tower",
     "families/test_positions.py::test_an_evaluation_says_all_that_is_too_long_before_it_measures",
     "fuzz/",
     "inference/test_bench.py",

@@ -56,7 +56,7 @@ def test_a_licence_that_was_not_accepted_leaves_the_published_size(monkeypatch: 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("You are trying to access a gated repo.")
 
-    monkeypatch.setattr("uniattn_pl.modeling.loading.pretrained.only_cached", lambda *_: False)
+    monkeypatch.setattr("uniattn_pl.modeling.loading.model_places.only_cached", lambda *_: False)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     assert load_shape("google/gemma-2-9b").num_layers == 42
     with pytest.raises(UserError, match="gated"):

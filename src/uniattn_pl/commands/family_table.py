@@ -54,7 +54,7 @@ def print_families() -> None:
 
 def print_possibilities(source: str) -> None:
     """What can be made of one model, and why not the rest. Raises UserError when there is no such model."""
-    from uniattn_pl.families.inspection import FAMILIES
+    from uniattn_pl.families.inspection import FAMILIES, stock_model_type
     from uniattn_pl.modeling.conversion.possibilities import possibilities
     from uniattn_pl.modeling.loading.pretrained import load_model_config
 
@@ -64,7 +64,8 @@ def print_possibilities(source: str) -> None:
     except UserError as refusal:
         print(f"{source}: no plan is possible.\n  " + "\n  ".join(refusal.problems))
         return
-    tested = "a tested family" if found.model_type in FAMILIES else "not among the tested families"
+    text = stock_model_type(config.get_text_config())
+    tested = "a tested family" if text in FAMILIES else "not among the tested families"
     rows = [(name, possible.verdict, possible.reason) for name, possible in found.roles.items()]
     print_table(f"{source}: model type '{found.model_type}', {tested}", ("role", "possible", "why not"), rows)
     print()

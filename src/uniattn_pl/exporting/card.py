@@ -66,7 +66,7 @@ def _measured_bytes(model: PreTrainedModel, length: int) -> int:
     """Bytes that the cache of one sequence of `length` tokens really holds."""
     import torch
 
-    tokens = torch.arange(length, device=model.device).unsqueeze(0) % model.config.vocab_size
+    tokens = torch.arange(length, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
     with torch.no_grad():
         return kv_cache_bytes(model(**reading(model, tokens), use_cache=True).past_key_values)
 

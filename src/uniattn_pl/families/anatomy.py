@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import auto_model, sees_images
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -103,11 +104,12 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: transformers has no causal language model of that type, or it is one inside another.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     family = stock_model_type(config)
-    if family not in CONFIG_MAPPING or CONFIG_MAPPING[family] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known and not sees_images(config):
         raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
     obstacle = config_obstacle(config)
     if obstacle is not None:
@@ -116,7 +118,8 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     # A new config: building a model on one changes it.
     config = AutoConfig.for_model(family, **fields)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model: PreTrainedModel = auto_model(config).from_config(config, attn_implementation="eager")
+    return model
 
 
 def _kinds_of_layers(model: PreTrainedModel) -> list[nn.Module]:

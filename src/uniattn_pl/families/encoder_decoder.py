@@ -24,10 +24,22 @@ def has_encoder(config: PreTrainedConfig) -> bool:
 
 
 def auto_model(config: PreTrainedConfig) -> Any:
-    """The Auto class that builds the language model of a config."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    """The Auto class that builds the language model of a config, and what it is wrapped in."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
+    if sees_images(config):
+        return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
+
+
+def sees_images(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config is a text model with a tower for images beside it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from uniattn_pl.families.inspection import stock_model_type
+
+    known = stock_model_type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return known and {"text_config", "vision_config"} <= config.sub_configs.keys()
 
 
 def language_model(model_type: str) -> type | None:
@@ -35,6 +47,7 @@ def language_model(model_type: str) -> type | None:
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     )
 
@@ -42,6 +55,8 @@ def language_model(model_type: str) -> type | None:
         return None
     config = AutoConfig.for_model(model_type)
     models: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if has_encoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if sees_images(config):
+        models = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     found: type | None = models.get(type(config), None)
     return found
 

@@ -51,10 +51,11 @@ def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
             layers[index] = replace(layers[index], state=state, wide_state=wide)
     except UserError as error:
         raise UserError(f"model type '{stock_model_type(config)}' is not supported: {error}") from error
+    text = config.get_text_config()
     return ModelShape(
         model_type=stock_model_type(config),
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
         embedding=outside,
         layers=tuple(layers),
         positions=positions_of(config),
@@ -66,7 +67,7 @@ def stock_plan(model: PreTrainedModel) -> LayerPlan:
     try:
         layers = decoder_layers(model)
     except StopIteration:  # a family whose layers nobody knows; its own models can be measured all the same
-        return LayerPlan.unmodified(model.config.num_hidden_layers)
+        return LayerPlan.unmodified(model.config.get_text_config().num_hidden_layers)
     return LayerPlan.unmodified(len(layers), other=[i for i, layer in enumerate(layers) if attention_of(layer) is None])
 
 

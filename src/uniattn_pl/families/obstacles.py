@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.families.attention_parts import LATENT_IN, LATENT_NORM, LATENT_OUT, NAMES, row_spans
+from uniattn_pl.families.encoder_decoder import sees_images
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -49,7 +50,7 @@ KNOWN_READS = KNOWN_PARTS | {
 def config_obstacle(config: PreTrainedConfig) -> str | None:
     """What a config says by itself: a wrapper around a text model, or an encoder beside the decoder."""
     text = config.get_text_config()
-    if text is not config:
+    if text is not config and not sees_images(config):
         supported = " (supported)" if text.model_type in FAMILIES else ""
         return (
             f"it wraps a text model of type '{text.model_type}'{supported}; save that part as a folder of its own and "
@@ -68,7 +69,12 @@ def obstacles(model: PreTrainedModel) -> list[str]:
     if not attentions:
         return ["none of its layers attends through transformers' attention functions"]
     problems = _of_all(attentions, _refusals)
-    missing = [name for name in CONFIG_KEYS if not hasattr(model.config, name)]
+    if sees_images(model.config) and not all(getattr(attention, "is_causal", True) for attention in attentions):
+        problems.append("its prompts see later tokens, too (PaliGemma's prefixes)")
+    to_images = [str(index) for index, layer in enumerate(layers) if hasattr(layer, "cross_attn")]
+    if to_images:
+        problems.append(f"layers {', '.join(to_images)} attend to images, of which no plan knows")
+    missing = [name for name in CONFIG_KEYS if not hasattr(model.config.get_text_config(), name)]
     if missing and not problems:
         problems.append(f"its config has no {', '.join(missing)}")
     return problems

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.families.encoder_decoder import sees_images
 from uniattn_pl.families.inspection import (
     FUSED,
     PROJECTIONS,
@@ -54,7 +55,7 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         "lora_alpha": 2 * rank,
         "target_modules": [name for name in (*PROJECTIONS, FUSED) if name in present],
         "modules_to_save": [*whole, *outputs] or None,
-        "exclude_modules": outputs or None,
+        "exclude_modules": [*outputs, *_projections_of_towers(model)] or None,
         "task_type": "CAUSAL_LM",
     }
     config = LoraConfig(**{**defaults, **options})
@@ -66,6 +67,18 @@ def _output_paths(model: PreTrainedModel, layers: Iterable[int]) -> list[str]:
     """The W_o of some decoder layers, by their names in the model."""
     outputs = {id(output_projection(attention_of(decoder_layers(model)[index]))) for index in layers}
     return [name for name, module in model.named_modules() if id(module) in outputs]
+
+
+def _projections_of_towers(model: PreTrainedModel) -> list[str]:
+    """Projections of the same names in a tower for images, which is left as it is."""
+    if not sees_images(model.config):
+        return []
+    of_text = {id(module) for module in model.get_decoder().modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in (*PROJECTIONS, FUSED) and id(module) not in of_text
+    ]
 
 
 def check_target_modules(model: PreTrainedModel, target_modules: Sequence[str]) -> None:

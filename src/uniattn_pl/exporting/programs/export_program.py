@@ -122,7 +122,7 @@ def _sample(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(length)
-    return torch.randint(3, model.config.vocab_size, (batch, length), generator=generator)
+    return torch.randint(3, model.config.get_text_config().vocab_size, (batch, length), generator=generator)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import auto_model, language_model
+from uniattn_pl.families.encoder_decoder import auto_model, language_model, sees_images
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
 from uniattn_pl.modeling.conversion.converted_classes import ConvertedModel, make_config_class, make_model_class
 
@@ -23,6 +24,8 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
         model = make_model_class(stock, config, __name__)
         AutoConfig.register(config.model_type, config)
         auto_model(config()).register(config, model)
+        if sees_images(config()) and stock.config_class in MODEL_FOR_CAUSAL_LM_MAPPING:  # Gemma-3's stands in both
+            AutoModelForCausalLM.register(config, model)
         # Pickling and save_pretrained look classes up by module and name.
         globals()[config.__name__], globals()[model.__name__] = config, model
         _CLASSES[stock] = (config, model)

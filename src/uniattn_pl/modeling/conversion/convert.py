@@ -63,10 +63,10 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
     check_class(model)
-    check_convertible(model.config, plan)
+    check_convertible(model.config.get_text_config(), plan)
     check_placements(model, plan)
     stock = [a for a in attentions_of(model).values() if type(a) is stock_class(a)]
-    if stock_model_type(model.config) not in FAMILIES or not all(map(is_plain, stock)):
+    if stock_model_type(model.config.get_text_config()) not in FAMILIES or not all(map(is_plain, stock)):
         check_exact(model, plan)
     if not model.config.model_type.startswith(MODEL_TYPE_PREFIX):
         _become_converted(model)
@@ -125,4 +125,4 @@ def _become_converted(model: PreTrainedModel) -> None:
     vars(model).pop("layer_plan", None)
     model.config.__class__, model.__class__ = config_class, model_class
     vars(model.config)["model_type"] = config_class.model_type
-    model.config.reuse_mode = "auto"
+    model.config.get_text_config().reuse_mode = "auto"

@@ -20,7 +20,7 @@ from uniattn_pl.families.encoder_decoder import has_encoder
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
-from uniattn_pl.kernels.stock import PREFIX, PublishingName
+from uniattn_pl.kernels.stock import PREFIX, PublishingName, publish
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.conversion.install import install
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -65,9 +65,12 @@ class ConvertedModel(Base):
 
     def set_attn_implementation(self, implementation: str | dict[str, str], **kwargs: Any) -> None:
         """The stock one; a stock kernel would not publish, so always the function of the same name that does."""
-        if isinstance(implementation, str):
+        text = self.config.get_text_config()
+        if isinstance(implementation, str) and text is self.config:
             implementation = PublishingName(implementation)
         super().set_attn_implementation(implementation, **kwargs)
+        if text is not self.config:  # what is beside the text model attends as ever
+            publish(text)
 
     def _check_and_adjust_attn_implementation(self, implementation: str | None, *args: Any, **kwargs: Any) -> str:
         """The stock one; a kernel that is not here is refused before transformers fetches one from the hub."""
@@ -125,8 +128,22 @@ class ConvertedModel(Base):
 
 def make_config_class(stock: type[PreTrainedConfig], module: str) -> type[PreTrainedConfig]:
     """A config class of model type `uniattn_<type>`, as a member of the module named `module`."""
-    model_type = MODEL_TYPE_PREFIX + stock.model_type
-    return type(CLASS_PREFIX + stock.__name__, (stock,), {"model_type": model_type, "__module__": module})
+    members: dict[str, Any] = {"model_type": MODEL_TYPE_PREFIX + stock.model_type, "__module__": module}
+    if "text_config" in stock.sub_configs:
+        members |= {name: _of_text(name) for name in ("reuse_mode", "map_memory_mib")}
+    return type(CLASS_PREFIX + stock.__name__, (stock,), members)
+
+
+def _of_text(name: str) -> property:
+    """A setting of attentions, which read it of the text model's config, as one of the config around it."""
+
+    def read(config: Any) -> Any:
+        return getattr(config.get_text_config(), name)
+
+    def write(config: Any, value: Any) -> None:
+        setattr(config.get_text_config(), name, value)
+
+    return property(read, write)
 
 
 def make_model_class(
@@ -150,6 +167,8 @@ def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict
         return None
     if prompt is None or not chosen("use_cache", True) or chosen("prefill_chunk_size", None) is not None:
         return None
+    if any(name.startswith(("pixel_", "image_", "video_", "input_features")) for name in kwargs):
+        return None  # transformers gives them to a whole prompt only
     batch, length = prompt.shape[:2]
     together = batch * max(chosen("num_beams", 1), chosen("num_return_sequences", 1))
     observed = isinstance(kwargs.get("past_key_values"), H2OCache)

@@ -111,7 +111,7 @@ def tolerance(dtype: torch.dtype) -> float:
 @torch.no_grad()
 def _wrong_layers(model: PreTrainedModel, roles: dict[int, str]) -> list[int]:
     """Of the layers in `roles`, those that give another output, at the model's first positions or at its last."""
-    last = max(0, (getattr(model.config, "max_position_embeddings", None) or 0) - LENGTH)
+    last = max(0, (getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0) - LENGTH)
     calls = [_layer_calls(model, list(roles), first) for first in sorted({0, last})]
     return [
         index
@@ -174,7 +174,7 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
             attention_of(layer).register_forward_pre_hook(record, with_kwargs=True),
         ]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, LENGTH), generator=generator).to(model.device)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, LENGTH), generator=generator).to(model.device)
     positions = torch.arange(first, first + LENGTH, device=model.device)[None]
     try:
         model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)

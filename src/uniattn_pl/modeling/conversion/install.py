@@ -36,7 +36,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     Raises:
         UserError: the model drops attention weights at random, or it has another depth.
     """
-    config, layers = model.config, decoder_layers(model)
+    config, layers = model.config.get_text_config(), decoder_layers(model)
     check_convertible(config, plan)
     publish(config)
     decoder = model.get_decoder()

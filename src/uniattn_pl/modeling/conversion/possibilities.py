@@ -73,7 +73,7 @@ def possibilities(config: PreTrainedConfig, *, architectures: bool = True) -> Po
     Raises:
         UserError: no plan is possible at all, and why.
     """
-    shape, small = shape_of(config), small_model(config)
+    shape, small = shape_of(config), small_model(config.get_text_config())
     roles = {name: _role(name, shape, small) for name in ASKED}
     names = [name for name in available() if name != GIVEN] if architectures else []
     found = {name: _architecture(name, shape, small) for name in names}

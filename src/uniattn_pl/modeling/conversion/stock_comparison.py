@@ -25,14 +25,15 @@ def differs_from_stock(model: PreTrainedModel) -> float:
     One forward of each over `LENGTH` random tokens. It calls the same kernels on the same numbers: what differs is no
     rounding, but something that a family decides by what a conversion changes.
     """
-    length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
+    config = model.config.get_text_config()
+    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
+    ids = torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
     expected = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
     _check_cache(model, ids[:, : 2 * STEP])
     twin = aliased_copy(model)
     install(twin, stock_plan(model))
-    twin.config.reuse_mode = "auto"
+    twin.config.get_text_config().reuse_mode = "auto"
     found = twin.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-20)).max())
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
+from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import sees_images
 
 COMPENSATION = ".w_c."
 
 
 def freeze_for_stage(module: nn.Module, stage: int, besides: Iterable[nn.Parameter] = ()) -> int:
     """Let only the compensations train in stage 1 and everything in stage 2; return the trainable parameters.
+
+    Rows are texts: a tower for images and what connects it with the text model stay as they are.
 
     Args:
         besides: parameters that train in stage 1, too.
@@ -31,9 +36,22 @@ def freeze_for_stage(module: nn.Module, stage: int, besides: Iterable[nn.Paramet
         )
     for name, parameter in parameters.items():
         parameter.requires_grad_(stage == 2 or COMPENSATION in name)
+    for parameter in _for_images(module):
+        parameter.requires_grad_(False)
     for parameter in besides:
         parameter.requires_grad_(True)
     return sum(p.numel() for p in parameters.values() if p.requires_grad)
+
+
+def _for_images(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that no text reaches, of a model with a tower for images within a module."""
+    wrappers = (part for part in module.modules() if isinstance(part, PreTrainedModel) and sees_images(part.config))
+    wrapper = next(wrappers, None)
+    if wrapper is None:
+        return []
+    head: Any = wrapper.get_output_embeddings()
+    of_text = {id(parameter) for part in (wrapper.get_decoder(), head) for parameter in part.parameters()}
+    return [parameter for parameter in wrapper.parameters() if id(parameter) not in of_text]
 
 
 class StageFreezing(pl.Callback):
