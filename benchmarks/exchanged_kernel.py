@@ -47,6 +47,8 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
     rotations: dict[int, Any] = {}
 
     def exchange(kernel: Any, attention: Any, query: Any, key: Any, value: Any, mask: Any, **arguments: Any) -> Any:
+        if not any(attention is own for own in attentions):  # an encoder's, or one to its states
+            return kernel(attention, query, key, value, mask, **arguments)
         row = plan.rows[attention.layer_idx]
         if row.window is not None:
             mask = within(row.window, row.sinks, mask, query, key)
@@ -86,13 +88,17 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
 
 def layers_of(model: Any) -> nn.ModuleList:
     """The decoder layers: the decoder's list of as many modules as its config has layers."""
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = (module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList))
+    decoder = model.get_decoder()
+    config = decoder.config.get_text_config()
+    depth = getattr(config, "decoder_layers", config.num_hidden_layers)
+    lists = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
     return next(found for found in lists if len(found) == depth)
 
 
 def attention_in(layer: nn.Module) -> Any:
     """The first part of a layer that its family calls an attention; None where it has none."""
+    if isinstance(getattr(layer, "layer", None), nn.ModuleList):  # T5
+        return layer.layer[0].SelfAttention  # type: ignore[index, union-attr]
     return next((part for part in layer.children() if "Attention" in type(part).__name__), None)
 
 

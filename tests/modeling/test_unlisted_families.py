@@ -108,7 +108,7 @@ def test_turned_queries_over_keys_that_are_not_are_refused(plan: LayerPlan, name
         ("mamba", "none of its layers attends through transformers' attention functions"),
         ("gpt_neox", "none of its layers attends through transformers' attention functions"),
         ("stablelm", "its decoder does not pass keyword arguments on to the attention"),
-        ("t5", "no causal language model that transformers knows"),
+        ("vit", "no language model that transformers knows"),
     ],
 )
 def test_a_family_that_cannot_be_converted_is_refused_with_the_reason(family: str, reason: str) -> None:

@@ -19,6 +19,8 @@ from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import decoders_alone
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
@@ -78,6 +80,8 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
     """
     console = Console()
     analysed = Analysed(loaded, console)
+    if analysed.experiment.shape.encoder is not None:
+        raise UserError(decoders_alone("analyze", analysed.experiment.shape.model_type))
     if topics is None:
         topics = [topic for topic in TOPICS if topic != "compensation" or analysed.plan.compensated]
     folder = analysed.experiment.folder / FOLDER

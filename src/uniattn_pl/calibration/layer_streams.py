@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_inputs
+from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_inputs, stream_behind
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.losses.row_logits import inputs_on, text_mask
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.length_rotations import depends_on_length
 from uniattn_pl.plan import LayerPlan, LayerRow
@@ -45,7 +46,7 @@ class LayerStreams:
         if not depends_on_length(original):
             self.batches = [_few_lengths(batch) for batch in self.batches]
         self.num_fitted = len(batches)
-        self.masks = [batch["attention_mask"].bool() for batch in self.batches]
+        self.masks = [text_mask(batch).bool() for batch in self.batches]
         self.norm_name = anatomy_of(original.config).norm_after_attention
         self.first_operated = min(self.plan.operated)
         self.source_kwargs: dict[int, dict[str, Any]] = {}
@@ -92,19 +93,19 @@ class LayerStreams:
 
     def _run_original(self, row: LayerRow, hidden: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         layer = decoder_layers(self.original)[row.index]
-        return layer(hidden, **inputs.arguments[row.index])
+        return stream_behind(layer, hidden, inputs.arguments[row.index])
 
     def _behind_run(self, row: LayerRow, target: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """What W_c repairs to [B, L, d]: the original's `target` here, or behind all blocks that W_c stands for."""
         for index in range(row.index + 1, self.plan.replaced_until(row.index) + 1):
-            target = decoder_layers(self.original)[index](target, **inputs.arguments[index])
+            target = stream_behind(decoder_layers(self.original)[index], target, inputs.arguments[index])
         return target
 
     def _run_converted(self, row: LayerRow, hidden: torch.Tensor, batch: int, inputs: LayerInputs) -> torch.Tensor:
         """Run one converted layer with what its source published for this batch; keep what it publishes."""
         state = self._state(row, batch, inputs)
         layer = decoder_layers(self.converted)[row.index]
-        hidden = layer(hidden, **{**inputs.arguments[row.index], PUBLICATIONS: state})
+        hidden = stream_behind(layer, hidden, {**inputs.arguments[row.index], PUBLICATIONS: state})
         if row.index in state:
             self._keep_published(row.index, batch, state[row.index])
         return hidden
@@ -130,8 +131,8 @@ class LayerStreams:
             kept,
             publishes,
             mask=arguments.get("attention_mask"),
-            arguments=self.source_kwargs[source],
-            position_embeddings=arguments["position_embeddings"],
+            arguments={**self.source_kwargs[source], **inputs.of_kernels},
+            position_embeddings=arguments.get("position_embeddings"),
         )
 
     def _inputs(self, batch: int, row: LayerRow) -> LayerInputs:
@@ -162,5 +163,5 @@ def _few_lengths(batch: Batch) -> Batch:
 
     Every new length leaves the allocator holes of new sizes, and the process grew with the number of samples.
     """
-    extra = -batch["attention_mask"].shape[1] % LENGTH_STEP
-    return {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
+    inputs = inputs_on(batch, batch["input_ids"].device)
+    return {name: nn.functional.pad(tokens, (0, -tokens.shape[1] % LENGTH_STEP)) for name, tokens in inputs.items()}

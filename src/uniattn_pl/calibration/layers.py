@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.encoder_decoder import decoder_inputs
 from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
+from uniattn_pl.losses.row_logits import inputs_on
+from uniattn_pl.modeling.attention.position_bias import ARGUMENT as POSITION_BIAS
+from uniattn_pl.modeling.attention.position_bias import MAKES_BIAS
 from uniattn_pl.modeling.length_rotations import rotated_for
 from uniattn_pl.plan import Compensation, LayerRow
 
@@ -23,10 +28,14 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the decoder hands to its layers for one batch: the embeddings [B, L, d] and each layer's arguments."""
+    """What the decoder hands to its layers for one batch: the embeddings [B, L, d] and each layer's arguments.
+
+    `of_kernels` are the tensors [1, H, L, L] that every layer's kernel is called with: T5's position biases.
+    """
 
     hidden: torch.Tensor
     arguments: list[dict[str, Any]]
+    of_kernels: dict[str, torch.Tensor]
 
     @cached_property
     def nbytes(self) -> int:
@@ -39,21 +48,37 @@ class LayerInputs:
 def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> LayerInputs:
     """Run the model's own forward with layers that only write down what they are called with."""
     calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    layers, of_kernels = decoder_layers(model), {}
+    inputs = decoder_inputs(model, inputs_on(batch, next(model.parameters()).device))
+    if getattr(attention_of(layers[0]), MAKES_BIAS, False):
+        length = inputs["input_ids"].shape[1]
+        of_kernels = {POSITION_BIAS: attention_of(layers[0]).compute_bias(length, length)}
 
-    def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        calls.append((hidden, arguments))
-        return hidden
+    def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append((hidden, _by_name(layers[len(calls)], args, kwargs)))
+        return (hidden, *of_kernels.values(), None) if of_kernels else hidden
 
-    device = next(model.parameters()).device
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     with replaced_layers(model, record), rotated_for(model):
         model.get_decoder()(**inputs, use_cache=False)
-    return LayerInputs(calls[0][0], [arguments for _, arguments in calls])
+    return LayerInputs(calls[0][0], [arguments for _, arguments in calls], of_kernels)
+
+
+def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer's forward behind its hidden states, all of them by name."""
+    names = list(inspect.signature(type(layer).forward).parameters)[2:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def stream_behind(layer: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
+    """Run a layer on the stream that enters it [B, L, d]; T5's give more than what leaves them."""
+    output: Any = layer(hidden, **arguments)
+    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 @contextmanager
-def replaced_layers(model: PreTrainedModel, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Let every decoder layer do `forward(hidden_states, **arguments)` instead of its own."""
+def replaced_layers(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let every decoder layer do `forward(hidden_states, ...)` instead of its own."""
     layers = decoder_layers(model)
     for layer in layers:
         layer.forward = forward

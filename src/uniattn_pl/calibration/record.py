@@ -108,7 +108,9 @@ def tokens_digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
     """Of the rows' tokens in order; how they are cut into padded batches depends on the ranks and changes nothing."""
     digest = hashlib.sha256()
     for batch in batches:
-        for tokens, mask in zip(batch["input_ids"].cpu(), batch["attention_mask"].cpu(), strict=True):
-            row = tokens[mask.bool()].numpy()
-            digest.update(len(row).to_bytes(8) + row.tobytes())
+        for prefix in ("", "decoder_") if "decoder_input_ids" in batch else ("",):
+            ids, masks = batch[f"{prefix}input_ids"].cpu(), batch[f"{prefix}attention_mask"].cpu()
+            for tokens, mask in zip(ids, masks, strict=True):
+                row = tokens[mask.bool()].numpy()
+                digest.update(len(row).to_bytes(8) + row.tobytes())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import auto_model, sees_images
+from uniattn_pl.families.encoder_decoder import auto_model, beside_encoder, language_model
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -102,15 +102,13 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock model of a config, stock or converted, on the meta device.
 
     Raises:
-        UserError: transformers has no causal language model of that type, or it is one inside another.
+        UserError: transformers has no language model of that type, or it is one inside another.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import AutoConfig
 
     family = stock_model_type(config)
-    known = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known and not sees_images(config):
-        raise UserError(f"model type '{family}' is no causal language model that transformers knows.{_supported()}")
+    if language_model(family) is None:
+        raise UserError(f"model type '{family}' is no language model that transformers knows.{_supported()}")
     obstacle = config_obstacle(config)
     if obstacle is not None:
         raise _unsupported(config, obstacle)
@@ -251,7 +249,7 @@ def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
 def _run_decoder(model: PreTrainedModel) -> None:
     """Run a weightless decoder as far as a layer that ends it, over two tokens."""
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None}
+    inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None, **beside_encoder(model, 2)}
     # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some families
     # look at the mask themselves (Granite 4), and not where there is none.
     for masks in ({"attention_mask": torch.ones_like(ids)}, {}):

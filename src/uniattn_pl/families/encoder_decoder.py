@@ -6,9 +6,13 @@ and looks at the encoder's states by cross-attention. What a plan changes is the
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import stock_model_type
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +22,19 @@ DECODER_START = "uniattn_decoder_start"
 """Attribute of a tokenizer whose model is an encoder-decoder: the token that its decoder begins with."""
 
 
-def has_encoder(config: PreTrainedConfig) -> bool:
-    """Whether a model of this config has an encoder beside its decoder."""
+def has_encoder(config: PreTrainedConfig | type[PreTrainedConfig]) -> bool:
+    """Whether models of this config, or by default of this kind of config, have an encoder beside their decoder."""
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
-def auto_model(config: PreTrainedConfig) -> Any:
-    """The Auto class that builds the language model of a config, and what it is wrapped in."""
+def has_encoder_in(folder: Path) -> bool:
+    """The same of the model in a folder, if there is one."""
+    config = folder / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("is_encoder_decoder"))
+
+
+def auto_model(config: PreTrainedConfig | type[PreTrainedConfig]) -> Any:
+    """The Auto class that builds the language model of a config, or of a kind of config, and what it is wrapped in."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
     if sees_images(config):
@@ -32,11 +42,9 @@ def auto_model(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
 
 
-def sees_images(config: PreTrainedConfig) -> bool:
+def sees_images(config: PreTrainedConfig | type[PreTrainedConfig]) -> bool:
     """Whether a model of this config is a text model with a tower for images beside it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    from uniattn_pl.families.inspection import stock_model_type
 
     known = stock_model_type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return known and {"text_config", "vision_config"} <= config.sub_configs.keys()
@@ -44,7 +52,7 @@ def sees_images(config: PreTrainedConfig) -> bool:
 
 def language_model(model_type: str) -> type | None:
     """The class of the language models of a stock model type, as `auto_model` builds them; None where there is none."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -53,11 +61,11 @@ def language_model(model_type: str) -> type | None:
 
     if model_type not in CONFIG_MAPPING:
         return None
-    config = AutoConfig.for_model(model_type)
+    config = CONFIG_MAPPING[model_type]
     models: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if has_encoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     if sees_images(config):
         models = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    found: type | None = models.get(type(config), None)
+    found: type | None = models.get(config, None)
     return found
 
 
@@ -86,6 +94,16 @@ def decoder_start(tokenizer: Any) -> int | None:
     return start
 
 
+def decoder_config(model: Any) -> Any:
+    """The config of a model's decoder, or of its text model: T5's decoder has a copy of the model's."""
+    return model.get_decoder().config if has_encoder(model.config) else model.config.get_text_config()
+
+
+def reading_config(config: PreTrainedConfig) -> Any:
+    """The part of a converted model's config that says how maps are read: `reuse_mode`, `map_memory_mib`."""
+    return config if has_encoder(config) else config.get_text_config()
+
+
 def reading(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
     """What a model is called with to read a text [B, L] and say what follows: an encoder reads it, too."""
     inputs = {"input_ids": tokens, "decoder_input_ids": tokens} if has_encoder(model.config) else {"input_ids": tokens}
@@ -95,6 +113,19 @@ def reading(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
 def last_logits(model: Any) -> dict[str, int]:
     """How a model is asked for the logits of the last token alone; T5 and BART compute all whatever is asked for."""
     return {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+
+
+def decoder_inputs(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a decoder is called with by itself for a batch, whose source an encoder reads here."""
+    if not has_encoder(model.config):
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+    source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return {
+        "input_ids": batch["decoder_input_ids"],
+        "attention_mask": batch["decoder_attention_mask"],
+        "encoder_hidden_states": model.get_encoder()(**source).last_hidden_state,  # [B, S, d]
+        "encoder_attention_mask": batch["attention_mask"],
+    }
 
 
 def beside_encoder(model: PreTrainedModel, length: int) -> dict[str, torch.Tensor]:
@@ -117,7 +148,7 @@ def without_encoder(config: PreTrainedConfig, what: str) -> None:
         UserError: it has an encoder.
     """
     if has_encoder(config):
-        raise UserError(decoders_alone(what, config.model_type))
+        raise UserError(decoders_alone(what, stock_model_type(config)))
 
 
 def decoders_alone(what: str, model_type: str) -> str:

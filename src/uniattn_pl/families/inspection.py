@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -57,26 +58,42 @@ PUBLICATIONS = "uniattn_publications"
 
 LAYER_LISTS = ("layers", "block")
 ATTENTION_PATHS = ("self_attn", "mixer", "layer.0.SelfAttention")
+CROSS_ATTENTION_PATHS = ("encoder_attn", "cross_attn", "layer.1.EncDecAttention")
+POSITION_BIAS = "relative_attention_bias"
+"""The part of T5's lowest attention that makes the position biases of all."""
 OUTPUT_NAMES = ("o_proj", "out_proj", "dense", "o")
 FUSED = "qkv_proj"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 KNOWN_PARTS = frozenset({*PROJECTIONS, FUSED, "q_norm", "k_norm", "w_c"})
 
 
-def stock_model_type(config: PreTrainedConfig) -> str:
+def stock_model_type(config: PreTrainedConfig | type[PreTrainedConfig]) -> str:
     """The model type of the stock family, for a converted config too."""
     return str(config.model_type).removeprefix(MODEL_TYPE_PREFIX)
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:
     """The decoder layers, bottom first: an `nn.ModuleList`, whatever its family calls it."""
-    decoder = model.get_decoder()
-    return next(found for name in LAYER_LISTS if (found := getattr(decoder, name, None)) is not None)
+    return layers_of(model.get_decoder())
+
+
+def layers_of(stack: nn.Module) -> Any:
+    """The layers of a decoder or an encoder."""
+    return next(found for name in LAYER_LISTS if (found := getattr(stack, name, None)) is not None)
+
+
+def cross_attention_path(layer: nn.Module) -> str | None:
+    """Where in a decoder layer its attention to an encoder's states is; None where it has none."""
+    return _path_among(CROSS_ATTENTION_PATHS, layer)
 
 
 def attention_path(layer: nn.Module) -> str | None:
     """Where in a decoder layer its self-attention is, or None: a hybrid's recurrence or convolution is no attention."""
-    for path in ATTENTION_PATHS:
+    return _path_among(ATTENTION_PATHS, layer)
+
+
+def _path_among(paths: Iterable[str], layer: nn.Module) -> str | None:
+    for path in paths:
         found: Any = layer
         for name in path.split("."):
             found = getattr(found, name, None)

@@ -13,19 +13,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import Anatomy, anatomy_of_model, inspecting, weightless
 from uniattn_pl.families.attention_parts import LATENT_IN, NAMES, is_gated, latent_heads, part_counts, serves
+from uniattn_pl.families.encoder_decoder import decoder_config, has_encoder
 from uniattn_pl.families.inspection import (
     FUSED,
+    POSITION_BIAS,
     PROJECTIONS,
     attention_of,
     attention_path,
+    cross_attention_path,
     decoder_layers,
+    layers_of,
     output_projection,
     stock_model_type,
 )
 from uniattn_pl.families.positions import positions_of
 from uniattn_pl.families.recurrent_states import recurrent_states
 from uniattn_pl.families.routed_experts import routed_experts
-from uniattn_pl.plan import Experts, Heads, LayerPlan, LayerShape, ModelShape
+from uniattn_pl.plan import CrossAttention, Experts, Heads, LayerPlan, LayerShape, ModelShape
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 from uniattn_pl.plan.shape import NO_HEADS
 
@@ -42,23 +46,24 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
 
 def _counted(config: PreTrainedConfig, model: PreTrainedModel) -> ModelShape:
     anatomy = anatomy_of_model(model)
-    windows = windows_of(config)
-    pairs = zip(decoder_layers(model), windows, strict=True)
+    own = decoder_config(model)
+    pairs = zip(decoder_layers(model), windows_of(own), strict=True)
     try:
         layers = [_layer_shape(layer, anatomy, window) for layer, window in pairs]
-        outside = _count(model.parameters()) - _count(decoder_layers(model).parameters())
+        encoder = _encoder_shape(model) if has_encoder(config) else None
+        outside = _count(model.parameters()) - _in_layers(decoder_layers(model)) - _of_encoder(model, encoder)
         for index, (state, wide) in recurrent_states(model).items():
             layers[index] = replace(layers[index], state=state, wide_state=wide)
     except UserError as error:
         raise UserError(f"model type '{stock_model_type(config)}' is not supported: {error}") from error
-    text = config.get_text_config()
     return ModelShape(
         model_type=stock_model_type(config),
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
+        hidden_size=own.hidden_size,
+        vocab_size=own.vocab_size,
         embedding=outside,
         layers=tuple(layers),
         positions=positions_of(config),
+        encoder=encoder,
     )
 
 
@@ -69,6 +74,33 @@ def stock_plan(model: PreTrainedModel) -> LayerPlan:
     except StopIteration:  # a family whose layers nobody knows; its own models can be measured all the same
         return LayerPlan.unmodified(model.config.get_text_config().num_hidden_layers)
     return LayerPlan.unmodified(len(layers), other=[i for i, layer in enumerate(layers) if attention_of(layer) is None])
+
+
+def _encoder_shape(model: PreTrainedModel) -> ModelShape:
+    """What an encoder has besides the embeddings that are the decoder's, too."""
+    encoder: Any = model.get_encoder()
+    shared = {id(p) for module in (model.get_decoder(), model.get_output_embeddings()) for p in module.parameters()}
+    own = [parameter for parameter in encoder.parameters() if id(parameter) not in shared]
+    layers = layers_of(encoder)
+    nothing = Anatomy((), None, fused=hasattr(attention_of(layers[0]), FUSED))
+    return ModelShape(
+        model_type=encoder.config.model_type,
+        hidden_size=encoder.config.hidden_size,
+        vocab_size=encoder.config.vocab_size,
+        embedding=_count(own) - _in_layers(layers),
+        layers=tuple(
+            _layer_shape(layer, nothing, getattr(attention_of(layer), "sliding_window", None)) for layer in layers
+        ),
+    )
+
+
+def _of_encoder(model: PreTrainedModel, encoder: ModelShape | None) -> int:
+    return 0 if encoder is None else encoder.embedding + _in_layers(layers_of(model.get_encoder()))
+
+
+def _in_layers(layers: Any) -> int:
+    """Parameters that belong to single layers; T5's lowest one makes the position biases of all."""
+    return _count(p for name, p in layers.named_parameters() if POSITION_BIAS not in name)
 
 
 def windows_of(config: PreTrainedConfig) -> list[int | None]:
@@ -93,8 +125,11 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     )
     attention_norms = sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
-    matrices = _matrices(layer, of_experts)
+    cross, of_cross = _cross_attention(layer)
+    matrices = _matrices(layer, {**of_experts, **of_cross})
     attributed = _count(attention.parameters()) + attention_norms + _count(matrices) + _count(of_experts.values())
+    attributed += _count(of_cross.values())
+    gate -= _count(p for name, p in attention.named_parameters() if POSITION_BIAS in name)
     return LayerShape(
         heads=heads_of(attention),
         query=query - query_norm,
@@ -110,6 +145,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
         experts=experts,
         other=_count(layer.parameters()) - attributed,
         window=window,
+        cross=cross,
     )
 
 
@@ -138,6 +174,18 @@ def _matrices(layer: nn.Module, of_experts: Mapping[str, nn.Parameter]) -> list[
     if strange:
         raise UserError(f"its layers have weights that are no matrices, of unknown cost: {', '.join(strange)}.")
     return [p for name, p in outside.items() if p.dim() == 2 and not name.endswith("bias")]
+
+
+def _cross_attention(layer: nn.Module) -> tuple[CrossAttention | None, dict[str, nn.Parameter]]:
+    """The attention of a decoder layer to an encoder's states, if it has one, and its matrices by name."""
+    path = cross_attention_path(layer)
+    if path is None:
+        return None, {}
+    attention: Any = layer.get_submodule(path)
+    of_text = _count(m.weight for m in (_linear(attention, QUERY), output_projection(attention)))
+    of_source = _count(_linear(attention, projection).weight for projection in (KEY, VALUE))
+    weights = {f"{path}.{n}": p for n, p in attention.named_parameters() if p.dim() == 2 and POSITION_BIAS not in n}
+    return CrossAttention(heads_of(attention), of_text, of_source), weights
 
 
 def _experts(layer: nn.Module) -> tuple[Experts | None, dict[str, nn.Parameter]]:

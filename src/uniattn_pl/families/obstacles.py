@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.families.attention_parts import LATENT_IN, LATENT_NORM, LATENT_OUT, NAMES, row_spans
-from uniattn_pl.families.encoder_decoder import sees_images
+from uniattn_pl.families.encoder_decoder import decoder_config, has_encoder, sees_images
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -48,7 +48,9 @@ KNOWN_READS = KNOWN_PARTS | {
 
 
 def config_obstacle(config: PreTrainedConfig) -> str | None:
-    """What a config says by itself: a wrapper around a text model, or an encoder beside the decoder."""
+    """What a config says by itself: a wrapper around a text model."""
+    if has_encoder(config):
+        return None
     text = config.get_text_config()
     if text is not config and not sees_images(config):
         supported = " (supported)" if text.model_type in FAMILIES else ""
@@ -56,7 +58,7 @@ def config_obstacle(config: PreTrainedConfig) -> str | None:
             f"it wraps a text model of type '{text.model_type}'{supported}; save that part as a folder of its own and "
             "convert it"
         )
-    return "it has an encoder beside its decoder" if config.is_encoder_decoder else None
+    return None
 
 
 def obstacles(model: PreTrainedModel) -> list[str]:
@@ -72,9 +74,9 @@ def obstacles(model: PreTrainedModel) -> list[str]:
     if sees_images(model.config) and not all(getattr(attention, "is_causal", True) for attention in attentions):
         problems.append("its prompts see later tokens, too (PaliGemma's prefixes)")
     to_images = [str(index) for index, layer in enumerate(layers) if hasattr(layer, "cross_attn")]
-    if to_images:
+    if to_images and not has_encoder(model.config):
         problems.append(f"layers {', '.join(to_images)} attend to images, of which no plan knows")
-    missing = [name for name in CONFIG_KEYS if not hasattr(model.config.get_text_config(), name)]
+    missing = [name for name in CONFIG_KEYS if not hasattr(decoder_config(model), name)]
     if missing and not problems:
         problems.append(f"its config has no {', '.join(missing)}")
     return problems

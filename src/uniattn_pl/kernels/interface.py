@@ -26,7 +26,7 @@ from uniattn_pl.kernels.choice import (
 from uniattn_pl.kernels.grouped import grouped_attention
 from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
-from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention
+from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention, settings_of
 from uniattn_pl.kernels.triton_maps.asked_attention import keep_row, keep_tiles, measured_tiles_for, triton_can
 from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure
 from uniattn_pl.plan.roles import TILES_FP8
@@ -89,7 +89,7 @@ def attend(
     if choice.kernel == TILED:
         structure = request.structure(mask, query.shape[-2], arguments.get("sliding_window"))
         if structure is not None:
-            fp8 = attention.config.reuse_mode == TILES_FP8
+            fp8 = settings_of(attention).reuse_mode == TILES_FP8
             output, tiled_map = keep_tiles(query, key, value, structure, arguments, fp8=fp8, shape=tiles)
             return Attended(output, None, tiled_map)
         choice = Choice(BACKEND, False, "the mask has no structure that tiles could follow")
@@ -131,7 +131,7 @@ def apply_map(
 
 
 def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest, *, tiles_faster: bool) -> AttentionCall:
-    config, arguments = request.attention.config, request.arguments
+    config, arguments = settings_of(request.attention), request.arguments
     triton = request.map_read and triton_can(
         query, request.visible_mask, arguments, fp8=config.reuse_mode == TILES_FP8 and query.shape[-2] > 1
     )

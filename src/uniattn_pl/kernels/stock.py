@@ -49,6 +49,11 @@ def backend_name(config: Any) -> str:
     return str(config._attn_implementation).removeprefix(PREFIX)
 
 
+def settings_of(attention: Any) -> Any:
+    """The config that says how maps are read: the model's, of which a decoder beside an encoder may have a copy."""
+    return getattr(attention, "settings", attention.config)
+
+
 def has_maps(config: Any) -> bool:
     """Whether the kernel of this config takes masks that a map can be masked with (FlexAttention's are functions)."""
     return backend_name(config) in WITH_MAPS

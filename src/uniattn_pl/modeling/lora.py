@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.families.encoder_decoder import sees_images
+from uniattn_pl.families.encoder_decoder import has_encoder, sees_images
 from uniattn_pl.families.inspection import (
     FUSED,
     PROJECTIONS,
@@ -25,6 +25,7 @@ from uniattn_pl.families.inspection import (
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
 
+SHORT_NAMES = ("out_proj", "q", "k", "v", "o")  # as BART and T5 call them
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output embedding
 
 
@@ -48,19 +49,29 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         raise UserError(f"the rank of a LoRA update must be at least 1, got {rank}.")
     attentions = attentions_of(model).values()
     present = {name for attention in attentions for name, _ in attention.named_children()}
+    adapted = [name for name in (*PROJECTIONS, FUSED, *SHORT_NAMES) if name in present]
     whole = ["w_c"] if "w_c" in present else []
     outputs = _output_paths(model, refitted)
     defaults: dict[str, Any] = {
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": [name for name in (*PROJECTIONS, FUSED) if name in present],
+        "target_modules": adapted,
         "modules_to_save": [*whole, *outputs] or None,
-        "exclude_modules": [*outputs, *_projections_of_towers(model)] or None,
-        "task_type": "CAUSAL_LM",
+        "exclude_modules": [*outputs, *_projections_of_towers(model), *_stand_ins(model, adapted)] or None,
+        "task_type": "SEQ_2_SEQ_LM" if has_encoder(model.config) else "CAUSAL_LM",
     }
     config = LoraConfig(**{**defaults, **options})
     check_untied(model, config)
     return config
+
+
+def _stand_ins(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """What has the name of a projection and is not one any more (`modeling/attention/absent_parts.py`)."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in names and not isinstance(module, nn.Linear)
+    ]
 
 
 def _output_paths(model: PreTrainedModel, layers: Iterable[int]) -> list[str]:

@@ -5,7 +5,7 @@ from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
 from uniattn_pl.plan.roles import REUSE_MODES, ROLES, Role
-from uniattn_pl.plan.shape import Experts, Heads, LayerShape, ModelShape
+from uniattn_pl.plan.shape import CrossAttention, Experts, Heads, LayerShape, ModelShape
 
 __all__ = [
     "AUTO_RANK",
@@ -14,6 +14,7 @@ __all__ = [
     "REUSE_MODES",
     "ROLES",
     "Compensation",
+    "CrossAttention",
     "Experts",
     "Heads",
     "LayerPlan",

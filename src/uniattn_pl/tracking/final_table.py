@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from uniattn_pl.families.encoder_decoder import has_encoder_in
 from uniattn_pl.printed_commands import mlflow_ui, uniattn
 from uniattn_pl.tracking.fit_result import FitResult
 
@@ -44,11 +45,14 @@ def as_text(report: RenderableType) -> str:
 def commands(result: FitResult) -> str:
     """The exact commands to look at the run, and to generate with the model, serve it and export it."""
     run = str(result.run_folder)
+    served = [
+        f"serve     {uniattn('serve', '--from', run)}",
+        f"vLLM      {uniattn('serve', '--from', run, '--engine', 'vllm')}",
+    ]
     lines = [
         f"MLflow    {mlflow_ui(result.tracking_uri)}",
         f"generate  {uniattn('generate', '--from', run, '--instruction', '--prompt', EXAMPLE_PROMPT)}",
-        f"serve     {uniattn('serve', '--from', run)}",
-        f"vLLM      {uniattn('serve', '--from', run, '--engine', 'vllm')}",
+        *([] if has_encoder_in(result.model_folder) else served),
         f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",
     ]
     return "\n".join(lines)

@@ -7,8 +7,7 @@ from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.errors import UserError
 from uniattn_pl.plan import LayerPlan, ModelShape
 
-ZERO = "zero"  # the initialiser that fits nothing
-TEXT = "text"
+TEXT, NO_ALIGNMENT = "text", "none"
 
 
 def check_encoder(loaded: LoadedConfig, shape: ModelShape, plan: LayerPlan | None) -> None:
@@ -29,11 +28,10 @@ def check_encoder(loaded: LoadedConfig, shape: ModelShape, plan: LayerPlan | Non
             f"architecture.name: {loaded.architecture.name} measures changes in the stream of a decoder alone; {own}. "
             "Name the layers, with uniattn, shared_attention, cla, llmdrop or given."
         )
-    if plan is not None and plan.compensated and config.calibration.initialiser != ZERO:
-        problems.append(
-            f"calibration.initialiser: {config.calibration.initialiser} is fitted in the stream of a decoder alone; "
-            f"{own}. Set it to {ZERO}: W_c then trains from zero."
-        )
+    if config.calibration.head_alignment != NO_ALIGNMENT:
+        problems.append(f"calibration.head_alignment: heads are chosen in decoders alone; {own}. Set it to none.")
+    if config.calibration.refine.steps:
+        problems.append(f"calibration.refine.steps: weights are refined in decoders alone; {own}. Set it to null.")
     if config.training.distillation.teacher is not None:
         problems.append(f"training.distillation.teacher: {own}, for which there is no distillation; set it to null.")
     if SELF in config.data.sources:

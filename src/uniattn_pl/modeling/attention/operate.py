@@ -66,7 +66,7 @@ def operate(attention: Any, row: LayerRow) -> None:
         w_c = make_compensation(attention, row.compensation)
     if forwarded:
         give_up_parts(attention, row.traits.projections)
-    else:
+    elif not row.traits.complete:
         _reduce(attention, row)
     if row.kv_heads is not None:
         merge_kv_heads(attention, row.kv_heads)

@@ -35,7 +35,7 @@ def publishing_attention(
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D], and the map to record.
     """
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
-    if publications is None:
+    if publications is None or not hasattr(attention, "key_root"):  # to the states of an encoder, which no plan changes
         return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
     if isinstance(attention, ForwardedReuse):
         return attention.read_map(value, publications)

@@ -33,7 +33,8 @@ class WindowAttention(CompleteAttention):
         if not has_maps(self.config):
             raise UserError(no_windows(self.config))
         publications: Publications = kwargs[PUBLICATIONS]
-        layer: WindowLayer | None = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        own = getattr(past_key_values, "self_attention_cache", past_key_values)  # beside one of cross-attention
+        layer: WindowLayer | None = None if own is None else own.layers[self.layer_idx]
         row, length = self.layer_row, hidden_states.shape[1]
         assert row.window is not None, "a row of this role has a window"
         span = TokenSpan(row.window, row.sinks, 0 if layer is None else layer.seen, length)

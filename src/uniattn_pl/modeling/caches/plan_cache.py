@@ -19,6 +19,7 @@ from transformers.cache_utils import (
 )
 
 from uniattn_pl.kernels.map_memory import MapBuffers
+from uniattn_pl.modeling.caches.following_layer import follow
 from uniattn_pl.modeling.caches.growing_layer import TRACED, GrowingLayer, traced
 from uniattn_pl.modeling.caches.value_only_layers import (
     ValueOnlyHybridLayer,
@@ -94,7 +95,7 @@ def fit_cache(cache: Any, plan: LayerPlan, *, latent: bool = False) -> Any:
         ValueError: the cache was filled by, or fitted to, a model with another layer plan.
     """
     if isinstance(cache, EncoderDecoderCache):
-        fit_cache(cache.self_attention_cache, plan)
+        follow(fit_cache(cache.self_attention_cache, plan, latent=latent).layers)
         return cache
     fitted = getattr(cache, "fitted_plan", None)
     if fitted in (plan, TRACED):

@@ -23,8 +23,8 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
         config = make_config_class(stock.config_class, __name__)
         model = make_model_class(stock, config, __name__)
         AutoConfig.register(config.model_type, config)
-        auto_model(config()).register(config, model)
-        if sees_images(config()) and stock.config_class in MODEL_FOR_CAUSAL_LM_MAPPING:  # Gemma-3's stands in both
+        auto_model(config).register(config, model)
+        if sees_images(config) and stock.config_class in MODEL_FOR_CAUSAL_LM_MAPPING:  # Gemma-3's stands in both
             AutoModelForCausalLM.register(config, model)
         # Pickling and save_pretrained look classes up by module and name.
         globals()[config.__name__], globals()[model.__name__] = config, model

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.families.encoder_decoder import reading_config
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attentions_of, stock_class, stock_model_type
 from uniattn_pl.families.model_shape import shape_of, stock_plan
 from uniattn_pl.families.obstacles import is_plain
@@ -63,7 +64,7 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
     check_class(model)
-    check_convertible(model.config.get_text_config(), plan)
+    check_convertible(model, plan)
     check_placements(model, plan)
     stock = [a for a in attentions_of(model).values() if type(a) is stock_class(a)]
     if stock_model_type(model.config.get_text_config()) not in FAMILIES or not all(map(is_plain, stock)):
@@ -125,4 +126,4 @@ def _become_converted(model: PreTrainedModel) -> None:
     vars(model).pop("layer_plan", None)
     model.config.__class__, model.__class__ = config_class, model_class
     vars(model.config)["model_type"] = config_class.model_type
-    model.config.get_text_config().reuse_mode = "auto"
+    reading_config(model.config).reuse_mode = "auto"

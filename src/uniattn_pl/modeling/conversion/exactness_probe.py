@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
+from uniattn_pl.families.encoder_decoder import beside_encoder
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
@@ -177,7 +178,8 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
     ids = torch.randint(model.config.get_text_config().vocab_size, (1, LENGTH), generator=generator).to(model.device)
     positions = torch.arange(first, first + LENGTH, device=model.device)[None]
     try:
-        model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False)
+        beside = beside_encoder(model, LENGTH)
+        model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False, **beside)
     finally:
         for handle in handles:
             handle.remove()
@@ -271,5 +273,6 @@ def publishing_copy(attention: Any) -> Any:
     twin.config = copy.copy(attention.config)
     publish(twin.config)
     twin.config.reuse_mode = "replay"
+    twin.settings = twin.config
     twin.key_root = twin.last_map_reader = twin.layer_idx
     return twin

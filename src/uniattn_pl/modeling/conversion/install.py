@@ -12,10 +12,12 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.families.attention_parts import LATENT_IN
+from uniattn_pl.families.encoder_decoder import decoder_config, has_encoder, reading_config
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
 from uniattn_pl.modeling.attention.operate import is_forwarded, operate
 from uniattn_pl.modeling.attention.operated import add_late_correction
+from uniattn_pl.modeling.attention.position_bias import MAKES_BIAS, hand_on_position_bias
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.attention.recorded_maps import without_placeholders
@@ -28,6 +30,7 @@ from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 GROUPS = "num_key_value_groups"
+DROPOUT = "dropout"  # the rate at which an attention without a config of its own drops weights of its map
 
 
 def install(model: PreTrainedModel, plan: LayerPlan) -> None:
@@ -36,18 +39,22 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     Raises:
         UserError: the model drops attention weights at random, or it has another depth.
     """
-    config, layers = model.config.get_text_config(), decoder_layers(model)
-    check_convertible(config, plan)
-    publish(config)
-    decoder = model.get_decoder()
+    decoder, layers = model.get_decoder(), decoder_layers(model)
+    check_convertible(model, plan)
+    own = decoder_config(model)
+    for config in (model.config, own) if has_encoder(model.config) else (own,):
+        publish(config)
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
+    hand_on_position_bias([attention_of(layer) for layer in layers], plan)
     for row, layer in zip(plan.rows, layers, strict=True):
         if attention_of(layer) is None:
             continue
         publishes = plan.read_from(row.index)
         if KEY_VALUE in publishes and (former is None or KEY_VALUE not in former.read_from(row.index)):
             attention_of(layer).register_forward_pre_hook(publish_positions, with_kwargs=True)
-        attention_of(layer).publishes = publishes
+        attention_of(layer).publishes, attention_of(layer).settings = publishes, reading_config(model.config)
+        if isinstance(getattr(attention_of(layer), DROPOUT, None), float):  # T5's one rate; the rest of it stays
+            setattr(attention_of(layer), DROPOUT, 0.0)
         attention_of(layer).last_map_reader = plan.last_map_reader(row.index)
         attention_of(layer).map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
         attention_of(layer).key_root = plan.root(row.index)
@@ -70,9 +77,9 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         decoder.register_forward_hook(_attentions_per_layer)
 
 
-def check_convertible(config: Any, plan: LayerPlan) -> None:
-    """Raise UserError when a model of this config cannot have this plan, with every reason."""
-    problems = []
+def check_convertible(model: PreTrainedModel, plan: LayerPlan) -> None:
+    """Raise UserError when a model cannot have this plan, with every reason."""
+    config, depth, problems = decoder_config(model), len(decoder_layers(model)), []
     if getattr(config, "attention_dropout", 0.0):
         problems.append(
             f"attention_dropout is {config.attention_dropout}; a shared attention map needs 0 "
@@ -83,8 +90,16 @@ def check_convertible(config: Any, plan: LayerPlan) -> None:
         problems.append(f"its kernel is the hub's '{kernel}'; converted models call {', '.join(ATTENTION_BACKENDS)}.")
     if any(row.window is not None for row in plan.rows) and not has_maps(config) and "/" not in kernel:
         problems.append(no_windows(config))
-    if len(plan.rows) != config.num_hidden_layers:
-        problems.append(f"the plan has {len(plan.rows)} layers, the model {config.num_hidden_layers}.")
+    if any(row.window is not None for row in plan.rows) and hasattr(attention_of(decoder_layers(model)[0]), MAKES_BIAS):
+        problems.append(
+            "its attention adds biases by the distance of all tokens there were, of which a window keeps few."
+        )
+    if getattr(config, "decoder_layerdrop", 0.0):
+        problems.append(
+            f"decoder_layerdrop is {config.decoder_layerdrop}; layers that others read from are not left out at random."
+        )
+    if len(plan.rows) != depth:
+        problems.append(f"the plan has {len(plan.rows)} layers, the model {depth}.")
     if problems:
         raise UserError(*problems)
 

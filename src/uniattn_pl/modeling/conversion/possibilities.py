@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.architectures import available, get_architecture
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import auto_model, decoders_alone, has_encoder, reading
 from uniattn_pl.families.inspection import stock_model_type
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
@@ -33,6 +34,16 @@ SMALL: dict[str, int] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+SMALL_BESIDE_ENCODERS: dict[str, int] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
 }
 WINDOW = 4
 GIVEN = "given"  # a plan of the user's own
@@ -83,7 +94,10 @@ def possibilities(config: PreTrainedConfig, *, architectures: bool = True) -> Po
 def small_model(config: PreTrainedConfig) -> PreTrainedModel | None:
     """A model of random weights with the options of `config` and few features; None where no such sizes fit."""
     given = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "layer_plan")}
-    sizes = {name: value for name, value in SMALL.items() if given.get(name) is not None}
+    if hasattr(config, "decoder"):  # sizes within sizes, of an encoder and a decoder (T5-Gemma)
+        return None
+    of_kind = SMALL | SMALL_BESIDE_ENCODERS if has_encoder(config) else SMALL
+    sizes = {name: value for name, value in of_kind.items() if given.get(name) is not None}
     grouped = given.get("num_key_value_heads") not in (None, given.get("num_attention_heads"))
     if given.get("num_key_value_heads") is not None:
         sizes["num_key_value_heads"] = min(2, given["num_key_value_heads"]) if grouped else 4
@@ -91,8 +105,8 @@ def small_model(config: PreTrainedConfig) -> PreTrainedModel | None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             stock = AutoConfig.for_model(stock_model_type(config), **given | sizes)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(stock, dtype=torch.float32).eval()
-        model(torch.arange(2)[None], use_cache=False)
+            model: PreTrainedModel = auto_model(stock).from_config(stock, dtype=torch.float32).eval()
+        model(**reading(model, torch.arange(2)[None]), use_cache=False)
         shape_of(stock)
     except Exception:  # sizes of 189 families, of which these may not fit
         return None
@@ -157,6 +171,8 @@ def _architecture(name: str, shape: ModelShape, small: PreTrainedModel | None) -
         architecture = kind(**EXAMPLES.get(name, {}))
         if architecture.measured:
             architecture.check(shape)
+            if shape.encoder is not None:
+                return Possibility(NO, decoders_alone("what measures layers", shape.model_type))
             return Possibility(YES, "measures which layers it takes")
         return _converted(architecture.compile(shape), small)
     except UserError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.encoder_decoder import beside_encoder, reading_config
 from uniattn_pl.families.inspection import stock_model_type
 from uniattn_pl.families.model_shape import stock_plan
+from uniattn_pl.modeling.caches.plan_cache import new_cache
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.install import install
 
@@ -29,21 +31,23 @@ def differs_from_stock(model: PreTrainedModel) -> float:
     length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
-    expected = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
+    inputs = {"input_ids": ids, "use_cache": False, **beside_encoder(model, length)}
+    expected = model.get_decoder()(**inputs).last_hidden_state.float()  # [1, L, d]
     _check_cache(model, ids[:, : 2 * STEP])
     twin = aliased_copy(model)
     install(twin, stock_plan(model))
-    twin.config.get_text_config().reuse_mode = "auto"
-    found = twin.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()  # [1, L, d]
+    reading_config(twin.config).reuse_mode = "auto"
+    found = twin.get_decoder()(**inputs).last_hidden_state.float()  # [1, L, d]
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-20)).max())
 
 
 def _check_cache(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """Raise UserError where a stock model cannot go on from a cache that is made of its config."""
-    cache = DynamicCache(config=model.config)
+    beside = beside_encoder(model, STEP)
+    cache = new_cache(model.get_decoder().config, beside_encoder=bool(beside))
     try:
         for part in ids.split(STEP, dim=1):
-            model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
+            model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True, **beside)
     # the family's own code runs
     except Exception as error:
         raise UserError(
