@@ -22,11 +22,11 @@ IMPORTS = {
 
 @pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS.keys())
 def test_converted_types_are_known(imports: str) -> None:
-    code = f"{imports}\nprint(AutoConfig.for_model('uniattn_llama').model_type)"
+    code = f"{imports}\nprint(*(AutoConfig.for_model('uniattn_' + kind).model_type for kind in ('llama', 't5')))"
     command = [sys.executable, "-W", "error::UserWarning:uniattn_pl", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "uniattn_llama"
+    assert done.stdout.strip() == "uniattn_llama uniattn_t5"
     assert "could not register" not in done.stderr
 
 

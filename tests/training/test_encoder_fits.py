@@ -94,7 +94,7 @@ def test_the_run_is_exported_loaded_generated_from_and_evaluated(
         ("calibration.head_alignment=similarity", "calibration.head_alignment"),
         ("calibration.refine.steps=2", "calibration.refine.steps"),
         ("training.distillation.teacher=original", "training.distillation.teacher"),
-        ("data.packing=true", "data.packing=false"),
+        ("data.packing=true", "data.packing"),
         ("architecture={name: search}", "architecture.name"),
     ],
 )

@@ -53,6 +53,9 @@ PROBED = frozenset({"exaone4", "ministral3", "olmo", "olmoe", "smollm3"})
 """Tested types whose options decide what an attention does (clips, scales, layers without rotation): their readers run
 the family's own forward, and a model of one is probed whenever it is converted, as those of untested types are."""
 
+ENCODER_DECODERS = {"t5": "T5, FLAN-T5", "t5gemma": "T5-Gemma", "bart": "BART"}
+"""The tested ones with an encoder beside the decoder that is converted (families/encoder_decoder.py)."""
+
 PUBLICATIONS = "uniattn_publications"
 """The keyword argument of a forward in which source layers leave what others read (modeling/attention/published.py)."""
 

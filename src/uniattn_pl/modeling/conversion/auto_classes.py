@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.encoder_decoder import auto_model, language_model, sees_images
-from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
+from uniattn_pl.families.inspection import ENCODER_DECODERS, FAMILIES, MODEL_TYPE_PREFIX, stock_model_type
 from uniattn_pl.modeling.conversion.converted_classes import ConvertedModel, make_config_class, make_model_class
 
 _CLASSES: dict[type, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
@@ -65,7 +65,7 @@ def register_family(model_type: str) -> None:
 
 def register_auto_classes() -> None:
     """Register the converted types of every tested family."""
-    for model_type in FAMILIES:
+    for model_type in (*FAMILIES, *ENCODER_DECODERS):
         register_family(model_type)
 
 
