@@ -116,6 +116,47 @@ for _latent in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "yout
     SPECIAL[_latent] = LATENT
 
 
+SOURCE = 24
+_GEMMA_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "sliding_window"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
+BESIDE_ENCODERS: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_heads": 4,
+    "num_layers": 6,
+    "num_decoder_layers": 6,
+    "encoder_layers": 3,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_encoder_position_embeddings": 256,
+    "max_decoder_position_embeddings": 256,
+    "num_sparse_encoder_layers": 1,
+    "num_sparse_decoder_layers": 1,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+    "attention_dropout": 0.0,
+    "speech_encoder_layers": 1,
+    "decoder_start_token_id": 1,
+    "num_encoder_layers": 3,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "t2u_encoder_layers": 1,
+    "t2u_decoder_layers": 1,
+}
+"""Sizes of models with an encoder, in whose decoder the layers are that a plan is about."""
+SPECIAL["t5gemma"] = {
+    "vocab_size": SIZES["vocab_size"],
+    **{part: {name: SIZES[name] for name in _GEMMA_SIZES} for part in ("encoder", "decoder")},
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one plan on one family, and the words for it."""
@@ -148,7 +189,7 @@ def tiny_config(model_type: str) -> Any:
     """A small config of a type; of a wrapper around a text model, or where sizes do not fit, the type's default."""
     from transformers import AutoConfig
 
-    from uniattn_pl.families.encoder_decoder import sees_images
+    from uniattn_pl.families.encoder_decoder import has_encoder, sees_images
 
     plain = AutoConfig.for_model(model_type)
     if sees_images(plain):
@@ -156,7 +197,8 @@ def tiny_config(model_type: str) -> Any:
     if plain.sub_configs and model_type not in SPECIAL:
         return plain
     fields = {**plain.to_dict(), **{plain.attribute_map.get(name, name): None for name in plain.attribute_map}}
-    known = {name: size for name, size in SIZES.items() if name in fields}
+    sizes = SIZES | BESIDE_ENCODERS if has_encoder(plain) else SIZES
+    known = {name: size for name, size in sizes.items() if name in fields}
     try:
         return AutoConfig.for_model(model_type, **known | SPECIAL.get(model_type, {}))
     except Exception as error:  # the rules of 189 configs
@@ -204,11 +246,18 @@ def tokens() -> torch.Tensor:
 @torch.no_grad()
 def whole_and_in_steps(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     """Logits [B, L, vocabulary] of one forward, and of steps with a cache."""
-    from transformers import DynamicCache
+    from transformers import DynamicCache, EncoderDecoderCache
 
-    whole = model(ids, use_cache=False).logits
-    cache = DynamicCache(config=model.config)
-    steps = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(STEPS, 1)]
+    from uniattn_pl.families.encoder_decoder import has_encoder
+
+    name, source, cache = "input_ids", {}, DynamicCache(config=model.config)
+    if has_encoder(model.config):  # which reads the first tokens as its source
+        name, source = "decoder_input_ids", {"encoder_outputs": model.get_encoder()(input_ids=ids[:, :SOURCE])}
+        cache = EncoderDecoderCache(DynamicCache(config=model.get_decoder().config), DynamicCache())
+    whole = model(**source, **{name: ids}, use_cache=False).logits
+    steps = [
+        model(**source, **{name: part}, past_key_values=cache, use_cache=True).logits for part in ids.split(STEPS, 1)
+    ]
     return [whole, torch.cat(steps, dim=1)]
 
 
@@ -272,11 +321,12 @@ def _short(reason: str, model_type: str) -> str:
     return reason.split(" Supported: ")[0].split("\n")[0].replace("|", "/")[:220].rstrip(".")
 
 
-_HEAD = """# Every causal language model type of transformers
+_HEAD = """# Every language model type of transformers
 
 `python -m benchmarks.families --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
 model of random weights in float32, converted to one plan per role and compared with the stock model, in which only the
-function that attends is exchanged; 160 tokens in one forward, and in steps with a cache. *exact*: logits agree to 1e-4
+function that attends is exchanged; 160 tokens in one forward, and in steps with a cache; of types with an encoder, the
+decoder's plans. *exact*: logits agree to 1e-4
 of the largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
 
 The tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
@@ -288,12 +338,19 @@ really has is looked at whenever one is converted.
 
 def main(names: list[str], table: Path | None, say: Callable[[str], None] = print) -> int:
     """Try every type, print and write the table; the exit code."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    from uniattn_pl.families.encoder_decoder import has_encoder
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     lines, counts = [], Counter[str]()
-    for model_type in names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    beside = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if has_encoder(CONFIG_MAPPING[name])}
+    for model_type in names or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *beside}):
         found = outcomes(model_type)
         lines.append(row(model_type, found))
         counts.update({outcome.verdict for outcome in found.values()})

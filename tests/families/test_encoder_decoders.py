@@ -242,6 +242,9 @@ def test_what_a_plan_would_lose_is_refused() -> None:
     model.config.decoder_layerdrop = 0.1
     with pytest.raises(UserError, match="decoder_layerdrop"):
         apply_plan(model, PLANS["reuse"])
+    config = AutoConfig.for_model("umt5", **SPECIAL["t5"])
+    with pytest.raises(UserError, match="position biases of its own"):
+        apply_plan(AutoModelForSeq2SeqLM.from_config(config), PLANS["reuse"])
     with pytest.raises(UserError, match="biases by the distance"):
         apply_plan(stock_seq2seq("t5"), PLANS["window"])
     for family in ("t5", "bart"):

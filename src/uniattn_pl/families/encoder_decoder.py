@@ -106,7 +106,9 @@ def reading_config(config: PreTrainedConfig) -> Any:
 
 def reading(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
     """What a model is called with to read a text [B, L] and say what follows: an encoder reads it, too."""
-    inputs = {"input_ids": tokens, "decoder_input_ids": tokens} if has_encoder(model.config) else {"input_ids": tokens}
+    inputs: dict[str, Any] = {"input_ids": tokens}
+    if has_encoder(model.config):  # which runs by itself: some (Switch) hand `use_cache` on to it, and refuse it
+        inputs = {"encoder_outputs": model.get_encoder()(input_ids=tokens), "decoder_input_ids": tokens}
     return {**inputs, **last_logits(model)}
 
 

@@ -19,6 +19,7 @@ from uniattn_pl.families.inspection import (
     FUSED,
     KNOWN_PARTS,
     LAYER_LISTS,
+    POSITION_BIAS,
     PROBED,
     PROJECTIONS,
     attention_of,
@@ -71,6 +72,8 @@ def obstacles(model: PreTrainedModel) -> list[str]:
     if not attentions:
         return ["none of its layers attends through transformers' attention functions"]
     problems = _of_all(attentions, _refusals)
+    if sum(hasattr(attention, POSITION_BIAS) for attention in attentions) > 1:
+        problems.append("each of its layers adds position biases of its own, by the length of its own cache")
     if sees_images(model.config) and not all(getattr(attention, "is_causal", True) for attention in attentions):
         problems.append("its prompts see later tokens, too (PaliGemma's prefixes)")
     to_images = [str(index) for index, layer in enumerate(layers) if hasattr(layer, "cross_attn")]
