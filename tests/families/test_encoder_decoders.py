@@ -219,6 +219,16 @@ def test_attention_weights_are_not_dropped_at_random_in_a_converted_decoder(fami
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_maps_are_given_layer_by_layer_those_of_cross_attention_too(family: str) -> None:
+    model = converted(family, "drop", "eager", "auto")
+    batch = seq2seq_batch(SOURCES, TEXTS)
+    output = model(**batch, use_cache=False, output_attentions=True)
+    assert [index for index, given in enumerate(output.decoder_attentions) if given is None] == [0, 1, 4]
+    assert [given.shape[-2:] for given in output.cross_attentions] == [(max(TEXTS), max(SOURCES))] * DECODER_LAYERS
+
+
 @pytest.mark.parametrize("model_type", OTHERS)
 @torch.no_grad()
 def test_others_are_exact_where_inspection_finds_all(model_type: str) -> None:

@@ -209,10 +209,13 @@ def encoded_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) 
 def tell_positions(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> None:
     """Say so, once, if a text may get longer than what the model was trained on."""
     from uniattn_pl.display.notices import tell_once
+    from uniattn_pl.families.encoder_decoder import has_encoder
     from uniattn_pl.families.positions import positions_of
 
     positions = positions_of(model.config)
-    if positions is not None and prompt_tokens + new_tokens > positions:
+    # an encoder counts the prompt's by itself
+    longest = max(prompt_tokens, new_tokens) if has_encoder(model.config) else prompt_tokens + new_tokens
+    if positions is not None and longest > positions:
         tell_once(
             f"{prompt_tokens} tokens of a prompt and up to {new_tokens} new ones are more than the {positions} "
             "positions of this model, which was not trained on what lies beyond."
