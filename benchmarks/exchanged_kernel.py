@@ -46,7 +46,10 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
     shared: dict[int, tuple[Any, ...]] = {}
     rotations: dict[int, Any] = {}
 
-    def exchange(kernel: Any, attention: Any, query: Any, key: Any, value: Any, mask: Any, **arguments: Any) -> Any:
+    def exchange(
+        kernel: Any, attention: Any, query: Any, key: Any, value: Any, mask: Any = None, **arguments: Any
+    ) -> Any:
+        mask = arguments.pop("attention_mask", mask)
         if not any(attention is own for own in attentions):  # an encoder's, or one to its states
             return kernel(attention, query, key, value, mask, **arguments)
         row = plan.rows[attention.layer_idx]

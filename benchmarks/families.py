@@ -90,6 +90,26 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "phi4_multimodal": {"audio_config": {"num_blocks": 1}, "vision_config": {"num_hidden_layers": 1}},
 }
+LINEAR = ["linear_attention", "full_attention"] * 3
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+for _hybrid in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid"):
+    SPECIAL[_hybrid] = {"layer_types": LINEAR, **DELTA}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
+SPECIAL |= {
+    "bamba": {"attn_layer_indices": [1, 3, 5], **MAMBA},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "falcon_h1": {"mamba_d_ssm": 64, **MAMBA},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "full_attention", "mlp", "full_attention"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "chunk_size": 16,
+        "n_groups": 1,
+    },
+    **{family: {"layer_types": ["conv", "full_attention"] * 3} for family in ("lfm2", "lfm2_moe", "lfm3")},
+    "minimax": {"layer_types": LINEAR},
+}
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 24,
@@ -99,21 +119,10 @@ LATENT: dict[str, Any] = {
     "v_head_dim": 10,
     "head_dim": 8,
 }
-LINEAR = ["linear_attention", "full_attention"] * 3
-for _hybrid in (
-    "qwen3_next",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-    "olmo_hybrid",
-    "kimi_linear",
-    "minimax",
-    "bailing_hybrid",
-):
-    SPECIAL[_hybrid] = {"layer_types": LINEAR}
-for _both in ("kimi_linear", "bailing_hybrid"):
-    SPECIAL[_both] |= LATENT
 for _latent in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "axk1"):
     SPECIAL[_latent] = LATENT
+for _both in ("kimi_linear", "bailing_hybrid"):
+    SPECIAL[_both] = {"layer_types": LINEAR, **LATENT, "num_experts_per_token": 2, "num_expert_group": 1}
 
 
 SOURCE = 24

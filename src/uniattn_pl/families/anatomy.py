@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from uniattn_pl.families.inspection import (
     stock_model_type,
 )
 from uniattn_pl.families.obstacles import config_obstacle, obstacles
+from uniattn_pl.families.passed_layers import HANDED_ON, passed_by
 
 WATCHED = "uniattn_watched"
 
@@ -150,6 +152,8 @@ def _watched_anatomy(model: PreTrainedModel, layer: Any) -> Anatomy | str:
     alone = [call.name for call in before if not any(read is call.output for read in users)]
     behind = calls[calls.index(of_attention) + 1 :]
     after = [call for call in behind if "norm" in call.name and call.input is not calls[0].input]
+    if "weight" in inspect.unwrap(type(layer).forward).__code__.co_names:  # asked for its dtype (Nemotron-H)
+        alone = []
     own = [after[0].name] if after and after[0].input is of_attention.output else []
     return Anatomy((*alone, *own), after[0].name if after else None, fused=hasattr(attention, FUSED))
 
@@ -232,44 +236,25 @@ def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
         kind = getattr(module, "rope_type", None)
         if kind is not None:
             module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
-    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        # some decoders take the first of what a layer gives
-        for handed_on in (lambda hidden, *_, **__: hidden, lambda hidden, *_, **__: (hidden,)):
-            with _below(model, layer, handed_on):
-                _run_decoder(model)
-            hidden = next(iter([*seen[-1][0], *seen[-1][1].values()]), None) if seen else None
-            if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
-                return seen[-1]
-    finally:
-        handle.remove()
-    raise UserError(f"the layers below {type(layer).__name__} cannot be passed by")
-
-
-def _run_decoder(model: PreTrainedModel) -> None:
-    """Run a weightless decoder as far as a layer that ends it, over two tokens."""
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None, **beside_encoder(model, 2)}
     # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some families
     # look at the mask themselves (Granite 4), and not where there is none.
-    for masks in ({"attention_mask": torch.ones_like(ids)}, {}):
-        try:
-            model.get_decoder()(**masks, **inputs)
-        except _SeenEnough:
-            return
-        except (AttributeError, IndexError, RuntimeError):
-            if not masks:
-                raise
-
-
-@contextmanager
-def _below(model: PreTrainedModel, layer: nn.Module, handed_on: Callable[..., Any]) -> Iterator[None]:
-    """Let the layers below one do nothing but hand on: not every recurrence runs without weights."""
-    below = list(takewhile(lambda other: other is not layer, decoder_layers(model)))
-    for other in below:
-        other.forward = handed_on
+    masks: tuple[dict[str, Any], ...] = ({"attention_mask": torch.ones_like(ids)}, {})
+    error: Exception = RuntimeError("its layers are not reached")
+    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        yield
+        for handed_on, mask in product(HANDED_ON, masks):
+            try:
+                with passed_by(decoder_layers(model), handed_on, but=layer):
+                    model.get_decoder()(**mask, **inputs)
+            except _SeenEnough:
+                hidden = next(iter([*seen[-1][0], *seen[-1][1].values()]), None)
+                if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
+                    return seen[-1]
+            # the family's own code: what it does not take shows in whatever it raises
+            except Exception as failed:
+                error = failed
     finally:
-        for other in below:
-            del other.forward
+        handle.remove()
+    raise error

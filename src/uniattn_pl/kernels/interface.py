@@ -24,7 +24,7 @@ from uniattn_pl.kernels.choice import (
     choose,
 )
 from uniattn_pl.kernels.grouped import grouped_attention
-from uniattn_pl.kernels.map_handles import HeadIndex, KeptMap, MapHandle, ReplayedMap
+from uniattn_pl.kernels.map_handles import SINKS, HeadIndex, KeptMap, MapHandle, ReplayedMap
 from uniattn_pl.kernels.map_memory import map_bytes, map_limit
 from uniattn_pl.kernels.stock import backend_kernel, backend_name, eager_attention, settings_of
 from uniattn_pl.kernels.triton_maps.asked_attention import keep_row, keep_tiles, measured_tiles_for, triton_can
@@ -109,7 +109,8 @@ def attend(
     else:
         output, attention_map = backend_kernel(attention)(attention, query, key, value, visible, **arguments)
     handle: MapHandle | None = None
-    if choice.keeps_map and attention_map is not None:
+    # what kernels return beside sinks is not always the map: Granite's weighs it afterwards
+    if choice.keeps_map and attention_map is not None and arguments.get(SINKS) is None:
         handle = KeptMap(attention_map)
     elif request.map_read:
         handle = ReplayedMap(query, key, mask, arguments)

@@ -13,7 +13,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.encoder_decoder import beside_encoder
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
-from uniattn_pl.kernels.stock import publish
+from uniattn_pl.kernels.stock import has_maps, publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import OperatedAttention
@@ -24,7 +24,7 @@ from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.install import remove_norms
 from uniattn_pl.modeling.conversion.stock_comparison import differs_from_stock
 from uniattn_pl.plan import LayerPlan, LayerRow
-from uniattn_pl.plan.roles import KEY_VALUE, KV_HEADS, ROLES, WINDOW
+from uniattn_pl.plan.roles import KEY_VALUE, KV_HEADS, MAP, ROLES, WINDOW
 
 LENGTH = 8
 # Reading from itself, a layer calls the same kernel on the same numbers: what differs is no rounding.
@@ -246,12 +246,18 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
+    modes = ("replay", "materialise") if ROLES[role].reads == MAP and has_maps(stock.config) else ("replay",)
+    return any(_reads_itself_wrongly_by(stock, index, role, kwargs, mode) for mode in modes)
+
+
+def _reads_itself_wrongly_by(stock: Any, index: int, role: str, kwargs: dict[str, Any], mode: str) -> bool:
+    """The same with maps that are computed again, or kept: what a family returns as its map need not be all of it."""
     expected, *_ = stock(**kwargs)
     # Named as if it read from the layer below (or above the bottom one), where its own publication is put.
     elsewhere = index - 1 if index else 1
     row = LayerRow(index, role, elsewhere)
     publications = Publications()
-    source, reader = publishing_copy(stock), publishing_copy(stock)
+    source, reader = publishing_copy(stock, mode), publishing_copy(stock, mode)
     source.publishes, reader.publishes = frozenset({row.traits.reads}), frozenset()
     if row.traits.reads == KEY_VALUE:
         publish_positions(source, (), {**kwargs, PUBLICATIONS: publications})
@@ -267,12 +273,12 @@ def _differ(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return not bool(difference <= tolerance(expected.dtype) * expected.float().norm())  # NaN differs
 
 
-def publishing_copy(attention: Any) -> Any:
+def publishing_copy(attention: Any, reuse_mode: str = "replay") -> Any:
     """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
     twin = aliased_copy(attention)
     twin.config = copy.copy(attention.config)
     publish(twin.config)
-    twin.config.reuse_mode = "replay"
+    twin.config.reuse_mode = reuse_mode
     twin.settings = twin.config
     twin.key_root = twin.last_map_reader = twin.layer_idx
     return twin
