@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.families.encoder_decoder import decoder_inputs
 from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
+from uniattn_pl.families.passed_layers import handed_on_in, hidden_of
 from uniattn_pl.losses.row_logits import inputs_on
 from uniattn_pl.modeling.attention.position_bias import ARGUMENT as POSITION_BIAS
 from uniattn_pl.modeling.attention.position_bias import MAKES_BIAS
@@ -71,17 +72,23 @@ def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def stream_behind(layer: nn.Module, hidden: torch.Tensor, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Run a layer on the stream that enters it [B, L, d]; T5's give more than what leaves them."""
-    output: Any = layer(hidden, **arguments)
-    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return stream
+    return hidden_of(layer(hidden, **arguments))
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
 
 
 @contextmanager
 def replaced_layers(model: PreTrainedModel, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let every decoder layer do `forward(hidden_states, ...)` instead of its own."""
+    """Let every decoder layer do `forward(hidden_states, ...)` instead of its own.
+
+    It gives hidden states, beside an encoder in the form that its decoder takes.
+    """
     layers = decoder_layers(model)
+    handed_on = _as_it_is if model.config.is_encoder_decoder else handed_on_in(model)
     for layer in layers:
-        layer.forward = forward
+        layer.forward = lambda *args, **arguments: handed_on(forward(*args, **arguments))
     try:
         yield
     finally:
@@ -140,8 +147,8 @@ def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str | None) 
 
 
 def residual_multiplier(layer: Any) -> float:
-    """What a family multiplies an attention's output by before it joins the stream (Granite: 0.22); 1 elsewhere."""
-    return float(getattr(layer, "residual_multiplier", 1.0))
+    """What a family multiplies an attention's output by before it joins the stream (Granite, Falcon-H1); else 1."""
+    return float(getattr(layer, "residual_multiplier", getattr(layer, "attn_out_multiplier", 1.0)))
 
 
 def repaired_per_unit(layer: Any, row: LayerRow) -> float:

@@ -26,6 +26,7 @@ from uniattn_pl.calibration.layer_choices import LayerChoices
 from uniattn_pl.calibration.weights import Weights, read_weights, write_weights
 from uniattn_pl.config.sections.calibration_section import JOINT, RefineConfig
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_path, decoder_layers
+from uniattn_pl.families.passed_layers import hidden_of
 from uniattn_pl.losses.divergence import cosine_error, relative_error
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.resilience.ranks import sum_over_ranks
@@ -142,7 +143,7 @@ class LayerRefinement(LayerChoices):
         state = self._state(row, batch, inputs)
         arguments = {**inputs.arguments[row.index], PUBLICATIONS: state}
         hidden = self._hidden("unified", row.index, batch, inputs)
-        output = functional_call(layer, replaced, (hidden,), arguments)
+        output = hidden_of(functional_call(layer, replaced, (hidden,), arguments))
         target = self.store.get(self._stream("original", row.index + 1), batch)
         with torch.no_grad():
             target = self._behind_run(row, target, inputs)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
 from uniattn_pl.families.anatomy import Anatomy, anatomy_of
 from uniattn_pl.families.inspection import attention_of, decoder_layers
+from uniattn_pl.families.passed_layers import hidden_of
 
 
 @torch.no_grad()
@@ -33,11 +34,11 @@ def attention_importance(model: PreTrainedModel, batches: Sequence[Batch]) -> li
         for index, layer in enumerate(layers):
             if attention_of(layer) is None:
                 totals[index] = torch.inf
-                hidden = layer(hidden, **inputs.arguments[index])
+                hidden = hidden_of(layer(hidden, **inputs.arguments[index]))
                 continue
             seen: dict[str, torch.Tensor] = {}
             with capture(contribution(layer, anatomy), seen, "added"):
-                following = layer(hidden, **inputs.arguments[index])
+                following = hidden_of(layer(hidden, **inputs.arguments[index]))
             before = hidden.float()
             added = seen["added"].float() * residual_multiplier(layer)
             cosine = torch.cosine_similarity(before, before + added, dim=-1)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture, layer_inputs, residual_multiplier
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import attention_of, decoder_layers
+from uniattn_pl.families.passed_layers import hidden_of
 from uniattn_pl.search.importance import contribution
 
 RIDGE = 1e-6
@@ -42,13 +43,13 @@ def linear_bounds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[floa
             seen: dict[str, torch.Tensor] = {}
             before = streams[batch]
             if attention_of(layer) is None:
-                streams[batch] = layer(before, **given.arguments[index])
+                streams[batch] = hidden_of(layer(before, **given.arguments[index]))
                 continue
             with (
                 capture(WatchPoint(attention_of(layer)), seen, "x"),
                 capture(contribution(layer, anatomy), seen, "added"),
             ):
-                streams[batch] = layer(before, **given.arguments[index])
+                streams[batch] = hidden_of(layer(before, **given.arguments[index]))
             behind = before.float() + seen["added"].float() * residual_multiplier(layer)
             moments.add(seen["x"].float()[masks[batch]], behind[masks[batch]])
         bounds.append(moments.bound() if moments.count else math.inf)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, layer_inputs
 from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.passed_layers import hidden_of
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def block_influence(model: PreTrainedModel, batches: Sequence[Batch], span: int 
         tokens += int(mask.sum())
         streams = [inputs.hidden]  # the last `span` of them
         for index, layer in enumerate(layers):
-            streams.append(layer(streams[-1], **inputs.arguments[index]))
+            streams.append(hidden_of(layer(streams[-1], **inputs.arguments[index])))
             if len(streams) > span:
                 cosine = torch.cosine_similarity(streams.pop(0).float(), streams[-1].float(), dim=-1)
                 totals[index + 1 - span] += (1 - cosine)[mask].double().sum().cpu()

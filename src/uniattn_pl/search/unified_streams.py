@@ -39,6 +39,7 @@ from uniattn_pl.calibration.weights import (
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_layers, output_name, output_projection
 from uniattn_pl.families.model_shape import stock_plan
+from uniattn_pl.families.passed_layers import hidden_of
 from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
 from uniattn_pl.modeling.attention.published import Publications
@@ -156,7 +157,7 @@ class UnifiedStreams:
             for inputs, states in zip(self.inputs, hidden, strict=True):
                 seen: dict[str, torch.Tensor] = {}
                 with capture(point, seen, "target"):
-                    following.append(layer(states, **inputs.arguments[index]))
+                    following.append(hidden_of(layer(states, **inputs.arguments[index])))
                 targets.append(seen["target"])
             self.targets.append(targets)
             self.streams.append(following)
@@ -196,7 +197,7 @@ class UnifiedStreams:
         self, model: PreTrainedModel, row: LayerRow, batch: int, hidden: torch.Tensor, state: Publications
     ) -> torch.Tensor:
         layer = decoder_layers(model)[row.index]
-        return layer(hidden, **{**self.inputs[batch].arguments[row.index], PUBLICATIONS: state})
+        return hidden_of(layer(hidden, **{**self.inputs[batch].arguments[row.index], PUBLICATIONS: state}))
 
     def _fit(
         self, model: PreTrainedModel, row: LayerRow, running: dict[int, torch.Tensor], states: list[Publications]
