@@ -37,6 +37,23 @@ SIZES: dict[str, Any] = {
 }
 MIXTURE = {"moe_intermediate_size": 20, "num_experts_per_tok": 2}
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
+LATENT_MIXTURE = MIXTURE | ONE_GROUP | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+# Of hybrids six layers attend, as in the others; 0 and 4 do not.
+RECURRENT = "linear_attention"
+HYBRID = {
+    "num_hidden_layers": LAYERS + 2,
+    "layer_types": [RECURRENT, GLOBAL, GLOBAL, GLOBAL, RECURRENT, GLOBAL, GLOBAL, GLOBAL],
+}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
 MULTIPLIERS = {"residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 2.0}
 # Layers 1 and 3 of both Gemmas are global, so that local layers can read from global ones and from local ones.
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -79,6 +96,40 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "mlp_only_layers": [2]},
     "smollm3": {"no_rope_layer_interval": 3},
     "starcoder2": {"sliding_window": WINDOW, "use_bias": True},
+    "cohere2": {"sliding_window": WINDOW, "layer_types": [GLOBAL, LOCAL, LOCAL, LOCAL, LOCAL, GLOBAL]},
+    "gpt_oss": {
+        "sliding_window": WINDOW,
+        "layer_types": [LOCAL, GLOBAL] * 3,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "deepseek_v2": LATENT | LATENT_MIXTURE,
+    "deepseek_v3": LATENT | LATENT_MIXTURE,
+    "glm4_moe_lite": LATENT | LATENT_MIXTURE,
+    "kimi_linear": HYBRID | LATENT | MIXTURE | {"num_experts": 4, "num_experts_per_token": 2, "num_expert_group": 1},
+    "qwen3_next": HYBRID
+    | DELTA
+    | MIXTURE
+    | {"num_experts": 4, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2},
+    "qwen3_5_text": HYBRID | DELTA,
+    "olmo_hybrid": HYBRID | DELTA,
+    "lfm2": HYBRID | {"layer_types": ["conv", GLOBAL, GLOBAL, GLOBAL, "conv", GLOBAL, GLOBAL, GLOBAL]},
+    "nemotron_h": {
+        "num_hidden_layers": LAYERS + 3,
+        "layers_block_type": [RECURRENT, GLOBAL, GLOBAL, GLOBAL, "moe", "mlp", GLOBAL, GLOBAL, GLOBAL],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "chunk_size": 16,
+        "n_groups": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        **ONE_GROUP,
+    },
+    "falcon_h1": {"mamba_d_ssm": 64, "attention_in_multiplier": 0.5, "attention_out_multiplier": 0.7, **MAMBA},
+    "bamba": {"num_hidden_layers": LAYERS + 2, "attn_layer_indices": [1, 2, 3, 5, 6, 7], **MAMBA},
+    "jamba": {"num_hidden_layers": 2 * LAYERS, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4},
     # Values of half the size of keys. (Its windowed layers have sinks, which no reader could have.)
     "mimo_v2_flash": {
         "v_head_dim": 4,
@@ -92,7 +143,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 DISTINCT = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
 """Families that differ in norms, windows, biases, projections: what tests/families/ does not try is tried on these."""
 
-EAGER_ONLY = frozenset({"gemma2", "mimo_v2_flash"})
+EAGER_ONLY = frozenset({"gemma2", "gpt_oss", "mimo_v2_flash"})
 
 ARCHITECTURES: dict[str, Callable[[ModelShape], LayerPlan]] = {
     # Layers 2 and 3 read from layer 1: on Gemma local from global and global from global.

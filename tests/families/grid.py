@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from itertools import product
 
-from tests.tiny_models import EAGER_ONLY, UNMODIFIED, shape
+from tests.tiny_models import EAGER_ONLY, shape
 
 from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.plan import LayerPlan
@@ -18,7 +18,8 @@ MODES = {"reuse": ("materialise", "replay"), "mixed": ("materialise", "replay")}
 KERNELS = ("eager", "sdpa")
 # Source -> its readers. Layers 2 and 5 of these rotate nothing, layer 3 of EXAONE-4 alone.
 LINKS = {1: (2,), 3: (4, 5)}
-LINKS_OF_KEYS = {"smollm3": {0: (1,), 3: (4,)}, "exaone4": {1: (2,), 3: (4,)}}
+LINKS_OF_KEYS = {"smollm3": {0: (1,), 3: (4,)}, "exaone4": {1: (2,), 3: (4,)}, "cohere2": {1: (2,), 3: (4,)}}
+LATENT = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear"})  # all heads have one latent
 Cell = tuple[str, str, str, str]
 
 
@@ -27,32 +28,34 @@ def cells() -> list[Cell]:
     grid: list[Cell] = []
     for number, family in enumerate(FAMILIES):
         kernels = KERNELS[:1] if family in EAGER_ONLY else KERNELS
-        of_family = [(family, r, k, mode) for r, k in product(ROLES, kernels) for mode in MODES.get(r, ("auto",))]
+        roles = [role for role in ROLES if role != "heads" or family not in LATENT]
+        of_family = [(family, r, k, mode) for r, k in product(roles, kernels) for mode in MODES.get(r, ("auto",))]
         chosen = range(number, number + 3 * 7, 7)  # 7 and the 18 (of eager alone: 9) cells have no divisor in common
         grid += of_family if WHOLE_GRID in os.environ else [of_family[i % len(of_family)] for i in chosen]
     return grid
 
 
 def plan_for(family: str, role: str) -> LayerPlan:
-    """Layers of one role, some with a W_c; `mixed`: of all roles together."""
-    windows = [layer.window for layer in shape(family).layers]
+    """Layers of one role, some with a W_c; `mixed`: of all roles together. Layer i of those that attend."""
+    of, plan = shape(family).attention_layers, LayerPlan.stock(shape(family))
+    windows = [shape(family).layers[layer].window for layer in of]
     if role == "drop":
-        return UNMODIFIED.drop([1], compensated=False).drop([4], compensated=True)
+        return plan.drop([of[1]], compensated=False).drop([of[4]], compensated=True)
     if role == "skip":
-        return UNMODIFIED.skip([0], compensated=False).replace_run(3, 4)
+        return plan.skip([of[0]], compensated=False).replace_run(of[3], of[3] + 1)
     if role == "heads":
-        return UNMODIFIED.merge_heads([1], 1, compensated=False).merge_heads([4], 1, compensated=True)
+        return plan.merge_heads([of[1]], 1, compensated=False).merge_heads([of[4]], 1, compensated=True)
     if role == "window":
         sinks = [0 if window is not None else 2 for window in windows]
-        plan = UNMODIFIED.limit_window([1], 4, sinks[1], compensated=False)
-        return plan.limit_window([4], 4, sinks[4], compensated=True)
+        plan = plan.limit_window([of[1]], 4, sinks[1], compensated=False)
+        return plan.limit_window([of[4]], 4, sinks[4], compensated=True)
     if role == "mixed":
-        plan = UNMODIFIED.reuse([2], 1, compensated=True).drop([0], compensated=True).skip([5], compensated=False)
+        plan = plan.reuse([of[2]], of[1], compensated=True).drop([of[0]], compensated=True)
+        plan = plan.skip([of[5]], compensated=False)
         (source, readers), *_ = reversed(_links(family, "share_kv", windows).items())
-        return plan.share_kv(readers[:1], source, compensated=True)
-    plan = UNMODIFIED
+        return plan.share_kv([of[readers[0]]], of[source], compensated=True)
     for source, readers in _links(family, role, windows).items():
-        plan = plan.assign(readers, role, source, compensated=source == 1)
+        plan = plan.assign([of[reader] for reader in readers], role, of[source], compensated=source == 1)
     return plan
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.plan_error import PlanError
+from uniattn_pl.plan.roles import FULL
 
 FORMAT = 2
 FORMER_ROLES = {"share": "share_kv"}
@@ -35,7 +36,7 @@ _FORMER_OPTIONS = {
 
 def saved_form(rows: Sequence[LayerRow]) -> dict[str, Any]:
     """Plain data for JSON; only rows that differ from the unmodified model are listed."""
-    return {"format": FORMAT, "num_layers": len(rows), "rows": [_saved_row(row) for row in rows if row.operated]}
+    return {"format": FORMAT, "num_layers": len(rows), "rows": [_saved_row(row) for row in rows if row.role != FULL]}
 
 
 def _saved_row(row: LayerRow) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from uniattn_pl.families.attention_parts import serves
 from uniattn_pl.families.inspection import FUSED, stock_class
 from uniattn_pl.families.model_shape import fused_rows, heads_of
 from uniattn_pl.families.obstacles import is_plain
@@ -107,6 +108,9 @@ def _reduce(attention: Any, row: LayerRow) -> None:
     for name, _ in list(attention.named_children()):
         if name not in kept:
             delattr(attention, name)
+    for name, _ in list(attention.named_parameters(recurse=False)):
+        if not serves(name) & row.traits.projections:
+            attention.register_parameter(name, None)
     for name, projection in split.items():
         setattr(attention, name, projection)
 
