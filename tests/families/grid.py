@@ -19,7 +19,11 @@ KERNELS = ("eager", "sdpa")
 # Source -> its readers. Layers 2 and 5 of these rotate nothing, layer 3 of EXAONE-4 alone.
 LINKS = {1: (2,), 3: (4, 5)}
 LINKS_OF_KEYS = {"smollm3": {0: (1,), 3: (4,)}, "exaone4": {1: (2,), 3: (4,)}, "cohere2": {1: (2,), 3: (4,)}}
-LATENT = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear"})  # all heads have one latent
+# All heads have one latent; layers give the stream beside something else.
+WITHOUT = {
+    "heads": {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear"},
+    "skip": {"bamba", "falcon_h1"},
+}
 Cell = tuple[str, str, str, str]
 
 
@@ -28,7 +32,7 @@ def cells() -> list[Cell]:
     grid: list[Cell] = []
     for number, family in enumerate(FAMILIES):
         kernels = KERNELS[:1] if family in EAGER_ONLY else KERNELS
-        roles = [role for role in ROLES if role != "heads" or family not in LATENT]
+        roles = [role for role in ROLES if family not in WITHOUT.get(role, ())]
         of_family = [(family, r, k, mode) for r, k in product(roles, kernels) for mode in MODES.get(r, ("auto",))]
         chosen = range(number, number + 3 * 7, 7)  # 7 and the 18 (of eager alone: 9) cells have no divisor in common
         grid += of_family if WHOLE_GRID in os.environ else [of_family[i % len(of_family)] for i in chosen]
@@ -42,7 +46,8 @@ def plan_for(family: str, role: str) -> LayerPlan:
     if role == "drop":
         return plan.drop([of[1]], compensated=False).drop([of[4]], compensated=True)
     if role == "skip":
-        return plan.skip([of[0]], compensated=False).replace_run(of[3], of[3] + 1)
+        plan = plan.skip([of[0]], compensated=False)
+        return plan.replace_run(3, 4) if of[4] == 4 else plan.skip([of[3]], compensated=True)
     if role == "heads":
         return plan.merge_heads([of[1]], 1, compensated=False).merge_heads([of[4]], 1, compensated=True)
     if role == "window":
@@ -51,7 +56,7 @@ def plan_for(family: str, role: str) -> LayerPlan:
         return plan.limit_window([of[4]], 4, sinks[4], compensated=True)
     if role == "mixed":
         plan = plan.reuse([of[2]], of[1], compensated=True).drop([of[0]], compensated=True)
-        plan = plan.skip([of[5]], compensated=False)
+        plan = plan.skip([of[5]], compensated=False) if family not in WITHOUT["skip"] else plan
         (source, readers), *_ = reversed(_links(family, "share_kv", windows).items())
         return plan.share_kv([of[readers[0]]], of[source], compensated=True)
     for source, readers in _links(family, role, windows).items():

@@ -20,7 +20,8 @@ from uniattn_pl.kernels.triton_maps.tile_layout import MaskStructure, structure_
 from uniattn_pl.modeling.caches.token_spans import SpanRule, TokenSpan, span_rule
 from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
+Rotary = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+"""Cosine and sine [B, L, D], or both in one complex table (DeepSeek-V2)."""
 
 
 @dataclass
@@ -81,8 +82,10 @@ class Published:
         if self.map is not None:
             moved["map"] = self.map.to(device, non_blocking=non_blocking)
         if self.position_embeddings is not None:
-            cosine, sine = self.position_embeddings
-            moved["position_embeddings"] = (cosine.to(device), sine.to(device))
+            tables = self.position_embeddings
+            moved["position_embeddings"] = (
+                tables.to(device) if isinstance(tables, torch.Tensor) else tuple(table.to(device) for table in tables)
+            )
         return replace(self, **moved)
 
 

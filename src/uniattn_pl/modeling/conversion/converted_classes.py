@@ -50,6 +50,16 @@ class ConvertedModel(Base):
         _check_complete(source, info)
         return (model, info) if output_loading_info else model
 
+    def initialize_weights(self) -> None:
+        """The stock one: what initialises is the family's own code, which alone sets buffers that are not saved
+        (Falcon-H1), and not what transformers takes for code from elsewhere."""
+        own: dict[str, Any] = self.__dict__
+        own["is_custom_code"] = lambda: False
+        try:
+            super().initialize_weights()
+        finally:
+            del own["is_custom_code"]
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """The stock one, weights under the names that they have here.
 

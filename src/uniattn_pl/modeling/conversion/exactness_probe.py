@@ -141,7 +141,8 @@ def _turns(attention: Any, call: _LayerCall) -> bool:
     rotation = call.attention.get("position_embeddings")
     if rotation is None or isinstance(attention, OperatedAttention):
         return rotation is not None
-    other = tuple(part.roll(1, dims=-2) for part in rotation)
+    complex_table = isinstance(rotation, torch.Tensor)  # DeepSeek-V2
+    other = rotation.roll(1, dims=-2) if complex_table else tuple(part.roll(1, dims=-2) for part in rotation)
     with_other = {**call.attention, "position_embeddings": other}
     return not torch.equal(attention(**call.attention)[0], attention(**with_other)[0])
 
