@@ -8,8 +8,9 @@ from typing import Any
 
 from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
 from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.link_checks import row_problems
 from uniattn_pl.plan.plan_error import PlanError
-from uniattn_pl.plan.roles import FULL, KEY_VALUE, MAP, MEAN, OTHER, Role
+from uniattn_pl.plan.roles import FULL, MAP, MEAN, OTHER
 from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
 from uniattn_pl.plan.shape_checks import (
@@ -19,12 +20,6 @@ from uniattn_pl.plan.shape_checks import (
     rank_problems,
     source_size_problems,
 )
-
-# What a reader takes -> (what it does, why a layer that does not give it cannot be its source).
-_READING = {
-    MAP: ("reuses the map", "computes none"),
-    KEY_VALUE: ("shares keys and values", "keeps none of its own"),
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class LayerPlan:
     rows: tuple[LayerRow, ...]
 
     def __post_init__(self) -> None:
-        problems = [p for position, row in enumerate(self.rows) for p in _problems(self.rows, position, row)]
+        problems = [p for position, row in enumerate(self.rows) for p in row_problems(self.rows, position, row)]
         if problems:
             raise PlanError(*problems)
 
@@ -275,31 +270,6 @@ class LayerPlan:
             return cls(tuple(read_rows(data)))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
-
-
-def _problems(rows: Sequence[LayerRow], position: int, row: LayerRow) -> list[str]:
-    """What is impossible about a row in its place among the others, in words."""
-    if row.index != position:
-        return [f"row {position} of the plan describes layer {row.index}; rows must be in layer order."]
-    return row.problems() or _source_problems(rows, row)
-
-
-def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
-    """What is impossible about the layer that `row` reads from."""
-    where, source = f"layer {row.index}", row.source
-    if row.traits.reads is None:
-        return []
-    if source is None or not 0 <= source < len(rows):
-        return [f"{where} reads from layer {source}, which is not in the model."]
-    if source >= row.index:
-        return [f"{where} reads from layer {source}, which is not below it."]
-    below: Role = rows[source].traits
-    if row.traits.reads in below.gives:
-        return []
-    if not below.computes:
-        return [f"{where} reads from layer {source}, whose attention is dropped."]
-    reads, lacks = _READING.get(row.traits.reads, (f"reads the {row.traits.reads}", "gives none"))
-    return [f"{where} {reads} of layer {source}, which {lacks}."]
 
 
 def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError, did_you_mean
@@ -50,15 +51,16 @@ class ConvertedModel(Base):
         _check_complete(source, info)
         return (model, info) if output_loading_info else model
 
+    @torch.no_grad()
     def initialize_weights(self) -> None:
-        """The stock one: what initialises is the family's own code, which alone sets buffers that are not saved
-        (Falcon-H1), and not what transformers takes for code from elsewhere."""
-        own: dict[str, Any] = self.__dict__
-        own["is_custom_code"] = lambda: False
-        try:
-            super().initialize_weights()
-        finally:
-            del own["is_custom_code"]
+        """The stock one, and what some models set in others' buffers, which are not saved (Falcon-H1).
+
+        transformers passes over every module of a class from elsewhere that has no weight to be initialised.
+        """
+        super().initialize_weights()
+        for model in self.modules():
+            if isinstance(model, PreTrainedModel):
+                model._init_weights(model)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """The stock one, weights under the names that they have here.
