@@ -334,9 +334,8 @@ _HEAD = """# Every language model type of transformers
 
 `python -m benchmarks.families --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
 model of random weights in float32, converted to one plan per role and compared with the stock model, in which only the
-function that attends is exchanged; 160 tokens in one forward, and in steps with a cache; of types with an encoder, the
-decoder's plans. *exact*: logits agree to 1e-4
-of the largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
+function that attends is exchanged; 160 tokens in one forward, and in steps with a cache; of types with an encoder,
+plans of the decoder. *exact*: logits agree to 1e-4 of the largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
 
 The tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
 Options of a config can make a family that is exact here be refused (clips, scales, other rotations): what a model
