@@ -335,7 +335,8 @@ _HEAD = """# Every language model type of transformers
 `python -m benchmarks.families --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
 model of random weights in float32, converted to one plan per role and compared with the stock model, in which only the
 function that attends is exchanged; 160 tokens in one forward, and in steps with a cache; of types with an encoder,
-plans of the decoder. *exact*: logits agree to 1e-4 of the largest. *refused*: one message says why, and nothing is changed. Types with at least one such plan: {}.
+plans of the decoder. *exact*: logits agree to 1e-4 of the largest. *refused*: one message says why, and nothing is
+changed. Types with at least one such plan: {}.
 
 The tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
 Options of a config can make a family that is exact here be refused (clips, scales, other rotations): what a model
@@ -344,8 +345,8 @@ really has is looked at whenever one is converted.
 """
 
 
-def main(names: list[str], table: Path | None, say: Callable[[str], None] = print) -> int:
-    """Try every type, print and write the table; the exit code."""
+def every_type() -> list[str]:
+    """Causal language models, and those with an encoder."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -354,11 +355,17 @@ def main(names: list[str], table: Path | None, say: Callable[[str], None] = prin
 
     from uniattn_pl.families.encoder_decoder import has_encoder
 
+    beside = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if has_encoder(CONFIG_MAPPING[name])}
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *beside})
+
+
+def main(names: list[str], table: Path | None, say: Callable[[str], None] = print) -> int:
+    """Try every type, print and write the table; the exit code."""
+
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     lines, counts = [], Counter[str]()
-    beside = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if has_encoder(CONFIG_MAPPING[name])}
-    for model_type in names or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *beside}):
+    for model_type in names or every_type():
         found = outcomes(model_type)
         lines.append(row(model_type, found))
         counts.update({outcome.verdict for outcome in found.values()})

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import auto_model, beside_encoder, language_model
+from uniattn_pl.families.encoder_decoder import auto_model, beside_encoder, has_encoder, language_model
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
@@ -106,10 +106,11 @@ def weightless(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: transformers has no language model of that type, or it is one inside another.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     family = stock_model_type(config)
-    if language_model(family) is None:
+    # MusicGen's models have an encoder, by no default of their config, and are no language models
+    if language_model(family) is None or (has_encoder(config) and not has_encoder(CONFIG_MAPPING[family])):
         raise UserError(f"model type '{family}' is no language model that transformers knows.{_supported()}")
     obstacle = config_obstacle(config)
     if obstacle is not None:
