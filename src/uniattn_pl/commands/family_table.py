@@ -33,11 +33,14 @@ def print_families() -> None:
                 *(verdict for verdict, _ in verdicts),
             )
         )
-        reasons += [f"  {reason}" for _, reason in verdicts if reason]
+        for role, (_, reason) in of_family["roles"].items():
+            if reason:
+                words = reason.removeprefix(f"model type '{family}': ")
+                reasons.append(f"  {family}, {role}: {words}")
     columns = ("model type", "models", "kernels", "windows", *roles)
     print_table("Tested model families, and the roles that their layers can have", columns, rows)
     if reasons:
-        print("\nWhy not all:\n" + "\n".join(dict.fromkeys(reasons)))
+        print("\nWhy not all:\n" + "\n".join(reasons))
     made = [
         (name, "as it measures" if of is None else ", ".join(of) or "none")
         for name, of in found["architectures"].items()
@@ -47,8 +50,8 @@ def print_families() -> None:
     if found["transformers"] != version("transformers"):
         print(f"\nFound with transformers {found['transformers']}; installed is {version('transformers')}.")
     print(
-        "\nFound on the families' default configs. Other families are inspected and probed when they are converted, "
-        "and\nrefused with the reason: list families --model NAME says what can be made of a model."
+        "\nFound on small models with the families' default options. Other families are inspected and probed when\n"
+        "they are converted, and refused with the reason: list families --model NAME says what can be made of a model."
     )
 
 

@@ -1,18 +1,30 @@
 """The table behind `list families`: what each tested family can have, found by trying, and kept beside this file.
 
-Trying all takes a minute; `python -m benchmarks.support` does it and writes `family_support.json`.
+`python -m benchmarks.support` does that, which takes minutes, and writes `family_support.json`.
 """
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 FILE = "family_support.json"
-# A default that is another family: Granite 4 with Mamba layers.
-OPTIONS: dict[str, dict[str, Any]] = {"granitemoehybrid": {"layer_types": ["attention"] * 32}}
+LAYERS = 12
+# What defaults leave out and every published model has (layers with attention, sizes); fewer layers of slow ones.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [3, 7, 11]},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "falcon_h1": {"num_hidden_layers": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 3},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "jamba": {"num_hidden_layers": 24},
+    "kimi_linear": {"num_hidden_layers": 9},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"] * 4},
+    "olmo_hybrid": {"num_hidden_layers": 8},
+    "qwen3_5_text": {"num_hidden_layers": 8},
+    "qwen3_next": {"num_hidden_layers": 8},
+}
 
 
 def kept_support() -> dict[str, Any]:
@@ -26,19 +38,8 @@ def kept_support() -> dict[str, Any]:
     return found
 
 
-def found_support() -> dict[str, Any]:
-    """The same, found anew."""
-    from uniattn_pl.families.inspection import FAMILIES
-
-    return {
-        "transformers": version("transformers"),
-        "families": {family: family_support(family) for family in FAMILIES},
-        "architectures": architecture_roles(),
-    }
-
-
 def family_support(model_type: str) -> dict[str, Any]:
-    """What a tested family can have, on its default config: kernels, layers with a window, a verdict per role."""
+    """What a tested family can have: kernels, layers with a window by default, a verdict per role in twelve layers."""
     from transformers import AutoConfig
 
     from uniattn_pl.families.anatomy import weightless
@@ -46,8 +47,8 @@ def family_support(model_type: str) -> dict[str, Any]:
     from uniattn_pl.families.model_shape import windows_of
     from uniattn_pl.modeling.conversion.possibilities import possibilities
 
-    config = AutoConfig.for_model(model_type, **OPTIONS.get(model_type, {}))
-    windows = windows_of(config)
+    config = AutoConfig.for_model(model_type, **{"num_hidden_layers": LAYERS, **OPTIONS.get(model_type, {})})
+    windows = windows_of(AutoConfig.for_model(model_type))
     local = sum(window is not None for window in windows)
     roles = possibilities(config, architectures=False).roles
     return {

@@ -30,6 +30,21 @@ SMALL: dict[str, int] = {
     "head_dim": 16,
     "mamba_n_heads": 8,
     "mamba_d_head": 16,
+    "mamba_d_ssm": 128,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
     "num_attention_heads": 4,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -45,7 +60,9 @@ SMALL_BESIDE_ENCODERS: dict[str, int] = {
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
 }
+DERIVED = ("model_type", "layer_plan", "qk_head_dim")  # of other fields
 WINDOW = 4
+TRIES = 4  # of single layers, where all of them together are refused
 GIVEN = "given"  # a plan of the user's own
 ASKED = ("reuse", "share_kv", "drop", "skip", "heads", "window")
 """The roles that an architecture gives to layers."""
@@ -93,7 +110,7 @@ def possibilities(config: PreTrainedConfig, *, architectures: bool = True) -> Po
 
 def small_model(config: PreTrainedConfig) -> PreTrainedModel | None:
     """A model of random weights with the options of `config` and few features; None where no such sizes fit."""
-    given = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "layer_plan")}
+    given = {name: value for name, value in config.to_dict().items() if name not in DERIVED}
     if hasattr(config, "decoder"):  # sizes within sizes, of an encoder and a decoder (T5-Gemma)
         return None
     of_kind = SMALL | SMALL_BESIDE_ENCODERS if has_encoder(config) else SMALL
@@ -118,34 +135,36 @@ def _role(role: str, shape: ModelShape, small: PreTrainedModel | None) -> Possib
     steps = list(_steps(role, shape))
     if not steps:
         return Possibility(NO, _first_problem(role, shape))
-    plan = LayerPlan.unmodified(len(shape.layers))
+    plan = LayerPlan.stock(shape)
     for step in steps:
         plan = plan.with_rows({row.index: row for row in step.rows if row.role == role})
     whole = _converted(plan, small)
     if whole.verdict == YES:
         return whole
-    some = any(_converted(step, small).verdict == YES for step in steps)
+    some = any(_converted(step, small).verdict == YES for step in steps[:TRIES])
     return Possibility(IN_PART if some else NO, whole.reason)
 
 
 def _steps(role: str, shape: ModelShape) -> Iterator[LayerPlan]:
     """Plans with one layer of a role each, no two of them neighbours, that go together and have the sizes for it."""
     taken: set[int] = set()
-    for index in range(1, len(shape.layers)):
-        if index in taken or index - 1 in taken:
+    attending = shape.attention_layers
+    for number, index in enumerate(attending[1:] or attending):
+        if index in taken or attending[number] in taken:
             continue
-        for source in [s for s in reversed(range(index)) if s not in taken] if ROLES[role].reads else [None]:
-            plan = _one(role, index, source, len(shape.layers))
+        sources = [source for source in reversed(attending) if source < index and source not in taken]
+        for source in sources if ROLES[role].reads else [None]:
+            plan = _one(role, index, source, shape)
             if _fits(plan, shape):
                 taken.add(index)
                 yield plan
                 break
 
 
-def _one(role: str, index: int, source: int | None, layers: int) -> LayerPlan:
+def _one(role: str, index: int, source: int | None, shape: ModelShape) -> LayerPlan:
     sizes: dict[str, Any] = {"kv_heads": 1, "window": WINDOW}
     wanted = {name: sizes[name] for name in ROLES[role].sizes}
-    return LayerPlan.unmodified(layers).assign([index], role, source, **wanted)
+    return LayerPlan.stock(shape).assign([index], role, source, **wanted)
 
 
 def _fits(plan: LayerPlan, shape: ModelShape) -> bool:
@@ -157,8 +176,11 @@ def _fits(plan: LayerPlan, shape: ModelShape) -> bool:
 
 
 def _first_problem(role: str, shape: ModelShape) -> str:
+    if ROLES[role].reads and len(shape.attention_layers) == 1:
+        return f"only layer {shape.attention_layers[0]} attends."
+    below, index = (*shape.attention_layers, shape.attention_layers[0])[:2]
     try:
-        _one(role, 1, 0 if ROLES[role].reads else None, len(shape.layers)).check(shape)
+        _one(role, index, below if ROLES[role].reads else None, shape).check(shape)
     except PlanError as error:
         return error.problems[-1]
     return "no layer sees as far as another one above it."
