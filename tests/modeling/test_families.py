@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import UNMODIFIED, stock, tokens
+from tests.tiny_models import shape, stock, tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from uniattn_pl.architectures import UniAttn
@@ -17,14 +17,15 @@ from uniattn_pl.families.inspection import FAMILIES
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.pretrained import load_model
-from uniattn_pl.plan import costs
+from uniattn_pl.plan import LayerPlan, costs
 
-# Layer 1 is a global layer of both Gemmas, so that a local and a global one may read from it.
-PLANS = {
-    "uniattn": UNMODIFIED.reuse([2, 3], 1, compensated=True),
-    "cla": UNMODIFIED.share_kv([2, 3], 1, compensated=True),
-    "llmdrop": UNMODIFIED.drop([2, 4], compensated=True),
-}
+
+def plan_of(family: str, name: str) -> LayerPlan:
+    """Layers of those that attend; layer 1 is a global one of both Gemmas, so that a local one may read from it."""
+    plan, of = LayerPlan.stock(shape(family)), shape(family).attention_layers
+    if name == "llmdrop":
+        return plan.drop([of[2], of[4]], compensated=True)
+    return plan.assign([of[2], of[3]], {"uniattn": "reuse", "cla": "share_kv"}[name], of[1], compensated=True)
 
 
 # The others where norms belong to the attention alone (Gemma-2, OLMo-2) and where projections are fused (Phi-3).
@@ -35,7 +36,7 @@ CASES = [(family, "uniattn") for family in FAMILIES] + list(product(["gemma2", "
 @torch.no_grad()
 def test_calibration_reduces_the_error_and_the_result_survives_saving(family: str, name: str, tmp_path: Path) -> None:
     original = stock(family)
-    model = converted_copy(original, PLANS[name])
+    model = converted_copy(original, plan_of(family, name))
     ids = tokens(12, 16)
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(6)]
     # Random layers have nothing in common that unseen tokens would share: the error falls on the fitted ones.

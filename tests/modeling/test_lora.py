@@ -10,13 +10,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from tests.modeling.test_convert import converted
 from tests.parity import recorded
+from tests.tiny_models import shape, stock, tokens, with_random_compensations
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl import apply_architecture, lora_config
 from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import byte_tokenizer
+from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.modeling.loading.pretrained import load_folder
+from uniattn_pl.plan import LayerPlan
 
 
 def fused_model() -> PreTrainedModel:
@@ -103,3 +106,24 @@ def test_a_rank_must_be_positive() -> None:
 
 def test_layers_without_a_w_c_need_no_saved_modules() -> None:
     assert lora_config(converted("llmdrop")).modules_to_save is None
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "deepseek_v3", "gpt_oss"])
+@torch.no_grad()
+def test_what_stands_in_for_a_projection_gets_no_update(family: str) -> None:
+    """Readers that run their family's own forward; what is left of a projection for several is not adapted either."""
+    attending = shape(family).attention_layers
+    plan = LayerPlan.stock(shape(family)).reuse([attending[2]], attending[1], compensated=True)
+    model = with_random_compensations(apply_plan(stock(family), plan))
+    ids = tokens(2, 12)
+    expected = model(ids).logits
+    adapted = get_peft_model(model, lora_config(model, rank=2)).eval()
+    torch.testing.assert_close(adapted(ids).logits, expected, rtol=0, atol=1e-6)
+    updated = {name.split(".lora_B")[0].split(".")[-1] for name, _ in adapted.named_parameters() if ".lora_B" in name}
+    assert {"q_b_proj", "kv_b_proj", "o_proj"} <= updated or {"q_proj", "v_proj", "o_proj"} <= updated
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B" in name:
+            parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    changed = adapted(ids).logits
+    assert (changed - expected).abs().max() > 1e-2
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, changed, rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny_models import EAGER_ONLY, UNMODIFIED, stock, tokens, with_random_compensations
-from transformers import CONFIG_MAPPING, ArceeConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, VaultGemmaConfig
 
 import uniattn_pl
 from uniattn_pl.modeling.conversion.convert import apply_plan
@@ -22,9 +22,9 @@ IDS = tokens(2, 9)
 def test_the_tokenizer_of_an_untested_family_is_read_before_its_model(tmp_path: Path) -> None:
     """As `generate` does, in a process that has not met the family."""
     load_tokenizer("tiny-llama").save_pretrained(tmp_path)
-    config = ArceeConfig(num_hidden_layers=2).to_dict()
-    assert "uniattn_arcee" not in CONFIG_MAPPING
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "uniattn_arcee"}), encoding="utf-8")
+    config = VaultGemmaConfig(num_hidden_layers=2).to_dict()
+    assert "uniattn_vaultgemma" not in CONFIG_MAPPING
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "uniattn_vaultgemma"}), encoding="utf-8")
     assert load_folder_tokenizer(tmp_path).encode("one")
 
 

@@ -120,7 +120,9 @@ class LayerStreams:
     def _keep_published(self, source: int, batch: int, entry: Published) -> None:
         for name, tensor in entry.tensors().items():
             self.store.put(f"{name}-of-{source}", batch, tensor)
-        self.source_kwargs[source] = {k: v for k, v in entry.arguments.items() if not isinstance(v, torch.Tensor)}
+        # Tensors of a batch are made again (`of_kernels`); sinks [H] are weights.
+        arguments = entry.arguments.items()
+        self.source_kwargs[source] = {k: v for k, v in arguments if not isinstance(v, torch.Tensor) or v.dim() == 1}
 
     def _published(self, source: int, batch: int, inputs: LayerInputs) -> Published:
         arguments = inputs.arguments[source]

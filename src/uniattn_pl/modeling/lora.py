@@ -25,7 +25,10 @@ from uniattn_pl.families.inspection import (
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
 
-SHORT_NAMES = ("out_proj", "q", "k", "v", "o")  # as BART and T5 call them
+OTHER_NAMES = (
+    *("out_proj", "dense", "q", "k", "v", "o"),  # as BART, Phi and T5 call them
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),  # of a latent attention
+)
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output embedding
 
 
@@ -49,7 +52,7 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
         raise UserError(f"the rank of a LoRA update must be at least 1, got {rank}.")
     attentions = attentions_of(model).values()
     present = {name for attention in attentions for name, _ in attention.named_children()}
-    adapted = [name for name in (*PROJECTIONS, FUSED, *SHORT_NAMES) if name in present]
+    adapted = [name for name in (*PROJECTIONS, FUSED, *OTHER_NAMES) if name in present]
     whole = ["w_c"] if "w_c" in present else []
     outputs = _output_paths(model, refitted)
     defaults: dict[str, Any] = {
