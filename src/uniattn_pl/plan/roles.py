@@ -74,17 +74,6 @@ ROLES: dict[str, Role] = {
         label="own map",
         stock=True,
     ),
-    "other": Role(
-        summary="has no attention in this model, but a recurrence, a convolution, or a feed-forward alone",
-        projections=frozenset(),
-        products=0,
-        caches=frozenset(),
-        reads=None,
-        gives=frozenset(),
-        symbol="┊",
-        label="no attention here",
-        stock=True,
-    ),
     "reuse": Role(
         summary="uses the attention map of the layer below it with its own values (UniAttn)",
         projections=frozenset({VALUE, OUTPUT}),
@@ -152,6 +141,17 @@ ROLES: dict[str, Role] = {
         label="window",
         becomes="attend to the last tokens and the first few",
         sizes=frozenset({WINDOW}),
+    ),
+    "other": Role(
+        summary="has no attention in this model, but a recurrence, a convolution, or a feed-forward alone",
+        projections=frozenset(),
+        products=0,
+        caches=frozenset(),
+        reads=None,
+        gives=frozenset(),
+        symbol="┊",
+        label="no attention here",
+        stock=True,
     ),
 }
 FULL, OTHER = "full", "other"
