@@ -132,7 +132,9 @@ def test_steps_and_generation_give_them_in_the_predicted_bytes(family: str, role
         sizes = {"batch_size": BATCH, "length": length, "bytes_per_element": 4}
         assert kv_cache_bytes(cache) == costs.kv_cache_bytes(model.layer_plan, shape(family), **sizes), length
     recurrent = any(layer.state for layer in shape(family).layers)
-    torch.testing.assert_close(torch.cat(logits, dim=1), reference.in_steps() if recurrent else reference(IDS), **CLOSE)
+    expected = reference.in_steps() if recurrent else reference(IDS)
+    # in steps products are of other shapes, and round otherwise
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-5, atol=3e-5)
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(IDS, attention_mask=torch.ones_like(IDS), **options), reference.greedy(IDS))
 
