@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import attention_of, decoder_layers
@@ -22,9 +22,16 @@ def check_rows_stay_apart(model: PreTrainedModel) -> None:
     Raises:
         UserError: it would.
     """
-    recurrent = [index for index, layer in enumerate(decoder_layers(model)) if attention_of(layer) is None]
+    caches = DynamicCache(config=model.config).layers  # beside an attention, too, a state may be carried (Falcon-H1)
+    recurrent = [
+        index
+        for index, (layer, cache) in enumerate(zip(decoder_layers(model), caches, strict=True))
+        if attention_of(layer) is None or hasattr(cache, "conv_states")
+    ]
     if recurrent:
-        why = f"layers {', '.join(map(str, recurrent))} are no attention, and carry what they saw from row to row"
+        why = (
+            f"layers {', '.join(map(str, recurrent))} are not attention alone, and carry what they saw from row to row"
+        )
     elif not _masks_by_position(model):
         why = "its masks do not look at positions, by which rows are told apart"
     else:
