@@ -92,7 +92,7 @@ def test_a_wrapper_names_the_text_model_inside() -> None:
         shape_of(AutoConfig.for_model("moss_transcribe_diarize"))
 
 
-@pytest.mark.parametrize("family", ["musicgen", "dots3_note_text", "cohere_compass_text"])
+@pytest.mark.parametrize("family", ["dots3_note_text", "cohere_compass_text"])
 def test_whatever_ends_an_inspection_is_one_message(family: str) -> None:
     with pytest.raises(UserError, match=f"'{family}' is not supported: inspecting it ends in [A-Z][A-Za-z]+: "):
         shape_of(AutoConfig.for_model(family))

@@ -126,4 +126,4 @@ def test_what_stands_in_for_a_projection_gets_no_update(family: str) -> None:
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     changed = adapted(ids).logits
     assert (changed - expected).abs().max() > 1e-2
-    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, changed, rtol=0, atol=1e-5)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, changed, rtol=0, atol=1e-4)

@@ -183,7 +183,8 @@ OTHER_CONFIGS: dict[str, tuple[Change, str]] = {
     "an unknown activation": (config(hidden_act="nothing"), "cannot be loaded: 'nothing' (KeyError)"),
     "weights of another size": (config(intermediate_size=65), "has weights of other sizes than its config.json says"),
     "a layer too many": (config(num_hidden_layers=9), "are not complete: model.layers.8."),
-    "another kind of model": (config(model_type="t5"), "T5Config"),
+    "another kind of model": (config(model_type="vit"), "ViTConfig"),
+    "a model with an encoder": (config(model_type="t5"), "are not complete: "),
 }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import decoders_alone
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.tags import BASELINE, STOCK, drop_variant
@@ -123,6 +122,8 @@ def _plans(loaded: LoadedConfig) -> dict[str, LayerPlan]:
     Raises:
         UserError: with the problems of all of them.
     """
+    from uniattn_pl.families.encoder_decoder import decoders_alone
+
     plans: dict[str, LayerPlan] = {}
     problems: list[str] = []
     for file in (None, *loaded.config.bench.beside):

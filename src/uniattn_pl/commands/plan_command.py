@@ -10,7 +10,6 @@ from uniattn_pl.commands.predicted_table import print_predicted
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import decoders_alone
 from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.card_rates import CARDS, DEFAULT_MEMORY_GIB, GIB, USABLE_MEMORY, find_card, memory_bytes
@@ -81,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     print_compensation({loaded.architecture.name: plan}, shape)
     if card is not None:
         if shape.encoder is not None:
+            from uniattn_pl.families.encoder_decoder import decoders_alone
+
             raise UserError(decoders_alone("--card", shape.model_type))
         print_predicted(plan, shape, lengths, arguments.batch_size, *card)
     _print_training(plan, shape, loaded, arguments.gpus)

@@ -127,7 +127,7 @@ def test_a_dry_run_says_what_it_would_do_and_listens_to_nothing(
 def ends_at(server: ServerProcess, number: signal.Signals, headers: dict[str, str]) -> int:
     """Send a signal in the middle of an answer; returns the exit code."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    long = json.dumps({"prompt": "ab", "max_tokens": 1500, "stream": True})
+    long = json.dumps({"prompt": "ab", "max_tokens": 1500, "temperature": 0, "stream": True})
     connection.request("POST", "/v1/completions", long, headers=headers)
     answer = connection.getresponse()
     assert answer.readline().startswith(b"data: ")

@@ -64,7 +64,7 @@ def load_model(
         refusals_explained(source, way_out=TRUST),
         kernel_explained(source, attn_implementation, device=device, dtype=kind),
     ):
-        loaded: Any = _class_of(location, trust_remote_code=trust_remote_code, **options).from_pretrained(
+        loaded: Any = _class_of(location, trust_remote_code, **options).from_pretrained(
             location,
             output_loading_info=True,
             dtype=kind,
@@ -109,7 +109,7 @@ def load_folder(
     _prepare(str(folder), weights=True, quantizations=INFERENCE_QUANTIZATIONS)
     quantized = _quantized(quantization)
     with refusals_explained(folder, way_out=ELSEWHERE), kernel_explained(folder, attn_implementation, device=device):
-        loaded: Any = _class_of(folder, local_files_only=True, trust_remote_code=False).from_pretrained(
+        loaded: Any = _class_of(folder, False, local_files_only=True).from_pretrained(
             folder,
             output_loading_info=True,
             dtype="auto",
@@ -123,11 +123,11 @@ def load_folder(
     return _complete_model(folder, *loaded)
 
 
-def _class_of(location: str | Path, **options: Any) -> Any:
+def _class_of(location: str | Path, trust_remote_code: bool, **options: Any) -> Any:
     """The Auto class of a model source's config."""
     from transformers import AutoConfig
 
-    return auto_model(AutoConfig.from_pretrained(location, **options))
+    return auto_model(AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **options))
 
 
 def _on(device: torch.device | None) -> dict[str, Any]:
