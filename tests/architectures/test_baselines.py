@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shapes import toy_shape
+from tests.shapes import hybrid_shape, toy_shape
 
-from uniattn_pl.architectures import YOCO, Architecture, KVSharer, LLMDrop, ShortGPT
+from uniattn_pl.architectures import YOCO, Architecture, KVSharer, LLMDrop, SharedAttention, ShortGPT
 from uniattn_pl.plan import LayerPlan, PlanError, costs
 
 LAYERS = 8
@@ -147,9 +147,30 @@ def test_llmdrop_ranks_by_nbls_bound() -> None:
         (ShortGPT(num_dropped=8, ranking="top"), "of 8 blocks one must stay"),
         (ShortGPT(num_dropped=2, compensation=True, replace=True), "compensation .* or replace .*, not both"),
         (ShortGPT(layers=list(range(LAYERS))), "no layer attends"),
-        (YOCO(source=7), "source is 7; a layer above it has to read it: 0 to 6"),
+        (YOCO(source=7), "source is 7; a layer above it has to read it. Allowed: 0, 1, 2, 3, 4, 5, 6."),
     ],
 )
 def test_options_that_do_not_fit_are_told_before_anything_is_measured(architecture: Architecture, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         architecture.check(toy_shape(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attending", "message"),
+    [
+        (YOCO(), (3,), r"source is 3; .* Allowed: none, as layer 3 alone attends\."),
+        (SharedAttention(last_layer=4), (2, 6), r"no layer above first_layer, 2, and up to last_layer, 4, attends\."),
+        (SharedAttention(first_layer=0), (2, 6), r"layer 6 reads from layer 0, which has no attention in this model\."),
+    ],
+)
+def test_of_a_hybrid_layers_that_do_not_attend_are_no_sources(
+    architecture: Architecture, attending: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        architecture.check(hybrid_shape(attending))
+
+
+def test_of_a_hybrid_the_layers_that_attend_are_taken() -> None:
+    shape = hybrid_shape((2, 4, 6))
+    assert sources(SharedAttention().compile(shape)) == {4: 2, 6: 2}
+    assert sources(YOCO().compile(shape)) == {6: 4}

@@ -16,9 +16,10 @@ WHOLE_GRID = "UNIATTN_PL_WHOLE_GRID"
 ROLES = ("reuse", "share_kv", "drop", "skip", "heads", "window", "mixed")
 MODES = {"reuse": ("materialise", "replay"), "mixed": ("materialise", "replay")}
 KERNELS = ("eager", "sdpa")
-# Source -> its readers. Layers 2 and 5 of these rotate nothing, layer 3 of EXAONE-4 alone.
+# Source -> its readers. Of these, layers 2 and 5, or 0 and 5, rotate nothing; they are linked with each other.
 LINKS = {1: (2,), 3: (4, 5)}
-LINKS_OF_KEYS = {"smollm3": {0: (1,), 3: (4,)}, "exaone4": {1: (2,), 3: (4,)}, "cohere2": {1: (2,), 3: (4,)}}
+UNROTATED_ENDS = {0: (5,), 1: (2,), 3: (4,)}
+LINKS_OF_KEYS = {"smollm3": {2: (5,), 0: (1,), 3: (4,)}, "exaone4": UNROTATED_ENDS, "cohere2": UNROTATED_ENDS}
 # All heads have one latent; layers give the stream beside something else.
 WITHOUT = {
     "heads": {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear"},

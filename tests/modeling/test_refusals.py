@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny_models import MODES, converted, plan_of, stock, tokens
+from tests.tiny_models import MODES, converted, plan_of, shape, stock, tokens
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from uniattn_pl.errors import UserError
@@ -185,3 +185,18 @@ def test_a_refused_model_is_still_stock() -> None:
         apply_plan(model, PLAN)
     model.config.attention_dropout = 0.0
     assert apply_plan(model, PLAN).layer_plan == PLAN
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "smollm3", "gpt_oss"])
+def test_a_w_c_inside_an_attention_that_keeps_its_familys_forward(family: str, tmp_path: Path) -> None:
+    """As a former version made them, and as none is made today."""
+    source, reader = shape(family).attention_layers[:2] if family != "gpt_oss" else (1, 3)
+    plan = LayerPlan.stock(shape(family)).reuse([reader], source, compensated=True)
+    inside = plan.place_compensation(input="value", output="attention_output")
+    message = f"the attention of layers {reader} does more than plans know.* have it read attention_input"
+    with pytest.raises(UserError, match=message):
+        apply_plan(stock(family), inside)
+    apply_plan(stock(family), plan).save_pretrained(tmp_path)
+    edit_config(tmp_path, layer_plan=inside.to_dict())
+    with pytest.raises(UserError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

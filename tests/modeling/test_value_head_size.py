@@ -24,7 +24,7 @@ from tests.tiny_models import (
 from transformers import AutoModelForCausalLM, DynamicCache, MiMoV2FlashConfig
 
 from uniattn_pl.calibration.streaming import calibrate
-from uniattn_pl.families.model_shape import heads_of
+from uniattn_pl.families.attention_parts import heads_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.conversion.convert import apply_plan, converted_copy, unmodified_copy
 from uniattn_pl.plan import Heads, LayerPlan, PlanError, costs

@@ -1,4 +1,4 @@
-"""A hybrid and a latent attention through both stages: killed and resumed, in shards, with LoRA, exported, loaded."""
+"""A hybrid, a latent attention and one with sinks through both stages: killed, resumed, in shards, LoRA, exported."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tests.training.test_strategies import FSDP, LORA, MIDDLE_OF_STAGE_2, SHARDS
 from uniattn_pl.cli import main
 from uniattn_pl.modeling.loading.pretrained import load_folder, load_tokenizer
 
-HYBRID, LATENT = "qwen3_next", "deepseek_v3"
-OF_HYBRID, OF_LATENT = (f"model.source=../{family}" for family in (HYBRID, LATENT))
+HYBRID, LATENT, SINKS = "qwen3_next", "deepseek_v3", "gpt_oss"
+OF_HYBRID, OF_LATENT, OF_SINKS = (f"model.source=../{family}" for family in (HYBRID, LATENT, SINKS))
+EAGER, SMALL_MEMORY = "model.attn_implementation=eager", "training.gradient_checkpointing=true"
 ATTEMPTS = (
     Attempt("hybrid alone", 1, (OF_HYBRID,)),
     Attempt("hybrid killed", 1, (OF_HYBRID,), (0, MIDDLE_OF_STAGE_2)),
@@ -25,6 +26,8 @@ ATTEMPTS = (
     Attempt("hybrid shards", 2, (OF_HYBRID, FSDP, SHARDS)),
     Attempt("latent alone", 1, (OF_LATENT,)),
     Attempt("latent lora", 2, (OF_LATENT, FSDP, LORA)),
+    Attempt("sinks alone", 1, (OF_SINKS, EAGER)),
+    Attempt("sinks shards", 2, (OF_SINKS, EAGER, FSDP, SMALL_MEMORY)),
 )
 
 
@@ -33,7 +36,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all attempts ran; the kill ended its fit, and everything else ended well."""
     root = tmp_path_factory.mktemp("fits")
     tokenizer = load_tokenizer("tiny-llama")
-    for family in (HYBRID, LATENT):
+    for family in (HYBRID, LATENT, SINKS):
         sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
         random_model(family, **SPECIAL[family] | sizes).save_pretrained(root / family)
         tokenizer.save_pretrained(root / family)
@@ -57,8 +60,10 @@ def test_a_hybrid_killed_in_stage_2_ends_bit_for_bit_as_one_that_was_not(fits: P
     assert {key: alone[key] for key in alone.keys() - TIMED} == {key: killed[key] for key in killed.keys() - TIMED}
 
 
-def test_two_ranks_with_shards_train_as_one(fits: Path) -> None:
-    alone, shards = history(fits / "hybrid alone"), history(fits / "hybrid shards")
+@pytest.mark.parametrize("kind", ["hybrid", "sinks"])
+def test_two_ranks_with_shards_train_as_one(fits: Path, kind: str) -> None:
+    """Sinks are parameters of the source, which its readers need after its shards were freed."""
+    alone, shards = history(fits / f"{kind} alone"), history(fits / f"{kind} shards")
     assert [v for _, v in shards["stage2/loss"]] == pytest.approx([v for _, v in alone["stage2/loss"]], abs=1e-3)
 
 

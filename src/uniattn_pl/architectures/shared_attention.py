@@ -20,14 +20,18 @@ class SharedAttention(Architecture):
     name = "shared_attention"
     summary = "one span of layers uses one attention map, without compensation"
 
-    first_layer: int = option(0, "0-based layer that computes the map", minimum=0)
+    first_layer: int | None = option(
+        None, "0-based layer that computes the map; default: the lowest that attends", minimum=0
+    )
     last_layer: int | None = option(None, "0-based last layer that uses it; default: the top layer", minimum=0)
     compensation: bool = option(False, "give every reuse layer a W_c (the original method has none)")
 
     def compile(self, shape: ModelShape) -> LayerPlan:
+        first = shape.attention_layers[0] if self.first_layer is None else self.first_layer
         last = shape.num_layers - 1 if self.last_layer is None else self.last_layer
-        if last <= self.first_layer:
-            raise PlanError(f"last_layer is {last}; it must lie above first_layer, {self.first_layer}.")
-        readers = [layer for layer in shape.attention_layers if self.first_layer < layer <= last]
-        plan = LayerPlan.stock(shape)
-        return plan.reuse(readers, self.first_layer, compensated=self.compensation)
+        if last <= first:
+            raise PlanError(f"last_layer is {last}; it must lie above first_layer, {first}.")
+        readers = [layer for layer in shape.attention_layers if first < layer <= last]
+        if not readers:
+            raise PlanError(f"no layer above first_layer, {first}, and up to last_layer, {last}, attends.")
+        return LayerPlan.stock(shape).reuse(readers, first, compensated=self.compensation)

@@ -33,5 +33,6 @@ class YOCO(Architecture):
         source = half if self.source is None else self.source
         readers = [layer for layer in layers if layer > source]
         if not readers:
-            raise PlanError(f"yoco source is {source}; a layer above it has to read it: {layers[0]} to {layers[-2]}.")
+            below = ", ".join(map(str, layers[:-1])) or f"none, as layer {layers[0]} alone attends"
+            raise PlanError(f"yoco source is {source}; a layer above it has to read it. Allowed: {below}.")
         return LayerPlan.stock(shape).share_kv(readers, source, compensated=self.compensation)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from uniattn_pl.calibration.weights import Weights
+from uniattn_pl.families.attention_parts import fused_rows, heads_of
 from uniattn_pl.families.inspection import FUSED, PROJECTIONS, family_module, output_name, output_projection
-from uniattn_pl.families.model_shape import fused_rows, heads_of
 
 LEAST = 1e-12  # relative: what is smaller is no direction of the tokens
 

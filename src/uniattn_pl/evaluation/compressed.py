@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.inference.prefill import prefill
+from uniattn_pl.inference.prefill import prefill, read_on
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -52,8 +52,7 @@ def compressed_response_loss(
             cache.compress()
             cached, prompts = cached + kv_cache_bytes(cache), prompts + start
             if ids.shape[1] > start + 1:
-                rest = model(input_ids=ids[:, start:-1], past_key_values=cache, use_cache=True).logits
-                logits = torch.cat([logits, rest], dim=1)
+                logits = torch.cat([logits, read_on(model, ids[:, start:-1], cache)], dim=1)
         total += float(torch.nn.functional.cross_entropy(logits[0].float(), ids[0, start:], reduction="sum"))
         scored += ids.shape[1] - start
     return Compressed(total / max(scored, 1), scored, cached / max(prompts, 1))

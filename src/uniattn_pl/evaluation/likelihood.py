@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uniattn_pl.inference.prefill import prefill
+from uniattn_pl.inference.prefill import prefill, read_on
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.length_rotations import rotated_for, rotation_of
 
@@ -69,7 +69,7 @@ def _filled_cache(model: PreTrainedModel, prompt: Sequence[int], retain_rate: fl
 
 def _likelihood(model: PreTrainedModel, cache: Any, last: int, continuation: Sequence[int]) -> Likelihood:
     inputs = torch.tensor([[last, *continuation[:-1]]], device=model.device)
-    logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0].float()
+    logits = read_on(model, inputs, cache)[0].float()
     targets = torch.tensor(list(continuation), device=logits.device)
     scores = logits.log_softmax(-1).gather(1, targets[:, None])
     return Likelihood(float(scores.sum()), bool((logits.argmax(-1) == targets).all()))

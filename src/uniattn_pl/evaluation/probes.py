@@ -18,6 +18,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.compressed import compressed_response_loss
 from uniattn_pl.evaluation.evaluation_results import Estimate, Result
 from uniattn_pl.evaluation.subsample import choose_rows
+from uniattn_pl.families.recurrent_states import layers_with_states
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
 from uniattn_pl.losses.row_logits import inputs_on
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -117,9 +118,10 @@ def loss_by_position(
 def _token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """The loss [L - 1] of each token of `ids` [L] but the first, chunk by chunk over one cache."""
     cache, losses = None, []
+    size = len(ids) if layers_with_states(model.config) else CHUNK
     with rotated_for(model, len(ids)):
-        for start in range(0, len(ids) - 1, CHUNK):
-            stop = min(start + CHUNK, len(ids) - 1)
+        for start in range(0, len(ids) - 1, size):
+            stop = min(start + size, len(ids) - 1)
             output = model(input_ids=ids[None, start:stop], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             losses.append(cross_entropy(output.logits[0].float(), ids[start + 1 : stop + 1], reduction="none"))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from uniattn_pl.families.inspection import FUSED, OUTPUT_NAMES, output_projection
+from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import FUSED, OUTPUT_NAMES, PROJECTIONS, output_projection
 from uniattn_pl.plan import Heads
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
@@ -56,7 +57,9 @@ def serves(name: str) -> frozenset[str]:
 def row_spans(attention: Any) -> dict[str, list[RowSpan]]:
     """Of the projections that serve several at once, which rows serve which."""
     spans: dict[str, list[RowSpan]] = {}
-    if hasattr(attention, LATENT_IN):
+    if hasattr(attention, FUSED):
+        spans[FUSED] = list(fused_rows(attention).values())
+    elif hasattr(attention, LATENT_IN):
         heads = latent_heads(attention)
         spans[LATENT_IN] = _in_one_group({frozenset({KEY, VALUE}): heads.latent, frozenset({KEY}): heads.rotary})
         unrotated = heads.size - heads.rotary
@@ -96,6 +99,44 @@ def latent_heads(attention: Any) -> Heads:
     rotary, value_size = made.out_features - latent, output.in_features // queries
     unrotated = getattr(attention, LATENT_OUT).out_features // queries - value_size
     return Heads(queries, queries, unrotated + rotary, value_size, latent=latent, rotary=rotary)
+
+
+def heads_of(attention: Any) -> Heads:
+    """The heads of a stock attention, as its projections have them: layers of one model may differ (MiMo-V2).
+
+    Raises:
+        UserError: its projections are of no size that fits whole heads.
+    """
+    if hasattr(attention, LATENT_IN):
+        return latent_heads(attention)
+    size, config = getattr(attention, "head_dim", None), attention.config
+    size = size or getattr(attention, "key_value_proj_dim", None)  # T5's
+    if size and hasattr(attention, FUSED):
+        heads = Heads(config.num_attention_heads, config.num_key_value_heads, size, size)
+        fits = attention.qkv_proj.out_features == heads.query_width + 2 * heads.key_width
+    elif size:
+        query, key, value = (linear_of(attention, projection).out_features for projection in (QUERY, KEY, VALUE))
+        query = query // 2 if is_gated(attention) else query
+        heads = Heads(query // size, key // size, size, value // max(1, key // size))
+        fits = (query, key, value) == (heads.query_width, heads.key_width, heads.value_width)
+    if not size or not fits or output_projection(attention).in_features != heads.output_width:
+        sizes = {name: list(p.shape) for name, p in attention.named_parameters() if name.endswith("proj.weight")}
+        raise UserError(f"the projections of its attention do not consist of whole heads of {size}: {sizes}.")
+    return heads
+
+
+def linear_of(attention: Any, projection: str) -> Any:
+    """W_q, W_k or W_v of an attention, whatever its family calls it."""
+    found = (getattr(attention, name, None) for name in NAMES[projection])
+    return next(module for module in found if isinstance(module, nn.Linear))
+
+
+def fused_rows(attention: Any) -> dict[str, RowSpan]:
+    """Which rows of `qkv_proj` [(H + 2 Hkv) * D, d] are q_proj, k_proj and v_proj."""
+    heads = heads_of(attention)
+    widths = (heads.query_width, heads.key_width, heads.value_width)
+    spans = _in_one_group(dict(zip((frozenset({part}) for part in (QUERY, KEY, VALUE)), widths, strict=True)))
+    return dict(zip(PROJECTIONS[:3], spans, strict=True))
 
 
 def part_counts(attention: nn.Module) -> dict[frozenset[str], int]:

@@ -66,10 +66,6 @@ FAMILIES = {
 }
 """Tested model types (`config.model_type`) and the models that have them; others work where inspection finds all."""
 
-PROBED = frozenset({"exaone4", "ministral3", "olmo", "olmoe", "smollm3"})
-"""Tested types whose options decide what an attention does (clips, scales, layers without rotation): their readers run
-the family's own forward, and a model of one is probed whenever it is converted, as those of untested types are."""
-
 ENCODER_DECODERS = {"t5": "T5, FLAN-T5", "t5gemma": "T5-Gemma", "bart": "BART"}
 """The tested ones with an encoder beside the decoder that is converted (families/encoder_decoder.py)."""
 

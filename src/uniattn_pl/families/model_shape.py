@@ -1,10 +1,9 @@
-"""How large a model is, by what a plan can take away: parameters per layer, windows, rows of a fused projection."""
+"""How large a model is, by what a plan can take away: parameters per layer, windows, states beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,12 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import Anatomy, anatomy_of_model, inspecting, weightless
-from uniattn_pl.families.attention_parts import LATENT_IN, NAMES, is_gated, latent_heads, part_counts, serves
+from uniattn_pl.families.attention_parts import heads_of, linear_of, part_counts, serves
 from uniattn_pl.families.encoder_decoder import decoder_config, has_encoder
 from uniattn_pl.families.inspection import (
     FUSED,
     POSITION_BIAS,
-    PROJECTIONS,
     attention_of,
     attention_path,
     cross_attention_path,
@@ -29,7 +27,7 @@ from uniattn_pl.families.inspection import (
 from uniattn_pl.families.positions import positions_of
 from uniattn_pl.families.recurrent_states import recurrent_states
 from uniattn_pl.families.routed_experts import routed_experts
-from uniattn_pl.plan import CrossAttention, Experts, Heads, LayerPlan, LayerShape, ModelShape
+from uniattn_pl.plan import CrossAttention, Experts, LayerPlan, LayerShape, ModelShape
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 from uniattn_pl.plan.shape import NO_HEADS
 
@@ -117,12 +115,8 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     counts = part_counts(attention)
     query_norm, key_norm = (_norms(attention, projection) for projection in (QUERY, KEY))
     query, key, value = (counts.get(frozenset({projection}), 0) for projection in (QUERY, KEY, VALUE))
-    if anatomy.fused:
-        query, key, value = (rows.numel for rows in fused_rows(attention).values())
     output = _count(output_projection(attention).parameters())
-    gate = (
-        counts.get(frozenset({OUTPUT}), 0) - output - (_count(attention.qkv_proj.parameters()) if anatomy.fused else 0)
-    )
+    gate = counts.get(frozenset({OUTPUT}), 0) - output
     attention_norms = sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
     cross, of_cross = _cross_attention(layer)
@@ -182,8 +176,8 @@ def _cross_attention(layer: nn.Module) -> tuple[CrossAttention | None, dict[str,
     if path is None:
         return None, {}
     attention: Any = layer.get_submodule(path)
-    of_text = _count(m.weight for m in (_linear(attention, QUERY), output_projection(attention)))
-    of_source = _count(_linear(attention, projection).weight for projection in (KEY, VALUE))
+    of_text = _count(m.weight for m in (linear_of(attention, QUERY), output_projection(attention)))
+    of_source = _count(linear_of(attention, projection).weight for projection in (KEY, VALUE))
     weights = {f"{path}.{n}": p for n, p in attention.named_parameters() if p.dim() == 2 and POSITION_BIAS not in n}
     return CrossAttention(heads_of(attention), of_text, of_source), weights
 
@@ -201,62 +195,10 @@ def _experts(layer: nn.Module) -> tuple[Experts | None, dict[str, nn.Parameter]]
     return Experts(count, found[0].per_token, matrices // count, biases // count), weights
 
 
-def heads_of(attention: Any) -> Heads:
-    """The heads of a stock attention, as its projections have them: layers of one model may differ (MiMo-V2).
-
-    Raises:
-        UserError: its projections are of no size that fits whole heads.
-    """
-    if hasattr(attention, LATENT_IN):
-        return latent_heads(attention)
-    size, config = (
-        getattr(attention, "head_dim", None) or getattr(attention, "key_value_proj_dim", None),
-        attention.config,
-    )
-    if size and hasattr(attention, FUSED):
-        heads = Heads(config.num_attention_heads, config.num_key_value_heads, size, size)
-        fits = attention.qkv_proj.out_features == heads.query_width + 2 * heads.key_width
-    elif size:
-        query, key, value = (_linear(attention, projection).out_features for projection in (QUERY, KEY, VALUE))
-        query = query // 2 if is_gated(attention) else query
-        heads = Heads(query // size, key // size, size, value // max(1, key // size))
-        fits = (query, key, value) == (heads.query_width, heads.key_width, heads.value_width)
-    if not size or not fits or output_projection(attention).in_features != heads.output_width:
-        sizes = {name: list(p.shape) for name, p in attention.named_parameters() if name.endswith("proj.weight")}
-        raise UserError(f"the projections of its attention do not consist of whole heads of {size}: {sizes}.")
-    return heads
-
-
-def _linear(attention: Any, projection: str) -> Any:
-    """W_q, W_k or W_v of an attention, whatever its family calls it."""
-    found = (getattr(attention, name, None) for name in NAMES[projection])
-    return next(module for module in found if isinstance(module, nn.Linear))
-
-
 def _norms(attention: nn.Module, projection: str) -> int:
     """Parameters of what norms queries or keys."""
     children = (child for name, child in attention.named_children() if serves(name) == {projection})
     return sum(_count(child.parameters()) for child in children if not isinstance(child, nn.Linear))
-
-
-@dataclass(frozen=True)
-class FusedRows:
-    """The rows of a fused projection that are its q, k or v: `start` to `stop`, holding `numel` parameters."""
-
-    start: int
-    stop: int
-    numel: int
-
-
-def fused_rows(attention: Any) -> dict[str, FusedRows]:
-    """Where q_proj, k_proj and v_proj lie in `qkv_proj` [(H + 2 Hkv) * D, d]."""
-    fused, heads = attention.qkv_proj, heads_of(attention)
-    per_row = _count(fused.parameters()) // fused.out_features
-    bounds = (0, *accumulate((heads.query_width, heads.key_width, heads.value_width)))
-    return {
-        name: FusedRows(start, stop, per_row * (stop - start))
-        for name, start, stop in zip(PROJECTIONS[:3], bounds[:-1], bounds[1:], strict=True)
-    }
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

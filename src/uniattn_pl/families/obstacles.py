@@ -20,19 +20,17 @@ from uniattn_pl.families.inspection import (
     KNOWN_PARTS,
     LAYER_LISTS,
     POSITION_BIAS,
-    PROBED,
     PROJECTIONS,
     attention_of,
     family_module,
     output_name,
     stock_class,
-    stock_model_type,
 )
 from uniattn_pl.plan.roles import KEY, OUTPUT, QUERY, VALUE
 
 CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 ATTENTION_ARGUMENTS = ("hidden_states", "position_embeddings", "attention_mask", "past_key_values", "kwargs")
-HELPERS = (EAGER_FUNCTION := "eager_attention_forward", "apply_rotary_pos_emb")
+HELPERS = (EAGER_FUNCTION := "eager_attention_forward", ROTATION := "apply_rotary_pos_emb")
 # What chooses the tokens that a layer sees by a cache or a search of its own, of which no plan knows.
 SELECTING = frozenset({"indexer", "compressor"})
 # A scale of queries by their positions, where it is set among the rotation's own (Ministral-3).
@@ -106,9 +104,9 @@ def _refusals(attention: Any) -> list[str]:
 
 def is_plain(attention: Any) -> bool:
     """Whether a stock attention does no more than project, norm and rotate, so that readers can do without its code."""
-    if stock_model_type(attention.config) in PROBED:
+    if _attention_problems(attention) or active_extras(attention) or _rotates_on_a_condition(stock_class(attention)):
         return False
-    return not (_attention_problems(attention) or row_spans(attention) or active_extras(attention))
+    return row_spans(attention).keys() <= {FUSED}
 
 
 def _of_all(attentions: Sequence[Any], problems_of: Callable[[Any], list[str]]) -> list[str]:
@@ -143,8 +141,6 @@ def active_extras(attention: Any) -> dict[str, Any]:
     None, False, 0 and 1 (of a scale) are taken for "not set". Empty, too, where the source cannot be read.
     """
     extras: dict[str, Any] = {}
-    if getattr(attention, "use_rope", True) in (0, False):  # SmolLM3: some layers turn nothing
-        extras["use_rope"] = False
     scale = (getattr(attention.config, "rope_parameters", None) or {}).get(QUERY_SCALE)
     if scale:
         extras[QUERY_SCALE] = scale
@@ -158,12 +154,33 @@ def active_extras(attention: Any) -> dict[str, Any]:
 
 
 @cache
+def _rotates_on_a_condition(attention_class: type) -> bool:
+    """Whether some layers of a class turn their queries and keys and some do not (Cohere-2, EXAONE-4, SmolLM3): by more
+    than whether they are given a rotation."""
+    return any(
+        isinstance(node, ast.If | ast.IfExp)
+        and _names(node.test) - {"position_embeddings"}
+        and ROTATION in _names(node)
+        for node in ast.walk(_forward_tree(attention_class))
+    )
+
+
+def _names(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def _forward_tree(attention_class: type) -> ast.AST:
+    """The forward of a class as a syntax tree; an empty one where its source cannot be read."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(attention_class.forward)))  # type: ignore[attr-defined]
+    except (OSError, TypeError, SyntaxError):  # no source, a built-in, source that is no statement of its own
+        return ast.Module([], [])
+
+
+@cache
 def _reads(attention_class: type) -> frozenset[str]:
     """`self.NAME` and `self.config.NAME` (as `config.NAME`) in the forward of a class."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(attention_class.forward)))  # type: ignore[attr-defined]
-    except (OSError, TypeError, SyntaxError):  # no source, a built-in, source that is no statement of its own
-        return frozenset()
+    tree = _forward_tree(attention_class)
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     own = {node.attr for node in attributes if _is_self(node.value)}
     of_config = {

@@ -7,10 +7,11 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import attention_of, decoder_layers
+from uniattn_pl.families.recurrent_states import layers_with_states
 
 
 def check_rows_stay_apart(model: PreTrainedModel) -> None:
@@ -22,12 +23,8 @@ def check_rows_stay_apart(model: PreTrainedModel) -> None:
     Raises:
         UserError: it would.
     """
-    caches = DynamicCache(config=model.config).layers  # beside an attention, too, a state may be carried (Falcon-H1)
-    recurrent = [
-        index
-        for index, (layer, cache) in enumerate(zip(decoder_layers(model), caches, strict=True))
-        if attention_of(layer) is None or hasattr(cache, "conv_states")
-    ]
+    without = {index for index, layer in enumerate(decoder_layers(model)) if attention_of(layer) is None}
+    recurrent = sorted(without | set(layers_with_states(model.config)))
     if recurrent:
         why = (
             f"layers {', '.join(map(str, recurrent))} are not attention alone, and carry what they saw from row to row"

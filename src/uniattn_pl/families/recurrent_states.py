@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from uniattn_pl.errors import UserError
@@ -16,6 +16,7 @@ from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.families.passed_layers import HANDED_ON, passed_by
 
 NARROW = torch.bfloat16
+READ_WHOLE = "a model whose layers carry a state (recurrences, convolutions) reads a prompt whole, as one chunk."
 
 
 def recurrent_states(model: PreTrainedModel) -> dict[int, tuple[int, int]]:
@@ -27,15 +28,21 @@ def recurrent_states(model: PreTrainedModel) -> dict[int, tuple[int, int]]:
     Raises:
         UserError: a layer's states cannot be seen.
     """
-    with_states = [
-        index
-        for index, layer in enumerate(DynamicCache(config=model.config).layers)
-        if isinstance(layer, LinearAttentionCacheLayerMixin)
-    ]
+    with_states = layers_with_states(model.config)
     if not with_states:
         return {}
     nn.Module.to(model, NARROW)
     return {index: _of_layer(model, index) for index in with_states}
+
+
+def layers_with_states(config: PreTrainedConfig) -> list[int]:
+    """The layers that keep a state of a sequence, by itself (Bamba) or beside keys and values (Falcon-H1).
+
+    Some families' own code goes on from a state by one token only and, given several, begins anew without a word
+    (Bamba, Jamba): a prompt is read whole.
+    """
+    layers = DynamicCache(config=config).layers
+    return [index for index, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
 
 
 def _of_layer(model: PreTrainedModel, index: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.families.encoder_decoder import last_logits
+from uniattn_pl.families.recurrent_states import layers_with_states
 from uniattn_pl.inference.prefill import prefill
 from uniattn_pl.inference.token_choice import TokenChooser
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -84,6 +85,8 @@ def filled_prompt(
     scores = [TokenScore(ids[0])] if likeliest is not None else []
     of_device = PART if model.device.type == "cpu" else PART_ELSEWHERE
     size = part or (of_device if likeliest is None else SCORED_PART)
+    if layers_with_states(model.config):
+        size = len(ids)
     inputs = torch.tensor([list(ids)], device=model.device)
     for start in range(0, len(ids), size):
         piece = inputs[:, start : start + size]

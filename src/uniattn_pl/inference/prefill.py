@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.recurrent_states import READ_WHOLE, layers_with_states
 from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -36,7 +37,8 @@ def prefill(
         The model's output for the last chunk: `logits` [B, 1, vocabulary] of the last token, `past_key_values`.
 
     Raises:
-        UserError: chunk_size is below 1, or the prompt is empty.
+        UserError: chunk_size is below 1, the prompt is empty, or it would be read in parts by a model that reads it
+            whole (`layers_with_states`).
     """
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"chunk_size must be at least 1, got {chunk_size}.")
@@ -46,6 +48,10 @@ def prefill(
     if isinstance(cache, H2OCache):
         cache.expect_prompt(input_ids.shape[1])
     past, length = int(cache.get_seq_length()), input_ids.shape[1]
+    if layers_with_states(model.config):
+        if chunk_size not in (None, length):
+            raise UserError(f"chunk_size is {chunk_size}; {READ_WHOLE}")
+        chunk_size = 1 if past else length
     if chunk_size is None:
         chunk_size = automatic_chunk(
             model.config,
@@ -55,7 +61,7 @@ def prefill(
             length=past + length,
             observed=isinstance(cache, H2OCache),
         )
-    positions = None
+    positions = _positions_after(past, input_ids) if layers_with_states(model.config) else None
     if attention_mask is not None:
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
     with rotated_for(model, past + length if positions is None else int(positions.max()) + 1):
@@ -70,3 +76,22 @@ def prefill(
                 logits_to_keep=1,
             )
     return output
+
+
+def read_on(model: PreTrainedModel, input_ids: torch.Tensor, past_key_values: Any) -> torch.Tensor:
+    """Read tokens [B, L] after what a cache holds (None: nothing), which grows by them; the logits [B, L, vocabulary].
+
+    One forward, or, after a state that is carried (`layers_with_states`), one for each token.
+    """
+    past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    cached: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": True}
+    if not (past and layers_with_states(model.config)):
+        logits: torch.Tensor = model(input_ids=input_ids, **cached).logits
+        return logits
+    steps = zip(input_ids.split(1, dim=1), _positions_after(past, input_ids).split(1, dim=1), strict=True)
+    return torch.cat([model(input_ids=token, position_ids=place, **cached).logits for token, place in steps], dim=1)
+
+
+def _positions_after(past: int, input_ids: torch.Tensor) -> torch.Tensor:
+    """Positions [1, L] of tokens after others, as Bamba has to be told."""
+    return torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]

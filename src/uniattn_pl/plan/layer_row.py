@@ -13,7 +13,6 @@ from uniattn_pl.plan.roles import (
     KV_HEADS,
     MAP,
     MEAN,
-    OTHER,
     OUTPUT,
     ROLES,
     VALUE,
@@ -61,7 +60,7 @@ class LayerRow:
     @property
     def operated(self) -> bool:
         """Whether the architecture changed this layer."""
-        return self.role not in (FULL, OTHER)
+        return not self.traits.stock
 
     @property
     def compensated(self) -> bool:

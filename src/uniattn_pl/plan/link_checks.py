@@ -33,6 +33,8 @@ def _source_problems(rows: Sequence[LayerRow], row: LayerRow) -> list[str]:
     below: Role = rows[source].traits
     if row.traits.reads in below.gives:
         return []
+    if below.stock and not below.computes:
+        return [f"{where} reads from layer {source}, which has no attention in this model."]
     if not below.computes:
         return [f"{where} reads from layer {source}, whose attention is dropped."]
     reads, lacks = _READING.get(row.traits.reads, (f"reads the {row.traits.reads}", "gives none"))

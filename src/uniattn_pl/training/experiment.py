@@ -15,7 +15,7 @@ from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.feed_forward import output_of_feed_forward
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import attentions_of, decoder_layers
 from uniattn_pl.families.packed_rows import check_rows_stay_apart
 from uniattn_pl.losses.router_loss import adds_router_loss
 from uniattn_pl.modeling.loading.model_contents import model_identity
@@ -141,8 +141,8 @@ def check_updates(loaded: LoadedConfig) -> None:
     adds_router_loss(model, training.router_loss)
     if packing:
         check_rows_stay_apart(model)
-    for layer in decoder_layers(model) if feed_forward else ():
-        output_of_feed_forward(layer)
+    for index in attentions_of(model) if feed_forward else ():
+        output_of_feed_forward(decoder_layers(model)[index])
 
 
 def model_origin(loaded: LoadedConfig) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from uniattn_pl.families.attention_parts import heads_of
 from uniattn_pl.families.inspection import output_projection
-from uniattn_pl.families.model_shape import heads_of
 from uniattn_pl.plan import Compensation
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.attention_parts import fused_rows, heads_of
 from uniattn_pl.families.inspection import FUSED, PROJECTIONS
-from uniattn_pl.families.model_shape import fused_rows, heads_of
 
 Heads = Callable[[torch.Tensor], torch.Tensor]
 """From what a parameter has per head [Hkv, D, ...] to what it is to have [n, D, ...]."""

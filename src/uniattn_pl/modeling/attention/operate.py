@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from uniattn_pl.families.attention_parts import serves
+from uniattn_pl.families.attention_parts import fused_rows, heads_of, serves
 from uniattn_pl.families.inspection import FUSED, stock_class
-from uniattn_pl.families.model_shape import fused_rows, heads_of
 from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.absent_parts import give_up_parts
@@ -93,17 +92,14 @@ def align_heads(attention: Any, heads_from: Sequence[int] | None) -> None:
 def _reduce(attention: Any, row: LayerRow) -> None:
     """Delete what the layer no longer computes; of a fused projection keep the rows of what it still does.
 
-    One part keeps the fused name; two become projections of their own; all three stay as they are.
+    One part keeps the fused name; two become projections of their own.
     """
     kept = {module for projection in row.traits.projections for module in MODULES[projection]}
     fused, split = getattr(attention, FUSED, None), dict[str, nn.Linear]()
     if fused is not None and kept:
-        rows = {part: span for part, span in fused_rows(attention).items() if part in kept}
-        if len(rows) == 3:
-            split = {FUSED: fused}
-        else:
-            split = {part: _rows_of(fused, span.start, span.stop) for part, span in rows.items()}
-            split = {FUSED: next(iter(split.values()))} if len(split) == 1 else split
+        rows = fused_rows(attention)
+        split = {part: _rows_of(fused, span.start, span.stop) for part, span in rows.items() if part in kept}
+        split = {FUSED: next(iter(split.values()))} if len(split) == 1 else split
         kept |= set(split)
     for name, _ in list(attention.named_children()):
         if name not in kept:

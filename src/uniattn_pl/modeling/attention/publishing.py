@@ -15,6 +15,7 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, flex_at
 from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
+from uniattn_pl.kernels.map_handles import SINKS
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
 from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.published import Publications, Published
@@ -41,6 +42,8 @@ def publishing_attention(
         return attention.read_map(value, publications)
     if isinstance(attention, ForwardedShareKV):
         key, value, attention_mask, kwargs = attention.of_source(publications, kwargs)
+    if attention.publishes and kwargs.get(SINKS) is not None:  # a parameter, which FSDP2 frees before readers run
+        kwargs[SINKS] = kwargs[SINKS].clone()
     eviction, root = publications.eviction, attention.key_root
     observed = eviction is not None and eviction.observes(root)
     visible = attention_mask if eviction is None else eviction.visible(root, attention_mask)

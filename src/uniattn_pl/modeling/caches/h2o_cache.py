@@ -36,7 +36,8 @@ class H2OCache(DynamicCache):
         retain_rate: fraction of the prompt's tokens to keep, above 0 and at most 1; 1 keeps everything.
 
     Raises:
-        UserError: retain_rate is not in that range, or the model is a stock one, which would ignore it.
+        UserError: retain_rate is not in that range, the model is a stock one, which would ignore it, or none of its
+            layers can give tokens up.
     """
 
     def __init__(self, model: PreTrainedModel, retain_rate: float) -> None:
@@ -48,6 +49,8 @@ class H2OCache(DynamicCache):
             raise UserError(f"H2O sums attention maps, which {kernel} does not give; use sdpa or eager.")
         if not 0 < retain_rate <= 1:
             raise UserError(f"an H2O retain rate is above 0 and at most 1; got {retain_rate:g}.")
+        if model.get_decoder().caches_latent:
+            raise UserError("H2O gives up tokens head by head; a latent attention caches one latent for all heads.")
         super().__init__(config=model.config)
         fit_cache(self, plan)
         self.plan, self.retain_rate = plan, retain_rate
@@ -59,6 +62,8 @@ class H2OCache(DynamicCache):
             if type(layer) in EVICTING_LAYERS:
                 self.layers[row.index] = EVICTING_LAYERS[type(layer)]()
                 self.groups.setdefault(plan.root(row.index), HeldTokens())
+        if not self.groups:
+            raise UserError("no layer of this model could give tokens up for H2O: all have windows or states beside.")
 
     def expect_prompt(self, length: int) -> None:
         """So many tokens are a prompt; their last chunk may be a single token, too."""

@@ -38,15 +38,17 @@ def _zeros(like: torch.Tensor, width: int) -> torch.Tensor:
     return like.new_zeros(()).expand(*like.shape[:-1], width)
 
 
-class ValueOnlyLayer(OneOfTwo, GrowingLayer):
-    """A growing one.
-
-    The stock layer reports length 0 for empty keys, and beam search then silently skips reordering.
-    """
+class GrowingOneOfTwo(OneOfTwo):
+    """One that grows, by what it holds: stock layers report length 0 for empty keys, and beam search then silently
+    skips reordering."""
 
     def get_seq_length(self) -> int:
-        held = self.keys if self.keeps_first else self.values
-        return 0 if held is None or held.numel() == 0 else held.shape[-2]
+        held: Any = self.keys if self.keeps_first else self.values  # type: ignore[attr-defined]
+        return 0 if held is None or held.numel() == 0 else int(held.shape[-2])
+
+
+class ValueOnlyLayer(GrowingOneOfTwo, GrowingLayer):
+    """A growing one."""
 
 
 class ValueOnlySlidingLayer(OneOfTwo, DynamicSlidingWindowLayer):
@@ -61,8 +63,5 @@ class ValueOnlyStaticSlidingLayer(OneOfTwo, StaticSlidingWindowLayer):
     """One of a fixed size that slides."""
 
 
-class ValueOnlyHybridLayer(OneOfTwo, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override]
+class ValueOnlyHybridLayer(GrowingOneOfTwo, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override]
     """One beside the states of a recurrence (Falcon-H1)."""
-
-    def get_seq_length(self) -> int:
-        return 0 if self.values is None or self.values.numel() == 0 else self.values.shape[-2]

@@ -16,7 +16,7 @@ from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.auto_classes import auto_classes, check_class
 from uniattn_pl.modeling.conversion.exactness_probe import check_exact
-from uniattn_pl.modeling.conversion.install import check_convertible, check_placements, install
+from uniattn_pl.modeling.conversion.install import check_convertible, install
 from uniattn_pl.plan import LayerPlan
 
 
@@ -65,7 +65,6 @@ def _convert(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     """Give `model` the plan, after every check: until then nothing about it, or about transformers, is changed."""
     check_class(model)
     check_convertible(model, plan)
-    check_placements(model, plan)
     stock = [a for a in attentions_of(model).values() if type(a) is stock_class(a)]
     if stock_model_type(model.config.get_text_config()) not in FAMILIES or not all(map(is_plain, stock)):
         check_exact(model, plan)

@@ -19,6 +19,7 @@ from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.encoder_decoder import has_encoder
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
+from uniattn_pl.families.recurrent_states import READ_WHOLE, layers_with_states
 from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
 from uniattn_pl.kernels.stock import PREFIX, PublishingName, publish
@@ -167,7 +168,11 @@ def make_model_class(
 
 
 def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict[str, Any]) -> int | None:
-    """The chunk size that suits this prompt; None where it is one chunk, nothing is cached, or the caller chose."""
+    """The chunk size that suits this prompt; None where it is one chunk, nothing is cached, or the caller chose.
+
+    Raises:
+        UserError: the caller chose one for a model that reads prompts whole.
+    """
     settings = generation_config or model.generation_config
 
     def chosen(name: str, default: Any) -> Any:
@@ -177,7 +182,12 @@ def _prefill_chunk(model: Any, prompt: Any, generation_config: Any, kwargs: dict
 
     if has_encoder(model.config):  # its prompt is the encoder's
         return None
-    if prompt is None or not chosen("use_cache", True) or chosen("prefill_chunk_size", None) is not None:
+    given = chosen("prefill_chunk_size", None)
+    if layers_with_states(model.config):
+        if given is not None and chosen("use_cache", True):
+            raise UserError(f"prefill_chunk_size is {given}; {READ_WHOLE}")
+        return None
+    if prompt is None or not chosen("use_cache", True) or given is not None:
         return None
     if any(name.startswith(("pixel_", "image_", "video_", "input_features")) for name in kwargs):
         return None  # transformers gives them to a whole prompt only

@@ -13,6 +13,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.encoder_decoder import beside_encoder
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
+from uniattn_pl.families.passed_layers import hidden_of
 from uniattn_pl.kernels.stock import has_maps, publish
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
@@ -227,7 +228,7 @@ def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     attention_of(stock).register_forward_hook(lambda _, args, output: (torch.zeros_like(output[0]), *output[1:]))
     operate(attention_of(dropped), LayerRow(index, role))
     remove_norms(dropped, anatomy_of(model.config).attention_norms)
-    return _differ(_hidden(dropped(*call.args, **call.kwargs)), _hidden(stock(*call.args, **call.kwargs)))
+    return _differ(hidden_of(dropped(*call.args, **call.kwargs)), hidden_of(stock(*call.args, **call.kwargs)))
 
 
 def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
@@ -237,13 +238,7 @@ def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     operate(attention_of(skipped), LayerRow(index, role))
     skip_block(skipped)
     found, expected = (layer(*call.args, **call.kwargs) for layer in (skipped, stock))
-    return type(found) is not type(expected) or _hidden(found).shape != _hidden(expected).shape
-
-
-def _hidden(output: Any) -> torch.Tensor:
-    """A layer's hidden states [B, L, d], of what it returns."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+    return type(found) is not type(expected) or hidden_of(found).shape != hidden_of(expected).shape
 
 
 def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:

@@ -47,19 +47,20 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     former: LayerPlan | None = getattr(decoder, "layer_plan", None)
     hand_on_position_bias([attention_of(layer) for layer in layers], plan)
     for row, layer in zip(plan.rows, layers, strict=True):
-        if attention_of(layer) is None:
+        attention = attention_of(layer)
+        if attention is None:
             continue
         publishes = plan.read_from(row.index)
         if KEY_VALUE in publishes and (former is None or KEY_VALUE not in former.read_from(row.index)):
-            attention_of(layer).register_forward_pre_hook(publish_positions, with_kwargs=True)
-        attention_of(layer).publishes, attention_of(layer).settings = publishes, reading_config(model.config)
-        if isinstance(getattr(attention_of(layer), DROPOUT, None), float):  # T5's one rate; the rest of it stays
-            setattr(attention_of(layer), DROPOUT, 0.0)
-        attention_of(layer).last_map_reader = plan.last_map_reader(row.index)
-        attention_of(layer).map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
-        attention_of(layer).key_root = plan.root(row.index)
+            attention.register_forward_pre_hook(publish_positions, with_kwargs=True)
+        attention.publishes, attention.settings = publishes, reading_config(model.config)
+        if isinstance(getattr(attention, DROPOUT, None), float):  # T5's one rate; the rest of it stays
+            setattr(attention, DROPOUT, 0.0)
+        attention.last_map_reader = plan.last_map_reader(row.index)
+        attention.map_readers = sum(reader.traits.reads == MAP for reader in plan.readers(row.index))
+        attention.key_root = plan.root(row.index)
         if row.operated and (former is None or former.rows[row.index] != row):
-            operate(attention_of(layer), row)
+            operate(attention, row)
             if not row.traits.feed_forward:
                 skip_block(layer)
             if row.compensation is not None and row.compensation.output == "layer_output":
@@ -67,7 +68,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
         if row.source is not None and row.traits.reads == KEY_VALUE:
             groups = getattr(attention_of(layers[row.source]), GROUPS, None)
             if groups is not None:  # whose heads may have been merged
-                setattr(attention_of(layer), GROUPS, groups)
+                setattr(attention, GROUPS, groups)
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
     decoder.caches_latent = any(hasattr(attention, LATENT_IN) for attention in attentions_of(model).values())
@@ -100,12 +101,14 @@ def check_convertible(model: PreTrainedModel, plan: LayerPlan) -> None:
         )
     if len(plan.rows) != depth:
         problems.append(f"the plan has {len(plan.rows)} layers, the model {depth}.")
+    else:
+        problems += _misplaced(model, plan)
     if problems:
         raise UserError(*problems)
 
 
-def check_placements(model: PreTrainedModel, plan: LayerPlan) -> None:
-    """Raise UserError where a W_c would read or add inside an attention that runs its family's own forward."""
+def _misplaced(model: PreTrainedModel, plan: LayerPlan) -> list[str]:
+    """What to tell where a W_c would read or add inside an attention that runs its family's own forward."""
     inside = [
         row.index
         for row in plan.rows
@@ -113,12 +116,13 @@ def check_placements(model: PreTrainedModel, plan: LayerPlan) -> None:
         and row.compensation.needed_projections
         and is_forwarded(attention_of(decoder_layers(model)[row.index]), row)
     ]
-    if inside:
-        raise UserError(
-            f"the attention of layers {', '.join(map(str, inside))} does more than plans know, and keeps its family's "
-            "own forward, inside which a W_c can neither read nor add; have it read attention_input and add to "
-            "attention_output."
-        )
+    if not inside:
+        return []
+    return [
+        f"the attention of layers {', '.join(map(str, inside))} does more than plans know, and keeps its family's "
+        "own forward, inside which a W_c can neither read nor add; have it read attention_input and add to "
+        "attention_output."
+    ]
 
 
 def _remove_idle_norms(model: PreTrainedModel, plan: LayerPlan) -> None:
