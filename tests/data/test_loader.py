@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 
-from uniattn_pl.data import Collator, EncodedRows, ResumableLoader, ResumedProgress, epoch_order
+from uniattn_pl.data import Collator, EncodedRows, ResumableLoader, ResumedProgress, ScoredSpans, epoch_order
 from uniattn_pl.errors import RunFailure, UserError
 
 ROWS = 43
@@ -21,7 +21,7 @@ LENGTHS = torch.randint(4, 60, (ROWS,), generator=torch.Generator().manual_seed(
 def encoded(lengths=LENGTHS):
     """Rows whose every token is the row's index, so that a batch shows which rows it holds."""
     tokens = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(lengths)
-    return EncodedRows(tokens, lengths, torch.ones_like(lengths))
+    return EncodedRows(tokens, lengths, ScoredSpans.behind(torch.ones_like(lengths), lengths))
 
 
 def loader(lengths=LENGTHS, **options):

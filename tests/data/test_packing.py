@@ -22,7 +22,7 @@ from tests.tiny_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from uniattn_pl.data import Collator, EncodedRows, PackCollator, PackedRows, pack_rows
+from uniattn_pl.data import Collator, EncodedRows, PackCollator, PackedRows, ScoredSpans, pack_rows
 from uniattn_pl.losses.response_loss import ScoredTokens, logits_at, summed_response_loss
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan
@@ -38,7 +38,8 @@ MAX_LENGTH = 26
 def rows(seed: int = 0) -> EncodedRows:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, 64, (sum(LENGTHS),), generator=generator, dtype=torch.int32)
-    return EncodedRows(tokens, torch.tensor(LENGTHS), torch.tensor(PROMPTS))
+    lengths = torch.tensor(LENGTHS)
+    return EncodedRows(tokens, lengths, ScoredSpans.behind(torch.tensor(PROMPTS), lengths))
 
 
 def packed(encoded: EncodedRows) -> dict[str, torch.Tensor]:

@@ -58,9 +58,13 @@ def calls(monkeypatch):
 
 
 def assert_same(found, expected):
-    for name in ("tokens", "lengths", "prompt_lengths", "source_rows"):
-        assert torch.equal(getattr(found, name), getattr(expected, name))
-        assert getattr(found, name).dtype == getattr(expected, name).dtype
+    parts = [
+        (rows.tokens, rows.lengths, rows.spans.bounds, rows.spans.counts, rows.source_rows)
+        for rows in (found, expected)
+    ]
+    for one, other in zip(*parts, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
     for name in ("choices", "truncated", "dropped", "ambiguous", "special_text", "special_tokens"):
         assert getattr(found, name) == getattr(expected, name)
 

@@ -16,7 +16,7 @@ from uniattn_pl.cli import main
 from uniattn_pl.config import load_config
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.sections.training_section import StageConfig
-from uniattn_pl.data import EncodedRows, PackCollator, PackedRows
+from uniattn_pl.data import EncodedRows, PackCollator, PackedRows, ScoredSpans
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import family_module
 from uniattn_pl.losses import row_logits
@@ -109,7 +109,8 @@ def test_of_several_micro_batches_every_response_token_counts_alike(tmp_path: Pa
 def test_packed_rows_are_counted_without_the_padding_behind_them() -> None:
     lengths = (9, 7, 5, 8)
     ids = tokens(1, sum(lengths))[0]
-    rows = EncodedRows(ids.to(torch.int32), torch.tensor(lengths), torch.zeros(4, dtype=torch.long))
+    spans = ScoredSpans.behind(torch.zeros(4, dtype=torch.long), torch.tensor(lengths))
+    rows = EncodedRows(ids.to(torch.int32), torch.tensor(lengths), spans)
     packs = PackedRows(rows, 17, seed=0)
     batch = PackCollator(pad_id=0)([packs[index] for index in range(len(packs))])
     assert batch["row_mask"].sum() == sum(lengths) < batch["row_mask"].numel()

@@ -1,4 +1,4 @@
-"""Examples to a batch: right padding to the longest, labels on the response only."""
+"""Examples to a batch: right padding to the longest, labels on the scored spans only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from uniattn_pl.data.encoding import Example
+from uniattn_pl.data.encoded_rows import Example
 
 IGNORED = -100  # the label PyTorch's cross-entropy leaves out
 Batch = dict[str, torch.Tensor]
@@ -31,18 +31,19 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Return the batch of `examples` (`B` sequences, `L` the longest, `C` choices at most).
 
-        `input_ids`, `attention_mask`, `labels` int64 [B, L]; labels are -100 on prompt and padding. Beside an encoder
-        the first two are [B, S] of the sources, and `decoder_input_ids`, `decoder_attention_mask`, `labels` [B, L] of
-        the decoder, whose label at t is its own token t, as everywhere here. With choices:
-        `choice_ids` int64 [B, C] (padded with -1), `answer_index` int64 [B] (-1: not checkable), `answer_position`
-        int64 [B]: `logits[b, answer_position[b]]` predicts the first response token.
+        `input_ids`, `attention_mask`, `labels` int64 [B, L]; labels are -100 outside of the scored spans. Beside an
+        encoder the first two are [B, S] of the sources, and `decoder_input_ids`, `decoder_attention_mask`, `labels`
+        [B, L] of the decoder, whose label at t is its own token t, as everywhere here. With choices: `choice_ids`
+        int64 [B, C] (padded with -1), `answer_index` int64 [B] (-1: not checkable), `answer_position` int64 [B]:
+        `logits[b, answer_position[b]]` predicts the first scored token.
         `rows` int64 [B] is the index of each row in its split as it was read (-1: blank), `num_tokens` int64 []
         counts the tokens that are neither padding nor blank.
         """
         ids, mask = self._padded([example.tokens for example in examples])
         labels = torch.full_like(ids, IGNORED)
         for row, example in enumerate(examples):
-            labels[row, example.prompt_length : len(example.tokens)] = example.tokens[example.prompt_length :]
+            for start, end in example.spans.tolist():
+                labels[row, start:end] = example.tokens[start:end]
         inputs = {"input_ids": ids, "attention_mask": mask}
         sources = [example.source for example in examples if example.source is not None]
         if sources:

@@ -11,7 +11,8 @@ import torch
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.data_report import DataReport
-from uniattn_pl.data.encoding import EncodedRows, encode_rows
+from uniattn_pl.data.encoded_rows import EncodedRows
+from uniattn_pl.data.encoding import encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.packing import PackCollator, PackedRows
 from uniattn_pl.data.row_layout import check_packing

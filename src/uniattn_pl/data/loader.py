@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from uniattn_pl.data.collation import Batch, Collator
-from uniattn_pl.data.encoding import Example
+from uniattn_pl.data.encoded_rows import Example
 from uniattn_pl.data.packing import Pack, PackCollator
 from uniattn_pl.data.workers import iterate
 from uniattn_pl.errors import UserError

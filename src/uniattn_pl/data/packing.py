@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from uniattn_pl.data.collation import IGNORED, Batch
-from uniattn_pl.data.encoding import EncodedRows, Example
+from uniattn_pl.data.encoded_rows import EncodedRows, Example
 
 MEGA_BATCH = 2048  # rows packed together; of more, sequences would hold rows of fewer lengths
 
@@ -112,10 +112,11 @@ class PackCollator:
             start = 0
             for place, example in enumerate(pack.examples):
                 end = start + len(example.tokens)
-                scored = max(1, example.prompt_length)
                 input_ids[number, start:end] = example.tokens
                 position_ids[number, start:end] = torch.arange(end - start)
-                labels[number, start + scored : end] = example.tokens[scored:]
+                for first, behind in example.spans.tolist():
+                    first = max(1, first)
+                    labels[number, start + first : start + behind] = example.tokens[first:behind]
                 rows[number, place] = example.row
                 counted += example.counted_tokens
                 start = end

@@ -21,11 +21,13 @@ from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uniattn_pl.data import encoding, prompt_ids, prompts, row_layout
+from uniattn_pl.data import encoding, prompt_ids, prompts, row_layout, scored_spans
+from uniattn_pl.data.encoded_rows import EncodedRows
 from uniattn_pl.data.encoded_sources import EncodedSources
-from uniattn_pl.data.encoding import EncodedRows, encode_rows
+from uniattn_pl.data.encoding import encode_rows
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
+from uniattn_pl.data.scored_spans import ScoredSpans
 from uniattn_pl.families.encoder_decoder import decoder_start
 from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock
 from uniattn_pl.modeling.loading.model_contents import tokenizer_parts
@@ -90,7 +92,8 @@ def _fingerprint(
         "options": [max_length, with_choices, decoder_start(tokenizer)],
         "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
         "code": [
-            inspect.getsource(module) for module in (encoding, row_layout, prompt_ids, prompts, sys.modules[__name__])
+            inspect.getsource(module)
+            for module in (encoding, row_layout, scored_spans, prompt_ids, prompts, sys.modules[__name__])
         ],
     }
     return plain_digest(about).hex()
@@ -102,7 +105,8 @@ def _store(encoded: EncodedRows, folder: Path) -> None:
     tensors = {
         "tokens": encoded.tokens,
         "lengths": encoded.text_lengths,
-        "prompt_lengths": encoded.prompt_lengths,
+        "span_bounds": encoded.spans.bounds,
+        "span_counts": encoded.spans.counts,
         "source_rows": encoded.source_rows,
         "num_choices": torch.tensor([len(ids) for ids, _ in encoded.choices], dtype=torch.int64),
         "choice_ids": torch.tensor([token for ids, _ in encoded.choices for token in ids], dtype=torch.int64),
@@ -138,6 +142,7 @@ def _read(file: Path) -> EncodedRows:
     answers = tensors.pop("answers").tolist()
     if "source_tokens" in tensors:
         tensors["sources"] = EncodedSources(tensors.pop("source_tokens"), tensors.pop("source_lengths"))
+    tensors["spans"] = ScoredSpans(tensors.pop("span_bounds"), tensors.pop("span_counts"))
     choices = [(tuple(ids.tolist()), answer) for ids, answer in zip(parts, answers, strict=True)]
     return EncodedRows(**tensors, choices=choices, **counts)
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.inference.prefill import prefill, read_on
+from uniattn_pl.losses.response_loss import IGNORED
 from uniattn_pl.modeling.caches.h2o_cache import H2OCache
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.modeling.length_rotations import rotated_for
@@ -30,9 +31,11 @@ def compressed_response_loss(
 ) -> Compressed:
     """Prefill each prompt, keep `retain_rate` of its cache by H2O, score its response.
 
+    Of several responses the first one's prompt is compressed; all of them are scored.
+
     Args:
         model: converted, or `unmodified_copy` of a stock one.
-        rows: batches of one sequence: input_ids, attention_mask and labels [1, L], -100 on the prompt.
+        rows: batches of one sequence: input_ids, attention_mask and labels [1, L], -100 where not scored.
         retain_rate: fraction of the prompt's tokens to keep; 1 gives the ordinary loss.
         chunk_size: queries per chunk of the prefill; default: by memory.
 
@@ -41,8 +44,9 @@ def compressed_response_loss(
     """
     total, scored, cached, prompts = 0.0, 0, 0, 0
     for row in rows:
-        ids = row["input_ids"][:, row["attention_mask"][0].bool()].to(model.device)
-        responses = (row["labels"][0] != -100).nonzero()
+        is_token = row["attention_mask"][0].bool()
+        ids, labels = (row[name][:, is_token].to(model.device) for name in ("input_ids", "labels"))
+        responses = (labels[0] != IGNORED).nonzero()
         if len(row["input_ids"]) != 1 or not len(responses) or int(responses[0]) == 0:
             raise ValueError("each batch must hold one sequence, with a prompt before its response.")
         start = int(responses[0])
@@ -53,6 +57,6 @@ def compressed_response_loss(
             cached, prompts = cached + kv_cache_bytes(cache), prompts + start
             if ids.shape[1] > start + 1:
                 logits = torch.cat([logits, read_on(model, ids[:, start:-1], cache)], dim=1)
-        total += float(torch.nn.functional.cross_entropy(logits[0].float(), ids[0, start:], reduction="sum"))
-        scored += ids.shape[1] - start
+        total += float(torch.nn.functional.cross_entropy(logits[0].float(), labels[0, start:], reduction="sum"))
+        scored += len(responses)
     return Compressed(total / max(scored, 1), scored, cached / max(prompts, 1))
