@@ -15,7 +15,9 @@ help:  ## show this list
 quickstart: $(READY)  ## post-train a 135M model with UniAttn and compare it with the original
 	$(BIN)/python -m uniattn_pl fit --config experiments/quickstart.yaml
 
-PYTEST := $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One more than there are cores, 4 at most: many tests wait for processes that they start.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run the tests
 	$(PYTEST)

@@ -103,11 +103,16 @@ class Answers(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(HTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that has seen enough goes away: nothing to print."""
+
+
 @contextmanager
 def answering(
     answers: dict[str, tuple[int, bytes]], later: dict[str, tuple[int, bytes]] | None = None
 ) -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Answers)
+    server = _Server(("127.0.0.1", 0), Answers)
     server.answers, server.later = dict(answers), later or {}  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

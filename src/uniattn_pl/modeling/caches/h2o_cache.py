@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.recurrent_states import layers_with_states
 from uniattn_pl.kernels.stock import backend_name, has_maps
 from uniattn_pl.modeling.caches.growing_layer import GrowingLayer
 from uniattn_pl.modeling.caches.plan_cache import fit_cache
@@ -62,8 +63,8 @@ class H2OCache(DynamicCache):
             if type(layer) in EVICTING_LAYERS:
                 self.layers[row.index] = EVICTING_LAYERS[type(layer)]()
                 self.groups.setdefault(plan.root(row.index), HeldTokens())
-        if not self.groups:
-            raise UserError("no layer of this model could give tokens up for H2O: all have windows or states beside.")
+        if not self.groups and layers_with_states(model.config):
+            raise UserError("no layer of this model could give tokens up for H2O: all carry a state beside them.")
 
     def expect_prompt(self, length: int) -> None:
         """So many tokens are a prompt; their last chunk may be a single token, too."""
