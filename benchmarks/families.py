@@ -123,6 +123,7 @@ for _latent in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "yout
     SPECIAL[_latent] = LATENT
 for _both in ("kimi_linear", "bailing_hybrid"):
     SPECIAL[_both] = {"layer_types": LINEAR, **LATENT, "num_experts_per_token": 2, "num_expert_group": 1}
+    SPECIAL[_both] |= {"linear_num_heads": 4, "linear_head_dim": 8}
 
 
 SOURCE = 24

@@ -106,7 +106,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v2": LATENT | LATENT_MIXTURE,
     "deepseek_v3": LATENT | LATENT_MIXTURE,
     "glm4_moe_lite": LATENT | LATENT_MIXTURE,
-    "kimi_linear": HYBRID | LATENT | MIXTURE | {"num_experts": 4, "num_experts_per_token": 2, "num_expert_group": 1},
+    "kimi_linear": HYBRID
+    | LATENT
+    | MIXTURE
+    | {
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_expert_group": 1,
+        "linear_num_heads": 4,
+        "linear_head_dim": 8,
+    },
     "qwen3_next": HYBRID
     | DELTA
     | MIXTURE
