@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+KEYS_AND_VALUES = ("k_proj", "v_proj", "k.", "v.")
+
 
 class _Interface:
     """Stands for transformers' table of kernels in one modeling file: whatever it is asked for, the exchanged one."""
@@ -36,13 +38,17 @@ class _Interface:
 def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] | None = None) -> Iterator[None]:
     """A stock model that computes what `plan` says, in whole forwards and, for layers of one window, in steps.
 
-    A reader of a map calls its source's kernel again, with the source's queries, keys and mask and its own values; one
-    of keys and values calls its own with the source's. A dropped layer's attention is zero, a layer that is left out
-    hands on what it gets, a window is a mask. `compensations`: W_c [d, d] by layer.
+    A reader of a map calls its source's kernel again, with the source's queries, keys and mask and its own values, and
+    where the plan says so in cross-attention, too; one of keys and values calls its own with the source's. A dropped
+    layer's attention is zero, a layer that is left out hands on what it gets, a window is a mask. `compensations`:
+    W_c [d, d] by layer; of a layer with the cross-attention map of another it adds to the stream behind both.
     """
     layers = layers_of(model)
     attentions = [attention_in(layer) for layer in layers]
+    crosses = [cross_attention_in(layer) for layer in layers]
     given: dict[int, tuple[Any, ...]] = {}  # what a map is made of
+    crossed: dict[int, tuple[Any, ...]] = {}  # and one of cross-attention
+    entered: dict[int, torch.Tensor] = {}  # what self-attention was given
     shared: dict[int, tuple[Any, ...]] = {}
     rotations: dict[int, Any] = {}
 
@@ -50,6 +56,11 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
         kernel: Any, attention: Any, query: Any, key: Any, value: Any, mask: Any = None, **arguments: Any
     ) -> Any:
         mask = arguments.pop("attention_mask", mask)
+        if any(attention is cross for cross in crosses):
+            row = plan.rows[attention.layer_idx]
+            if row.cross_map:
+                attention, query, key, mask, arguments = crossed[row.source]
+            crossed[row.index] = (attention, query, key, mask, arguments)
         if not any(attention is own for own in attentions):  # an encoder's, or one to its states
             return kernel(attention, query, key, value, mask, **arguments)
         row = plan.rows[attention.layer_idx]
@@ -73,13 +84,20 @@ def exchanged(model: Any, plan: Any, compensations: Mapping[int, torch.Tensor] |
     with ExitStack() as undo:
         for module in {sys.modules[type(attention).__module__] for attention in attentions if attention is not None}:
             undo.callback(setattr, module, "ALL_ATTENTION_FUNCTIONS", module.ALL_ATTENTION_FUNCTIONS)
-            module.ALL_ATTENTION_FUNCTIONS = _Interface(module.ALL_ATTENTION_FUNCTIONS, exchange, attentions)
+            module.ALL_ATTENTION_FUNCTIONS = _Interface(
+                module.ALL_ATTENTION_FUNCTIONS, exchange, [*attentions, *crosses]
+            )
         for attention in attentions:
             if attention is not None:
                 undo.callback(attention.register_forward_pre_hook(rotate, with_kwargs=True).remove)
         for row in plan.rows:
             w_c = (compensations or {}).get(row.index)
-            if row.role == "skip":
+            if row.cross_map and w_c is not None:
+                note = _noted(entered, row.index)
+                undo.callback(attentions[row.index].register_forward_pre_hook(note, with_kwargs=True).remove)
+                joining = getattr(layers[row.index], "post_cross_attn_layernorm", crosses[row.index])
+                hook = joining.register_forward_hook(_joined(entered, row.index, w_c))
+            elif row.role == "skip":
                 hook = layers[row.index].register_forward_hook(_left_out(w_c), with_kwargs=True)
             elif row.role == "drop" or w_c is not None:
                 hook = attentions[row.index].register_forward_hook(_compensated(row.role, w_c), with_kwargs=True)
@@ -102,7 +120,33 @@ def attention_in(layer: nn.Module) -> Any:
     """The first part of a layer that its family calls an attention; None where it has none."""
     if isinstance(getattr(layer, "layer", None), nn.ModuleList):  # T5
         return layer.layer[0].SelfAttention  # type: ignore[index, union-attr]
-    return next((part for part in layer.children() if "Attention" in type(part).__name__), None)
+    return next((part for part in layer.children() if _attends(part)), None)
+
+
+def cross_attention_in(layer: nn.Module) -> Any:
+    """The second such part of a layer, an attention to the states of an encoder; None where it has none."""
+    if isinstance(getattr(layer, "layer", None), nn.ModuleList):  # T5
+        return layer.layer[1].EncDecAttention  # type: ignore[index, union-attr]
+    return next((part for part in list(layer.children()) if part is not attention_in(layer) and _attends(part)), None)
+
+
+def _attends(part: nn.Module) -> bool:
+    return "Attention" in type(part).__name__
+
+
+def _noted(entered: dict[int, torch.Tensor], index: int) -> Any:
+    def note(_: Any, args: Any, kwargs: Any) -> None:
+        entered[index] = _hidden(args, kwargs)
+
+    return note
+
+
+def _joined(entered: dict[int, torch.Tensor], index: int, w_c: torch.Tensor) -> Any:
+    def change(_: Any, args: Any, output: Any) -> Any:
+        added = linear(entered[index], w_c)
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+    return change
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -146,12 +190,14 @@ def give_equal_heads(model: Any, plan: Any) -> None:
         if row.kv_heads is None:
             continue
         attention = attention_in(layers_of(model)[row.index])
-        heads, size = model.config.num_key_value_heads, attention.head_dim
+        size = getattr(attention, "head_dim", None) or attention.key_value_proj_dim
+        key = getattr(attention, "k_proj", None) or getattr(attention, "k", None)
+        heads = model.config.num_key_value_heads if key is None else key.out_features // size
         for name, parameter in attention.named_parameters():
             if name.startswith("qkv_proj"):
                 width = heads * size
                 spans = [slice(len(parameter) - 2 * width, len(parameter) - width), slice(-width, None)]
-            elif name.startswith(("k_proj", "v_proj")) or (name == "k_norm.weight" and len(parameter) > size):
+            elif name.startswith(KEYS_AND_VALUES) or (name == "k_norm.weight" and len(parameter) > size):
                 spans = [slice(None)]
             else:
                 spans = []

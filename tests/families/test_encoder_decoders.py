@@ -1,26 +1,31 @@
 """Encoder-decoder families x roles x kernels, each against the stock model with only its attention kernel exchanged.
 
-Sources and texts of different lengths, padded on the right or on the left; the encoder and cross-attention are stock.
+Sources and texts of different lengths, padded on the right or on the left; the encoder is stock, and so is
+cross-attention but where a plan has layers use another's map there, too.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.exchanged_kernel import exchanged
-from tests.tiny_models import with_random_compensations
+from benchmarks.exchanged_kernel import exchanged, give_equal_heads
+from peft import get_peft_model
+from tests.tiny_models import random_model, with_random_compensations
 from tests.tiny_seq2seq import DECODER_LAYERS, FAMILIES, SPECIAL, seq2seq_batch, stock_seq2seq
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, EncoderDecoderCache, PreTrainedModel
+from transformers.models.bart import modeling_bart
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
-from uniattn_pl.modeling.conversion.convert import apply_plan
+from uniattn_pl.modeling.conversion.convert import apply_architecture, apply_plan, drop_attention
+from uniattn_pl.modeling.lora import lora_config
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -33,6 +38,14 @@ PLANS = {
     "share_kv": UNMODIFIED.share_kv([2], 1, compensated=True).share_kv([4], 3, compensated=False),
     "drop": UNMODIFIED.drop([0], compensated=False).drop([1, 4], compensated=True),
     "window": UNMODIFIED.limit_window([3], 4, 1, compensated=False).limit_window([5], 3, 2, compensated=True),
+    "heads": UNMODIFIED.merge_heads([1], 1, compensated=False).merge_heads([4], 1, compensated=True),
+    "skip": UNMODIFIED.skip([0], compensated=False).skip([3], compensated=True),
+    "cross": (
+        UNMODIFIED.share_kv([2], 1, compensated=False)
+        .reuse([3], 2, compensated=True)
+        .reuse([4, 5], 1, compensated=False)
+        .reuse_cross_maps([3, 4])
+    ),
     "mixed": (
         UNMODIFIED.drop([0], compensated=True)
         .share_kv([2], 1, compensated=False)
@@ -40,18 +53,21 @@ PLANS = {
         .reuse([4], 1, compensated=False)
     ),
 }
+T5_HEADS = UNMODIFIED.merge_heads([1], 2, compensated=False).merge_heads([4], 1, compensated=True)  # of four
 KERNELS = {"t5": ("eager", "sdpa"), "t5gemma": ("eager",), "bart": ("eager", "sdpa")}
-MODES = {"reuse": ("materialise", "replay"), "mixed": ("materialise", "replay")}
+MODES = dict.fromkeys(("reuse", "mixed"), ("materialise", "replay"))
+CROSS_MODES = {"t5": ("materialise",), "t5gemma": ("replay",), "bart": ("materialise", "replay")}
 CELLS = [
     (family, role, kernel, mode)
     for number, family in enumerate(FAMILIES)
     for at, role in enumerate(PLANS)
     if (family, role) != ("t5", "window")  # refused, as its biases are of all tokens
     for kernel in KERNELS[family][(number + at) % len(KERNELS[family]) :][:1]
-    for mode in MODES.get(role, ("auto",))
+    for mode in (CROSS_MODES[family] if role == "cross" else MODES.get(role, ("auto",)))
 ]
 T5_LIKE = ("mt5", "switch_transformers")
 NO_DROPS: dict[str, Any] = {"attention_dropout": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+CROSS_PARTS = ("encoder_attn", "cross_attn", "EncDecAttention")
 OTHERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("mbart", "pegasus", "marian", "m2m_100", "blenderbot", "plbart", "bigbird_pegasus"), NO_DROPS),
     "nllb-moe": {"num_experts": 4, **NO_DROPS},
@@ -70,7 +86,9 @@ def shape(family: str) -> ModelShape:
 def _converted(family: str, role: str, kernel: str) -> PreTrainedModel:
     original = stock_seq2seq(family)
     original.set_attn_implementation(kernel)
-    return with_random_compensations(apply_plan(original, PLANS[role]))
+    plan = T5_HEADS if (family, role) == ("t5", "heads") else PLANS[role]
+    give_equal_heads(original, plan)  # merged, they are what they were
+    return with_random_compensations(apply_plan(original, plan))
 
 
 def converted(family: str, role: str, kernel: str, mode: str) -> PreTrainedModel:
@@ -87,6 +105,7 @@ class SeqReference:
     def __init__(self, family: str, kernel: str, compensated: PreTrainedModel) -> None:
         self.model, self.plan = stock_seq2seq(family), compensated.layer_plan
         self.model.set_attn_implementation(kernel)
+        give_equal_heads(self.model, self.plan)
         weights = {name: p.detach().clone() for name, p in compensated.named_parameters() if "w_c" in name}
         self.compensations = {layer_of(name): weight.requires_grad_() for name, weight in weights.items()}
         self.names = list(weights)
@@ -172,9 +191,16 @@ def test_gradients_are_the_references_with_checkpointing_too(family: str, role: 
                 assert parameter.grad is None, name
                 continue
             assert parameter.grad is not None, name
-            torch.testing.assert_close(
-                parameter.grad, expected[moved_bias(name)], **CLOSE, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            wanted = of_merged(expected[moved_bias(name)], parameter.grad, model.layer_plan, name)
+            torch.testing.assert_close(parameter.grad, wanted, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def of_merged(gradient: torch.Tensor, like: torch.Tensor, plan: LayerPlan, name: str) -> torch.Tensor:
+    """The reference's gradient of equal heads, summed over those that are one in the converted model."""
+    if gradient.shape == like.shape:
+        return gradient
+    row = plan.rows[layer_of(name)]
+    return gradient.unflatten(0, (row.kv_heads, -1, len(like) // row.kv_heads)).sum(1).flatten(0, 1)
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -219,14 +245,68 @@ def test_attention_weights_are_not_dropped_at_random_in_a_converted_decoder(fami
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(("role", "without", "without_cross"), [("drop", [0, 1, 4], []), ("skip", [0, 3], [0, 3])])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_maps_are_given_layer_by_layer_those_of_cross_attention_too(family: str) -> None:
-    model = converted(family, "drop", "eager", "auto")
-    batch = seq2seq_batch(SOURCES, TEXTS)
-    output = model(**batch, use_cache=False, output_attentions=True)
-    assert [index for index, given in enumerate(output.decoder_attentions) if given is None] == [0, 1, 4]
-    assert [given.shape[-2:] for given in output.cross_attentions] == [(max(TEXTS), max(SOURCES))] * DECODER_LAYERS
+def test_maps_are_given_layer_by_layer_those_of_cross_attention_too(
+    family: str, role: str, without: list[int], without_cross: list[int]
+) -> None:
+    output = converted(family, role, "eager", "auto")(
+        **seq2seq_batch(SOURCES, TEXTS), use_cache=False, output_attentions=True
+    )
+    assert [index for index, given in enumerate(output.decoder_attentions) if given is None] == without
+    shapes = [None if given is None else given.shape[-2:] for given in output.cross_attentions]
+    of_map = (max(TEXTS), max(SOURCES))
+    assert shapes == [None if index in without_cross else of_map for index in range(DECODER_LAYERS)]
+
+
+@pytest.mark.parametrize("mode", ["materialise", "replay"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_reader_of_cross_attention_gives_the_map_of_its_source(family: str, mode: str) -> None:
+    model = converted(family, "cross", "eager", mode)
+    maps = model(**seq2seq_batch(SOURCES, TEXTS), use_cache=False, output_attentions=True).cross_attentions
+    assert [torch.equal(maps[reader], maps[source]) for reader, source in ((3, 2), (4, 1), (5, 1))] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("mode", ["materialise", "replay"])
+@pytest.mark.parametrize(("family", "kernel"), [(family, k) for family in FAMILIES for k in KERNELS[family]])
+@torch.no_grad()
+def test_without_padding_every_token_sees_the_whole_source(family: str, kernel: str, mode: str) -> None:
+    model = converted(family, "cross", kernel, mode)
+    inputs = {name: ids for name, ids in seq2seq_batch(SOURCES[:1], TEXTS[:1]).items() if "mask" not in name}
+    expected = SeqReference(family, kernel, model)(**inputs)
+    torch.testing.assert_close(model(**inputs, use_cache=False).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_low_rank_updates_are_of_what_a_reader_of_cross_attention_has_left(family: str) -> None:
+    model, batch = copy.deepcopy(converted(family, "cross", KERNELS[family][0], "auto")), seq2seq_batch(SOURCES, TEXTS)
+    before = model(**batch).logits
+    adapted = get_peft_model(model, lora_config(model, rank=2))
+    layers = adapted.get_base_model().get_decoder().named_modules()
+    updated = [name.split(".lora_A")[0] for name, _ in layers if name.endswith("lora_A.default")]
+    of_cross = [name for name in updated if name.split(".")[1] == "4" and any(part in name for part in CROSS_PARTS)]
+    assert sorted(name.rsplit(".", 1)[1][0] for name in of_cross) == ["o", "v"]
+    torch.testing.assert_close(adapted(**batch).logits, before, **CLOSE)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.02)
+    after = adapted(**batch).logits
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, after, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_static_cache_holds_values_of_the_source_alone() -> None:
+    model, batch = converted("bart", "cross", "sdpa", "auto"), seq2seq_batch(SOURCES, TEXTS)
+    source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    options = {**source, "max_new_tokens": NEW_TOKENS, "do_sample": False, "return_dict_in_generate": True}
+    static = model.generate(**options, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static.sequences, model.generate(**options).sequences)
+    keys = [layer.keys.numel() for layer in static.past_key_values.cross_attention_cache.layers]
+    assert [index for index, numbers in enumerate(keys) if numbers == 0] == [3, 4]
 
 
 @pytest.mark.parametrize("model_type", OTHERS)
@@ -236,15 +316,46 @@ def test_others_are_exact_where_inspection_finds_all(model_type: str) -> None:
     special = SPECIAL["t5" if model_type in T5_LIKE else "bart"]
     config = AutoConfig.for_model(model_type, **special, **OTHERS[model_type])
     original = AutoModelForSeq2SeqLM.from_config(config).eval()
-    model = with_random_compensations(apply_plan(copy.deepcopy(original), PLANS["mixed"]))
+    plan = PLANS["mixed"].reuse_cross_maps([3])
+    model = with_random_compensations(apply_plan(copy.deepcopy(original), plan))
     weights = {layer_of(name): p for name, p in model.named_parameters() if "w_c" in name}
     batch = seq2seq_batch(SOURCES, TEXTS)
-    with exchanged(original, PLANS["mixed"], weights):
+    with exchanged(original, plan, weights):
         expected = original(**batch, use_cache=False).logits
     text = batch["decoder_attention_mask"].bool()
     torch.testing.assert_close(model(**batch, use_cache=False).logits[text], expected[text], **CLOSE)
-    counted = costs.parameters(PLANS["mixed"], shape_of(original.config))
+    counted = costs.parameters(plan, shape_of(original.config))
     assert counted == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_cross_attention_maps_are_refused_where_there_are_none() -> None:
+    with pytest.raises(UserError, match=r"layer 2 is to use the map.*a llama model is a decoder alone"):
+        apply_plan(random_model("llama"), UNMODIFIED.reuse([2], 1, compensated=False).reuse_cross_maps())
+    with pytest.raises(UserError, match=r"layer 2 \(share_kv\) reads no map"):
+        UNMODIFIED.share_kv([2], 1, compensated=False).reuse_cross_maps([2])
+    model = stock_seq2seq("t5")
+    apply_architecture(model, "shared_attention", first_layer=3, cross_attention=True)
+    assert [row.cross_map for row in model.layer_plan.rows] == [False] * 4 + [True] * 2
+    with pytest.raises(UserError, match="queries and keys of its cross-attention given up"):
+        drop_attention(model, [4])
+    assert apply_plan(model, model.layer_plan.skip([4], compensated=False)) is model
+
+
+def test_a_family_whose_cross_attention_does_more_is_refused_in_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = modeling_bart.BartAttention.forward
+
+    @functools.wraps(stock)
+    def tuned(self: Any, hidden_states: torch.Tensor, *args: Any, key_value_states: Any = None, **kwargs: Any) -> Any:
+        output, *others = stock(self, hidden_states, *args, key_value_states=key_value_states, **kwargs)
+        if key_value_states is not None:  # what its queries would have been takes part
+            output = output * self.q_proj(hidden_states).norm(dim=-1, keepdim=True)
+        return output, *others
+
+    monkeypatch.setattr(modeling_bart.BartAttention, "forward", tuned)
+    plan = UNMODIFIED.reuse([2], 1, compensated=False)
+    with pytest.raises(UserError, match="the cross-attention of layers 2 computes something that a plan would lose"):
+        apply_plan(stock_seq2seq("bart"), plan.reuse_cross_maps())
+    apply_plan(stock_seq2seq("bart"), plan)
 
 
 def test_what_a_plan_would_lose_is_refused() -> None:
@@ -257,6 +368,3 @@ def test_what_a_plan_would_lose_is_refused() -> None:
         apply_plan(AutoModelForSeq2SeqLM.from_config(config), PLANS["reuse"])
     with pytest.raises(UserError, match="biases by the distance"):
         apply_plan(stock_seq2seq("t5"), PLANS["window"])
-    for family in ("t5", "bart"):
-        with pytest.raises(UserError):
-            apply_plan(stock_seq2seq(family), UNMODIFIED.skip([0], compensated=False))

@@ -18,7 +18,7 @@ from uniattn_pl.modeling.loading.pretrained import load_folder, load_folder_toke
 CONFIG = """
 name: killed
 model: {source: tiny-t5, dtype: float32}
-architecture: {name: uniattn, superblock_size: 3, num_superblocks: 1}
+architecture: {name: uniattn, superblock_size: 3, num_superblocks: 1, cross_attention: true}
 data: {source: rows.jsonl, validation_size: 4}
 calibration: {num_samples: 4, held_out_samples: 2}
 training:

@@ -25,6 +25,9 @@ class SharedAttention(Architecture):
     )
     last_layer: int | None = option(None, "0-based last layer that uses it; default: the top layer", minimum=0)
     compensation: bool = option(False, "give every reuse layer a W_c (the original method has none)")
+    cross_attention: bool = option(
+        False, "readers in a decoder beside an encoder (T5, BART) use the cross-attention map of first_layer, too"
+    )
 
     def compile(self, shape: ModelShape) -> LayerPlan:
         first = shape.attention_layers[0] if self.first_layer is None else self.first_layer
@@ -34,4 +37,5 @@ class SharedAttention(Architecture):
         readers = [layer for layer in shape.attention_layers if first < layer <= last]
         if not readers:
             raise PlanError(f"no layer above first_layer, {first}, and up to last_layer, {last}, attends.")
-        return LayerPlan.stock(shape).reuse(readers, first, compensated=self.compensation)
+        plan = LayerPlan.stock(shape).reuse(readers, first, compensated=self.compensation)
+        return plan.reuse_cross_maps() if self.cross_attention else plan

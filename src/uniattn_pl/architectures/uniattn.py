@@ -49,6 +49,9 @@ class UniAttn(Architecture):
     compensation_output: str = option(
         "attention_output", "what W_c's output is added to (Table 8)", allowed=tuple(COMPENSATION_OUTPUTS)
     )
+    cross_attention: bool = option(
+        False, "reuse layers of a decoder beside an encoder (T5, BART) use their source's cross-attention map, too"
+    )
     dropped_layers: list[int] = option([], "0-based reuse layers whose attention is dropped as well (Figure 5)")
     dropped_compensation: bool = option(False, "give the dropped ones a W_c")
 
@@ -140,4 +143,5 @@ class UniAttn(Architecture):
     def _finish(self, plan: LayerPlan) -> LayerPlan:
         """Place the compensations and drop what is to be dropped."""
         plan = plan.place_compensation(input=self.compensation_input, output=self.compensation_output)
+        plan = plan.reuse_cross_maps() if self.cross_attention else plan
         return plan.drop_reuse(self.dropped_layers, compensated=self.dropped_compensation)

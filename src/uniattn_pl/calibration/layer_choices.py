@@ -18,7 +18,7 @@ from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, decoder_l
 from uniattn_pl.modeling.attention.compensation_layer import with_rank
 from uniattn_pl.modeling.attention.operate import align_heads
 from uniattn_pl.modeling.attention.published import Publications
-from uniattn_pl.modeling.conversion.exactness_probe import publishing_copy
+from uniattn_pl.modeling.conversion.probing import publishing_copy
 from uniattn_pl.plan import LayerRow
 from uniattn_pl.plan.roles import MAP
 from uniattn_pl.resilience.ranks import broadcast, sum_over_ranks

@@ -21,6 +21,7 @@ from uniattn_pl.plan.roles import KEY_VALUE, MAP
 
 KEPT_INPUT_BYTES = 2**24
 LENGTH_STEP = 16
+CROSS = "cross-attention-"  # of a layer, in front of its index
 PUBLISHED_TENSORS = ("query", "key", "value")
 
 
@@ -47,9 +48,9 @@ class LayerStreams:
             self.batches = [_few_lengths(batch) for batch in self.batches]
         self.num_fitted = len(batches)
         self.masks = [text_mask(batch).bool() for batch in self.batches]
-        self.norm_name = anatomy_of(original.config).norm_after_attention
+        self.anatomy = anatomy_of(original.config)
         self.first_operated = min(self.plan.operated)
-        self.source_kwargs: dict[int, dict[str, Any]] = {}
+        self.source_kwargs: dict[str, dict[str, Any]] = {}
         self.kept_inputs: dict[int, LayerInputs] = {}
         self.rows = self.plan.rows[: max(self.plan.compensated) + 1]
         moves = sum(len(self._moving_on(row)) for row in self.rows if row.compensated)
@@ -118,6 +119,11 @@ class LayerStreams:
         return state
 
     def _keep_published(self, source: int, batch: int, entry: Published) -> None:
+        self._keep(str(source), batch, entry)
+        if entry.cross is not None:
+            self._keep(f"{CROSS}{source}", batch, entry.cross)
+
+    def _keep(self, source: str, batch: int, entry: Published) -> None:
         for name, tensor in entry.tensors().items():
             self.store.put(f"{name}-of-{source}", batch, tensor)
         # Tensors of a batch are made again (`of_kernels`); sinks [H] are weights.
@@ -127,15 +133,27 @@ class LayerStreams:
     def _published(self, source: int, batch: int, inputs: LayerInputs) -> Published:
         arguments = inputs.arguments[source]
         publishes = self.plan.read_from(source)
-        names = ["key"] + ["query"] * (MAP in publishes) + ["value"] * (KEY_VALUE in publishes)
-        kept = {name: self.store.get(f"{name}-of-{source}", batch) for name in names}
-        return Published.from_tensors(
-            kept,
+        entry = Published.from_tensors(
+            self._kept(str(source), batch, publishes),
             publishes,
             mask=arguments.get("attention_mask"),
-            arguments={**self.source_kwargs[source], **inputs.of_kernels},
+            arguments={**self.source_kwargs[str(source)], **inputs.of_kernels},
             position_embeddings=arguments.get("position_embeddings"),
         )
+        if self.plan.cross_readers(source):
+            name, of_map = f"{CROSS}{source}", frozenset({MAP})
+            entry.cross = Published.from_tensors(
+                self._kept(name, batch, of_map),
+                of_map,
+                mask=arguments.get("encoder_attention_mask"),
+                arguments=self.source_kwargs[name],
+                position_embeddings=None,
+            )
+        return entry
+
+    def _kept(self, source: str, batch: int, publishes: frozenset[str]) -> dict[str, torch.Tensor]:
+        names = ["key"] + ["query"] * (MAP in publishes) + ["value"] * (KEY_VALUE in publishes)
+        return {name: self.store.get(f"{name}-of-{source}", batch) for name in names}
 
     def _inputs(self, batch: int, row: LayerRow) -> LayerInputs:
         self.done += 1
@@ -153,7 +171,8 @@ class LayerStreams:
         """Drop streams nobody reads any more."""
         for model in ("original", "unified"):
             self.store.drop(f"{model}-{index}")
-        read_later = {row.source for row in self.plan.rows[index + 1 :]}
+        later = {row.source for row in self.plan.rows[index + 1 :]}
+        read_later = {f"{kind}{source}" for source in later for kind in ("", CROSS)}
         for source in [s for s in self.source_kwargs if s not in read_later]:
             for name in PUBLISHED_TENSORS:
                 self.store.drop(f"{name}-of-{source}")

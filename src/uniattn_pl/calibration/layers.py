@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.anatomy import Anatomy
 from uniattn_pl.families.encoder_decoder import decoder_inputs
 from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
 from uniattn_pl.families.passed_layers import handed_on_in, hidden_of
@@ -136,14 +137,17 @@ def behind_attention(layer: Any, norm_after_attention: str | None) -> WatchPoint
     return WatchPoint(layer.get_submodule(norm_after_attention))
 
 
-def repaired_point(layer: Any, row: LayerRow, norm_after_attention: str | None) -> WatchPoint:
-    """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8)."""
+def repaired_point(layer: Any, row: LayerRow, anatomy: Anatomy) -> WatchPoint:
+    """Where W_c's output takes effect, so where the error it repairs is measured (paper eq. 13, Table 8).
+
+    In a layer that uses another's cross-attention map, too, behind both attentions.
+    """
     compensation = row.compensation or Compensation()
     if compensation.output == "heads":
         return WatchPoint(output_projection(attention_of(layer)))
     if compensation.output == "layer_output" or not row.traits.feed_forward:
         return WatchPoint(layer, leaving=True)
-    return behind_attention(layer, norm_after_attention)
+    return behind_attention(layer, anatomy.norm_after_cross if row.cross_map else anatomy.norm_after_attention)
 
 
 def residual_multiplier(layer: Any) -> float:

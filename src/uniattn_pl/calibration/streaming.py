@@ -193,7 +193,7 @@ class _StreamingPass(LayerRefinement):
         solver = make_solver(initialiser, ridge, bias=row.compensation is not None and row.compensation.bias)
         before, after, scale = MeanNorm(), MeanNorm(), MeanNorm()
         points = [
-            repaired_point(decoder_layers(model)[row.index], row, self.norm_name)
+            repaired_point(decoder_layers(model)[row.index], row, self.anatomy)
             for model in (self.original, self.converted)
         ]
         for batch, mask in enumerate(self.masks):

@@ -20,9 +20,13 @@ Weights = dict[str, torch.Tensor]
 
 
 def adjusts_output_projection(row: LayerRow) -> bool:
-    """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does."""
+    """W_o can take part in repairing what is linear in it, unless W_c itself reads what W_o does.
+
+    An error behind cross-attention need not be linear in the W_o of self-attention: in BART a norm lies between.
+    """
     compensation = row.compensation
     linear = compensation is not None and compensation.output == "attention_output" and compensation.input != "heads"
+    linear = linear and not row.cross_map
     return linear and OUTPUT in row.traits.projections
 
 

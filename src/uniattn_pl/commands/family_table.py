@@ -57,7 +57,7 @@ def print_families() -> None:
 
 def print_possibilities(source: str) -> None:
     """What can be made of one model, and why not the rest. Raises UserError when there is no such model."""
-    from uniattn_pl.families.inspection import FAMILIES, stock_model_type
+    from uniattn_pl.families.inspection import ENCODER_DECODERS, FAMILIES, stock_model_type
     from uniattn_pl.modeling.conversion.possibilities import possibilities
     from uniattn_pl.modeling.loading.pretrained import load_model_config
 
@@ -67,8 +67,8 @@ def print_possibilities(source: str) -> None:
     except UserError as refusal:
         print(f"{source}: no plan is possible.\n  " + "\n  ".join(refusal.problems))
         return
-    text = stock_model_type(config.get_text_config())
-    tested = "a tested family" if text in FAMILIES else "not among the tested families"
+    types = {stock_model_type(config.get_text_config()), found.model_type}
+    tested = "a tested family" if types & {*FAMILIES, *ENCODER_DECODERS} else "not among the tested families"
     rows = [(name, possible.verdict, possible.reason) for name, possible in found.roles.items()]
     print_table(f"{source}: model type '{found.model_type}', {tested}", ("role", "possible", "why not"), rows)
     print()

@@ -6,28 +6,26 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.encoder_decoder import auto_model, beside_encoder, has_encoder, language_model
+from uniattn_pl.families.encoder_decoder import auto_model, has_encoder, language_model
 from uniattn_pl.families.inspection import (
     FAMILIES,
     FUSED,
     PUBLICATIONS,
     attention_of,
     attention_path,
+    cross_attention_path,
     decoder_layers,
     stock_model_type,
 )
 from uniattn_pl.families.obstacles import config_obstacle, obstacles
-from uniattn_pl.families.passed_layers import HANDED_ON, passed_by
-
-WATCHED = "uniattn_watched"
+from uniattn_pl.families.watched_layer import Call, watch_layer, watched_kernel
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,17 @@ class Anatomy:
             None where there is none, as the feed-forward runs beside the attention or in a layer of its own (Cohere,
             Nemotron-H): then W_c repairs what leaves the layer.
         fused: q, k and v are rows of one projection (Phi-3).
+        cross_norms: norms that serve the queries of cross-attention alone, so go when these go.
+        norm_of_cross: the norm of the cross-attention's output before it joins the stream (T5Gemma).
+        norm_after_cross: the first norm behind that: its input is the stream that both attentions have joined.
     """
 
     attention_norms: tuple[str, ...]
     norm_after_attention: str | None
     fused: bool
+    cross_norms: tuple[str, ...] = ()
+    norm_of_cross: str | None = None
+    norm_after_cross: str | None = None
 
 
 def anatomy_of(config: PreTrainedConfig) -> Anatomy:
@@ -138,8 +142,8 @@ def _watched_anatomy(model: PreTrainedModel, layer: Any) -> Anatomy | str:
     attention, path = attention_of(layer), str(attention_path(layer))
     kernel: list[Mapping[str, Any]] = []
     try:
-        with _watched_kernel(attention, kernel):
-            calls = _watch(model, layer, path)
+        with watched_kernel(attention, kernel):
+            calls, reads = watch_layer(model, layer, path)
     # as `inspecting`: the family's own code runs
     except Exception as error:
         return f"a forward of its decoder cannot be watched ({_in_short(error)})"
@@ -156,106 +160,26 @@ def _watched_anatomy(model: PreTrainedModel, layer: Any) -> Anatomy | str:
     if "weight" in inspect.unwrap(type(layer).forward).__code__.co_names:  # asked for its dtype (Nemotron-H)
         alone = []
     own = [after[0].name] if after and after[0].input is of_attention.output else []
-    return Anatomy((*alone, *own), after[0].name if after else None, fused=hasattr(attention, FUSED))
+    found = Anatomy((*alone, *own), after[0].name if after else None, fused=hasattr(attention, FUSED))
+    return _with_cross_attention(found, calls, reads, cross_attention_path(layer))
 
 
-@contextmanager
-def _watched_kernel(attention: Any, keywords: list[Mapping[str, Any]]) -> Iterator[None]:
-    """Let an attention call a function that attends to nothing and notes what it is told by keyword."""
-
-    def attend(
-        _: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        keywords.append(kwargs)
-        return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None  # [B, L, H, Dv]
-
-    stock = attention.config._attn_implementation
-    AttentionInterface.register(WATCHED, attend)
-    attention.config._attn_implementation = WATCHED
-    try:
-        yield
-    finally:
-        attention.config._attn_implementation = stock
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a child module: its first input, and its first output where it came to one."""
-
-    name: str
-    input: Any
-    output: Any = None
-
-
-class _SeenEnough(Exception):
-    """Ends a watched forward before the feed-forward, which not every family can run without weights."""
-
-
-def _watch(model: PreTrainedModel, layer: nn.Module, path: str) -> list[_Call]:
-    """The calls of a layer's attention, of what stands beside it and of the layer's children, in order of their begin,
-    up to the norm after the attention, or to what cannot run without weights."""
-    begun: list[_Call] = []
-    handles = []
-    for name, child in layer.named_modules():
-        if not name or name.count(".") not in {0, path.count(".")} or name.startswith(f"{path}."):
-            continue
-
-        def begin(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            begun.append(_Call(name, args[0] if args else next(iter(kwargs.values()), None)))
-            if "norm" in name and path in [call.name for call in begun] and begun[-1].input is not begun[0].input:
-                raise _SeenEnough
-
-        def end(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
-            last = max(index for index, call in enumerate(begun) if call.name == name)
-            begun[last] = replace(begun[last], output=output[0] if isinstance(output, tuple) else output)
-
-        handles += [child.register_forward_pre_hook(begin, with_kwargs=True), child.register_forward_hook(end)]
-    args, kwargs = _call_of_layer(model, layer)
-    try:
-        layer(*args, **kwargs)
-    except _SeenEnough:
-        pass
-    except Exception:
-        if path not in [call.name for call in begun if call.output is not None]:
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    return begun
-
-
-def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
-    """Positional and keyword arguments that the decoder gives a layer; those below it hand on what they get."""
-    seen: list[tuple[Any, Any]] = []
-
-    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append((args, kwargs))
-        raise _SeenEnough
-
-    for module in model.modules():
-        # Some rotations look at the positions to choose their frequencies; without weights there are none to look at.
-        kind = getattr(module, "rope_type", None)
-        if kind is not None:
-            module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"  # type: ignore[assignment]
-    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids, "use_cache": False, PUBLICATIONS: None, **beside_encoder(model, 2)}
-    # With a mask and the eager kernel transformers looks at no values, of which meta tensors have none; some families
-    # look at the mask themselves (Granite 4), and not where there is none.
-    masks: tuple[dict[str, Any], ...] = ({"attention_mask": torch.ones_like(ids)}, {})
-    error: Exception = RuntimeError("its layers are not reached")
-    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        for handed_on, mask in product(HANDED_ON, masks):
-            try:
-                with passed_by(decoder_layers(model), handed_on, but=layer):
-                    model.get_decoder()(**mask, **inputs)
-            except _SeenEnough:
-                hidden = next(iter([*seen[-1][0], *seen[-1][1].values()]), None)
-                if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
-                    return seen[-1]
-            # the family's own code: what it does not take shows in whatever it raises
-            except Exception as failed:
-                error = failed
-    finally:
-        handle.remove()
-    raise error
+def _with_cross_attention(anatomy: Anatomy, calls: list[Call], reads: list[torch.Tensor], path: str | None) -> Anatomy:
+    """What the same calls show of the attention to an encoder's states; it is the other's where there is none."""
+    of_cross = next((call for call in calls if call.name == path and call.output is not None), None)
+    if of_cross is None:
+        return anatomy
+    norms = [call for call in calls if "norm" in call.name]
+    before = [call for call in norms if call.output is of_cross.input]
+    # what is read elsewhere, too, is the stream (BART, which norms behind each attention)
+    alone = [call.name for call in before if not any(read is call.output for read in reads)]
+    begun = [call is of_cross for call in calls].index(True)
+    behind = [call for call in calls[begun + 1 :] if "norm" in call.name]
+    own = [call.name for call in behind if call.input is of_cross.output]
+    after = [call.name for call in behind if call.input is not of_cross.output]
+    return replace(
+        anatomy,
+        cross_norms=tuple(alone),
+        norm_of_cross=own[0] if own else None,
+        norm_after_cross=after[0] if after else None,
+    )

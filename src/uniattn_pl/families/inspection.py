@@ -74,7 +74,7 @@ PUBLICATIONS = "uniattn_publications"
 
 LAYER_LISTS = ("layers", "block")
 ATTENTION_PATHS = ("self_attn", "mixer", "layer.0.SelfAttention")
-CROSS_ATTENTION_PATHS = ("encoder_attn", "cross_attn", "layer.1.EncDecAttention")
+CROSS_ATTENTION_PATHS = ("encoder_attn", "cross_attn", "cross_attention", "layer.1.EncDecAttention")
 POSITION_BIAS = "relative_attention_bias"
 """The part of T5's lowest attention that makes the position biases of all."""
 OUTPUT_NAMES = ("o_proj", "out_proj", "dense", "o")
@@ -121,6 +121,12 @@ def _path_among(paths: Iterable[str], layer: nn.Module) -> str | None:
 def attention_of(layer: nn.Module) -> Any:
     """The self-attention of a decoder layer, or None where it has none."""
     path = attention_path(layer)
+    return None if path is None else layer.get_submodule(path)
+
+
+def cross_attention_of(layer: nn.Module) -> Any:
+    """The attention of a decoder layer to an encoder's states, or None where it has none."""
+    path = cross_attention_path(layer)
     return None if path is None else layer.get_submodule(path)
 
 

@@ -119,7 +119,7 @@ def _layer_shape(layer: Any, anatomy: Anatomy, window: int | None) -> LayerShape
     gate = counts.get(frozenset({OUTPUT}), 0) - output
     attention_norms = sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.attention_norms)
     experts, of_experts = _experts(layer)
-    cross, of_cross = _cross_attention(layer)
+    cross, of_cross = _cross_attention(layer, anatomy)
     matrices = _matrices(layer, {**of_experts, **of_cross})
     attributed = _count(attention.parameters()) + attention_norms + _count(matrices) + _count(of_experts.values())
     attributed += _count(of_cross.values())
@@ -170,16 +170,26 @@ def _matrices(layer: nn.Module, of_experts: Mapping[str, nn.Parameter]) -> list[
     return [p for name, p in outside.items() if p.dim() == 2 and not name.endswith("bias")]
 
 
-def _cross_attention(layer: nn.Module) -> tuple[CrossAttention | None, dict[str, nn.Parameter]]:
+def _cross_attention(layer: nn.Module, anatomy: Anatomy) -> tuple[CrossAttention | None, dict[str, nn.Parameter]]:
     """The attention of a decoder layer to an encoder's states, if it has one, and its matrices by name."""
     path = cross_attention_path(layer)
     if path is None:
         return None, {}
     attention: Any = layer.get_submodule(path)
-    of_text = _count(m.weight for m in (linear_of(attention, QUERY), output_projection(attention)))
-    of_source = _count(linear_of(attention, projection).weight for projection in (KEY, VALUE))
+    query, key, value = (linear_of(attention, projection).weight.numel() for projection in (QUERY, KEY, VALUE))
+    counts = part_counts(attention)
+    of_map = sum(counts.get(frozenset({projection}), 0) for projection in (QUERY, KEY))
+    of_map += sum(_count(layer.get_submodule(name).parameters()) for name in anatomy.cross_norms)
+    cross = CrossAttention(
+        heads=heads_of(attention),
+        of_text=query + output_projection(attention).weight.numel(),
+        of_source=key + value,
+        query=query,
+        key=key,
+        beside_map=of_map - query - key,
+    )
     weights = {f"{path}.{n}": p for n, p in attention.named_parameters() if p.dim() == 2 and POSITION_BIAS not in n}
-    return CrossAttention(heads_of(attention), of_text, of_source), weights
+    return cross, weights
 
 
 def _experts(layer: nn.Module) -> tuple[Experts | None, dict[str, nn.Parameter]]:

@@ -47,6 +47,7 @@ class AttentionRequest:
         take: gives memory for the map (`MapBuffers.take` of this layer).
         masked_span: gives the columns that a boolean mask masks anywhere.
         structure: gives the structure that a mask over [L, S] has, if it has one (`structure_of`).
+        causal: no mask stands for a causal one; to an encoder's states it does not, which Triton's kernels do not know.
     """
 
     attention: Any
@@ -58,6 +59,7 @@ class AttentionRequest:
     take: Callable[[tuple[int, ...], torch.Tensor], torch.Tensor]
     masked_span: Callable[[torch.Tensor], tuple[int, int]]
     structure: Callable[[torch.Tensor | None, int, int | None], MaskStructure | None]
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def attend(
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D], mask [B or 1, 1, L, S] as the stock kernel takes it.
     """
     attention, arguments, visible = request.attention, request.arguments, request.visible_mask
-    tiles = measured_tiles_for(query, key, attention) if request.map_read else None
+    tiles = measured_tiles_for(query, key, attention) if request.map_read and request.causal else None
     choice = choose(_call(query, key, request, tiles_faster=tiles is not None))
     if choice.kernel == ROWS:
         output, row = keep_row(query, key, value, visible, arguments)
@@ -93,6 +95,8 @@ def attend(
             output, tiled_map = keep_tiles(query, key, value, structure, arguments, fp8=fp8, shape=tiles)
             return Attended(output, None, tiled_map)
         choice = Choice(BACKEND, False, "the mask has no structure that tiles could follow")
+    if visible is None and not request.causal and choice.kernel in (GROUPED, FAMILY):
+        visible = query.new_ones((), dtype=torch.bool).expand(1, 1, query.shape[-2], key.shape[-2])
     attention_map: torch.Tensor | None
     if choice.kernel == GROUPED:
         output, attention_map = grouped_attention(
@@ -133,7 +137,8 @@ def apply_map(
 
 def _call(query: torch.Tensor, key: torch.Tensor, request: AttentionRequest, *, tiles_faster: bool) -> AttentionCall:
     config, arguments = settings_of(request.attention), request.arguments
-    triton = request.map_read and triton_can(
+    wanted = request.map_read and request.causal
+    triton = wanted and triton_can(
         query, request.visible_mask, arguments, fp8=config.reuse_mode == TILES_FP8 and query.shape[-2] > 1
     )
     return AttentionCall(

@@ -62,7 +62,25 @@ def has_maps(config: Any) -> bool:
 def backend_kernel(attention: Any) -> Kernel:
     """The kernel the user chose, by `kernel(attention, query, key, value, mask, **arguments)`."""
     name = backend_name(attention.config)
-    return family_module(attention).eager_attention_forward if name == EAGER else ALL_ATTENTION_FUNCTIONS[name]
+    return _eager_kernel(attention) if name == EAGER else ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _eager_kernel(attention: Any) -> Kernel:
+    """The family's own; one made for as many keys as queries (T5, BART, OPT) is given merged ones per query head."""
+    module = family_module(attention)
+    kernel: Kernel = module.eager_attention_forward
+    if hasattr(module, "repeat_kv"):
+        return kernel
+
+    def repeating(
+        of: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **arguments: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if key.shape[1] < query.shape[1]:
+            group = query.shape[1] // key.shape[1]
+            key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
+        return kernel(of, query, key, value, *args, **arguments)
+
+    return repeating
 
 
 def eager_attention(
@@ -81,7 +99,6 @@ def eager_attention(
     mask = additive_mask(mask, query, key)
     if mask is not None and mask.shape[1] > 1:  # one per key head
         mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)  # [B, H, L, S]
-    output, attention_map = family_module(attention).eager_attention_forward(
-        attention, query, key, value, mask, **arguments
-    )
+    output, attention_map = _eager_kernel(attention)(attention, query, key, value, mask, **arguments)
+    assert attention_map is not None, "an eager kernel gives its map"
     return output, attention_map

@@ -6,7 +6,7 @@ parameters count all, FLOPs those that serve a token, and bytes those that a bat
 (`plan.shape.Experts.read`).
 
 Of an encoder-decoder model the prompt is what its encoder reads, once; a plan changes the decoder, whose
-cross-attention holds keys and values of every token of the source.
+cross-attention holds keys and values of every token of the source, or values alone where it uses another's map.
 
 Symbols: B batch, L prompt tokens, S cached tokens, H query heads, Hkv key and value heads, D head size, Dv size of a
 value (D in most families), d hidden size, w window with its sinks, V vocabulary.
@@ -52,7 +52,14 @@ def kv_cache_bytes(
 def _cross_width(plan: LayerPlan, shape: ModelShape) -> int:
     """Numbers per token of a source that the cross-attention of all layers keeps."""
     crosses = (row.sized(layer).cross for row, layer in zip(plan.rows, shape.layers, strict=True))
-    return sum(cross.heads.key_width + cross.heads.value_width for cross in crosses if cross is not None)
+    return sum(cross.cached_width for cross in crosses if cross is not None)
+
+
+def cross_map_width(index: int, plan: LayerPlan, shape: ModelShape) -> int:
+    """Numbers per token that a layer gives those that use the map of its cross-attention: queries of the text, and keys
+    of a source as long."""
+    cross = shape.layers[index].cross
+    return 0 if cross is None or not plan.cross_readers(index) else cross.heads.query_width + cross.heads.key_width
 
 
 def state_bytes(plan: LayerPlan, shape: ModelShape, *, batch_size: int, bytes_per_element: int) -> int:
@@ -169,7 +176,7 @@ def decode_flops(
         total += linear_flops(row, layer, shape)
         total += _pair_flops(row, layer) * (length if window is None else min(length, window))
         cross = row.sized(layer).cross
-        total += 0 if cross is None else 2 * (cross.heads.query_width + cross.heads.output_width) * source
+        total += 0 if cross is None else 2 * cross.pair_width * source
     return batch_size * total
 
 

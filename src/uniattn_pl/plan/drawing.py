@@ -38,12 +38,13 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     text = row.traits.label
     if row.source is not None:
         text += f" {row.source}"
-    text += _draw_sizes(row)
+    text += _draw_sizes(row) + " and cross map" * row.cross_map
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {', '.join(map(str, readers))}"
     symbol = SOURCE_SYMBOL if readers and not row.operated else row.traits.symbol
     width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
     cached = " ".join("K" * row.caches_keys + "V" * row.caches_values) or "-"
+    cached += ", cross V" * row.cross_map  # others hold both of the source
     return f"{indices:>7} {symbol} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()
 
 

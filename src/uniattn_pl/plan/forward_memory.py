@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniattn_pl.plan.costs import compensation_weights, kv_cache_bytes, parameters
+from uniattn_pl.plan.costs import compensation_weights, cross_map_width, kv_cache_bytes, parameters
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import FIT, KEY_VALUE, MAP, OUTPUT
@@ -127,10 +127,11 @@ def _live(plan: LayerPlan, shape: ModelShape) -> int:
 
 
 def _publishes(index: int, plan: LayerPlan, shape: ModelShape) -> int:
-    """Numbers per token that a layer gives its readers: queries and keys of a map, keys and values."""
+    """Numbers per token that a layer gives its readers: queries and keys of maps, keys and values."""
     read, heads = plan.read_from(index), plan.rows[index].sized(shape.layers[index]).heads
     keys = heads.key_width if read else 0
-    return keys + (MAP in read) * heads.query_width + (KEY_VALUE in read) * heads.value_width
+    of_cross = cross_map_width(index, plan, shape)
+    return keys + (MAP in read) * heads.query_width + (KEY_VALUE in read) * heads.value_width + of_cross
 
 
 def _merged(row: LayerRow, layer: LayerShape) -> int:

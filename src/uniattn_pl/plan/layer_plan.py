@@ -15,6 +15,7 @@ from uniattn_pl.plan.saved_form import read_rows, saved_form
 from uniattn_pl.plan.shape import ModelShape
 from uniattn_pl.plan.shape_checks import (
     attention_problems,
+    cross_problems,
     head_problems,
     own_size_problems,
     rank_problems,
@@ -56,6 +57,12 @@ class LayerPlan:
         below = self.rows[source]
         computes = below.source if below.traits.reads == MAP else source
         return self.assign(layers, "reuse", computes, compensated=compensated)
+
+    def reuse_cross_maps(self, layers: Iterable[int] | None = None) -> LayerPlan:
+        """Let reuse layers, by default all, use the maps of their sources' cross-attention, too (encoder-decoders)."""
+        layers = self.reusing if layers is None else list(layers)
+        self._check_indices(layers)
+        return self.with_rows({index: replace(self.rows[index], cross_map=True) for index in layers})
 
     def share_kv(self, layers: Iterable[int], source: int, *, compensated: bool) -> LayerPlan:
         """Let `layers` attend over the keys and values of `source` with their own queries."""
@@ -196,6 +203,10 @@ class LayerPlan:
         """The uppermost layer that uses the attention map of layer `index`: itself, when none does."""
         return max((row.index for row in self.readers(index) if row.traits.reads == MAP), default=index)
 
+    def cross_readers(self, index: int) -> list[int]:
+        """The layers that use the map of the cross-attention of layer `index`, bottom first."""
+        return [row.index for row in self.readers(index) if row.cross_map]
+
     def replaced_until(self, index: int) -> int:
         """The last block that a W_c of block `index` stands for: it, or of those left out behind it without one."""
         last = index
@@ -231,7 +242,7 @@ class LayerPlan:
             problems += head_problems(row, shape) + own_size_problems(row, shape)
             if row.source is None:
                 continue
-            problems += source_size_problems(row, shape)
+            problems += source_size_problems(row, shape) + cross_problems(row, shape)
             own, source = shape.layers[row.index].window, self.window(row.index, shape)
             if source is not None and (own is None or own > source):
                 sees = "every token" if own is None else f"the last {own} tokens"
@@ -247,7 +258,8 @@ class LayerPlan:
         if len(self.rows) != len(former.rows):
             return [f"the plan has {len(self.rows)} layers, the model {len(former.rows)}."]
         return [
-            f"layer {new.index} is '{old.role}' already and cannot become '{new.role}'; start from the stock model."
+            f"layer {new.index} is '{old.role}' already{_GAVE_UP * old.cross_map} and cannot become '{new.role}'; "
+            "start from the stock model."
             for old, new in zip(former.rows, self.rows, strict=True)
             if old.operated and new != old and not _only_gives_up(old, new)
         ]
@@ -272,8 +284,13 @@ class LayerPlan:
             raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
 
 
+_GAVE_UP = ", with queries and keys of its cross-attention given up,"
+
+
 def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
     """Whether `new` needs nothing `old` no longer has: projection, feed-forward, a W_c but the one in its place."""
+    if old.cross_map and not new.cross_map and new.traits.feed_forward:  # queries of its cross-attention
+        return False
     if new.traits.feed_forward != old.traits.feed_forward:  # a W_c would read another stream
         return not new.traits.feed_forward and not new.compensated
     return not new.traits.computes and new.compensation in (None, old.compensation)

@@ -40,6 +40,7 @@ class LayerRow:
             those that lose least on the tokens of the calibration (`calibration/fitted_heads.py`).
         window: last tokens that the layer sees, the present one among them; None: as many as its model's.
         sinks: first tokens of each text that it sees beside its window.
+        cross_map: it uses the map of its source's cross-attention, too, of a decoder beside an encoder.
     """
 
     index: int
@@ -51,6 +52,7 @@ class LayerRow:
     window: int | None = None
     sinks: int = 0
     merge: str = MEAN
+    cross_map: bool = False
 
     @property
     def traits(self) -> Role:
@@ -80,11 +82,14 @@ class LayerRow:
         return self.traits.feed_forward and (self.traits.computes or self.compensated)
 
     def sized(self, layer: LayerShape) -> LayerShape:
-        """The shape of the model's layer as this row has it: with fewer KV heads, with its window, or left out."""
+        """The shape of the model's layer as this row has it: with fewer KV heads, with its window, without what makes
+        the map of its cross-attention, or left out."""
         if self.kv_heads is not None:
             layer = layer.with_kv_heads(self.kv_heads)
         if self.window is not None:
             layer = replace(layer, window=self.window + self.sinks)
+        if self.cross_map:
+            layer = layer.without_cross_map()
         if self.traits.feed_forward:
             return layer
         return replace(
@@ -113,6 +118,11 @@ class LayerRow:
             return [f"{where} ({self.role}) reads from no other layer, but names layer {self.source}."]
         if self.heads_from is not None and self.traits.reads != MAP:
             return [f"{where} reuses no map whose heads could be aligned."]
+        if self.cross_map and self.traits.reads != MAP:
+            return [
+                f"{where} ({self.role}) reads no map of another layer; only one that does can use the map of its "
+                "source's cross-attention, too."
+            ]
         return self._size_problems(where)
 
     def _size_problems(self, where: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Plans as plain data: what model folders, plan files, search records and manifests hold, and every form they had.
 
 Format 2: `{"format": 2, "num_layers": N, "rows": [{"index", "role", "source", "compensation", "heads_from"}]}`, with
-the rows that differ from the unmodified model; a row has kv_heads, window or sinks where its role needs them. Format 1
-had no number and told a row's role by where its map, keys and values come from.
+the rows that differ from the unmodified model; a row has kv_heads, window, sinks or cross_map where it has any. Format
+1 had no number and told a row's role by where its map, keys and values come from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FORMAT = 2
 FORMER_ROLES = {"share": "share_kv"}
 """Names that roles had in files of format 1."""
 
-_SIZES = {"kv_heads": int, "window": int, "sinks": int, "merge": str}
+_SIZES = {"kv_heads": int, "window": int, "sinks": int, "merge": str, "cross_map": bool}
+_WORDS = {int: "a whole number", str: "a name", bool: "true or false"}
 _ROW_KEYS = {"index", "role", "source", "compensation", "heads_from", *_SIZES}
 _FORMER_KEYS = {"index", "map_from", "key_from", "value_from"}
 _FORMER_OPTIONS = {
@@ -90,7 +91,9 @@ def former_role(name: str) -> str:
 
 def identity(rows: Sequence[LayerRow]) -> str:
     """Text that equal plans have in common, in this version and in those that wrote format 1: runs are found by it."""
-    expressible = all(row.role in _LINKS and not (row.compensation and row.compensation.bias) for row in rows)
+    expressible = all(
+        row.role in _LINKS and not row.cross_map and not (row.compensation and row.compensation.bias) for row in rows
+    )
     if not expressible:
         return json.dumps(saved_form(rows), sort_keys=True)
     former = {"num_layers": len(rows), "rows": [_former_form(row) for row in rows if row.operated]}
@@ -108,8 +111,7 @@ def _row(saved: Mapping[str, Any]) -> LayerRow:
     sizes = {key: saved[key] for key in _SIZES if key in saved}
     for key, size in sizes.items():
         if type(size) is not _SIZES[key]:
-            wanted = "a name" if key == "merge" else "a whole number"
-            raise ValueError(f"{key} of layer {index} is {size!r}, not {wanted}")
+            raise ValueError(f"{key} of layer {index} is {size!r}, not {_WORDS[_SIZES[key]]}")
     return LayerRow(index, str(saved["role"]), source, compensation, _heads(saved.get("heads_from")), **sizes)
 
 

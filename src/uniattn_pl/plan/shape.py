@@ -98,17 +98,34 @@ class Experts:
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """A decoder layer's attention to the states of an encoder, which no plan changes.
+    """A decoder layer's attention to the states of an encoder.
 
     Attributes:
         heads: its heads; their keys and values are cached once for every token of the source.
         of_text: weights of W_q and W_o, which the decoder's tokens pass.
         of_source: weights of W_k and W_v, which the encoder's states pass, once.
+        query, key: of these, the weights of W_q and of W_k.
+        beside_map: what else serves queries and keys alone: their biases, and a norm before the queries.
+        computes_map: whether it makes its own map, of queries and keys.
     """
 
     heads: Heads
     of_text: int
     of_source: int
+    query: int = 0
+    key: int = 0
+    beside_map: int = 0
+    computes_map: bool = True
+
+    @property
+    def cached_width(self) -> int:
+        """Numbers that it keeps of each token of the source."""
+        return self.computes_map * self.heads.key_width + self.heads.value_width
+
+    @property
+    def pair_width(self) -> int:
+        """Multiply-adds per pair of a query and a token of the source."""
+        return self.computes_map * self.heads.query_width + self.heads.output_width
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,22 @@ class LayerShape:
     cross: CrossAttention | None = None
     state: int = 0
     wide_state: int = 0
+
+    def without_cross_map(self) -> LayerShape:
+        """The layer with a cross-attention that has no queries and keys of its own."""
+        cross = self.cross
+        if cross is None:
+            return self
+        left = replace(
+            cross,
+            of_text=cross.of_text - cross.query,
+            of_source=cross.of_source - cross.key,
+            query=0,
+            key=0,
+            beside_map=0,
+            computes_map=False,
+        )
+        return replace(self, cross=left, other=self.other - cross.beside_map)
 
     def with_kv_heads(self, groups: int) -> LayerShape:
         """The layer with so many heads of keys and values; a norm over all keys (OLMo-2) shrinks with them."""

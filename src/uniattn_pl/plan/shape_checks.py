@@ -43,6 +43,23 @@ def source_size_problems(row: LayerRow, shape: ModelShape) -> list[str]:
     return [f"layer {row.index} has {own}, but its source, layer {row.source}, {source}; choose one of the same heads."]
 
 
+def cross_problems(row: LayerRow, shape: ModelShape) -> list[str]:
+    """What does not fit about the cross-attention of a layer that uses its source's cross-attention map."""
+    if not row.cross_map:
+        return []
+    own, source = shape.layers[row.index].cross, shape.layers[row.source or 0].cross
+    where = f"layer {row.index} is to use the map of the cross-attention of layer {row.source}"
+    if shape.encoder is None:
+        return [
+            f"{where}; a {shape.model_type} model is a decoder alone, which has none (architecture.cross_attention)."
+        ]
+    if own is None or source is None:
+        return [f"{where}; layer {row.index if own is None else row.source} has none."]
+    if replace(own.heads, value_size=source.heads.value_size) != source.heads:
+        return [f"{where}, which has {source.heads}, and it {own.heads}; choose a source of the same heads."]
+    return []
+
+
 def rank_problems(rows: Sequence[LayerRow], shape: ModelShape) -> list[str]:
     """Ranks that W_c cannot have, each once, however many layers have it."""
     ranks = {row.compensation.thin for row in rows if row.compensation is not None}

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uniattn_pl.plan.costs import compensation_weights, layer_parameters, map_weights, parameters, projection_sizes
+from uniattn_pl.plan.costs import (
+    compensation_weights,
+    cross_map_width,
+    layer_parameters,
+    map_weights,
+    parameters,
+    projection_sizes,
+)
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.roles import KEY, KEY_VALUE, MAP, OUTPUT, QUERY, VALUE
@@ -238,7 +245,7 @@ def _layer_bytes(row: LayerRow, layer: LayerShape, shape: ModelShape, sizes: _El
     feed_forward = _gated_elements((layer.feed_forward - router) // (3 * hidden), trains=kept.everything)
     cross = 0  # queries and what enters W_o of the text, keys and values of a source as long
     if layer.cross is not None:
-        cross = sum(getattr(layer.cross.heads, f"{part}_width") for part in ("query", "key", "value", "output"))
+        cross = layer.cross.pair_width + layer.cross.cached_width
     elements = inputs * hidden + attention + cross + feed_forward
     routed = 0 if experts is None else _routed_bytes(experts, hidden, sizes.of_experts, trains=kept.everything)
     return hidden * norms * NORM_BYTES + hidden * normalised + elements * sizes.of_activations + routed
@@ -261,7 +268,7 @@ def _published_elements(index: int, plan: LayerPlan, shape: ModelShape) -> int:
     read_from, heads = plan.read_from(index), plan.rows[index].sized(shape.layers[index]).heads
     of_map = (heads.query_width + heads.key_width) * (MAP in read_from)  # its queries and keys, for replay
     of_keys = (heads.key_width + heads.value_width) * (KEY_VALUE in read_from)
-    return max(of_map, of_keys)
+    return max(of_map, of_keys) + cross_map_width(index, plan, shape)
 
 
 def _gathered(plan: LayerPlan, shape: ModelShape, element: int) -> int:

@@ -64,6 +64,7 @@ ADDED_KEYS = frozenset(
 # The same, where what they did has a name.
 ADDED_VALUES = {
     "architecture.score": "loss",
+    "architecture.cross_attention": False,
     "architecture.proposals": "greedy",
     "architecture.pool": 8,
     "architecture.swaps": 0,

@@ -83,7 +83,7 @@ class UnifiedStreams:
         self.inputs = [layer_inputs(original, batch) for batch in batches]
         self.masks = [batch["attention_mask"].bool().to(original.device) for batch in batches]
         self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
-        self.norm_name = anatomy_of(original.config).norm_after_attention
+        self.anatomy = anatomy_of(original.config)
         self.plan = stock_plan(original)
         self.fitted: dict[int, Weights] = {}
         self.targets: list[list[torch.Tensor]] = []
@@ -152,7 +152,7 @@ class UnifiedStreams:
     def _run_original(self) -> None:
         hidden = self.streams[0]
         for index, layer in enumerate(decoder_layers(self.original)):
-            point = behind_attention(layer, self.norm_name)
+            point = behind_attention(layer, self.anatomy.norm_after_attention)
             targets, following = [], []
             for inputs, states in zip(self.inputs, hidden, strict=True):
                 seen: dict[str, torch.Tensor] = {}
@@ -226,7 +226,7 @@ class UnifiedStreams:
                 stack.enter_context(capture(read_point(attention_of(layer), row), seen, "x"))
                 if adjusts_output_projection(row):
                     stack.enter_context(capture(WatchPoint(output_projection(attention_of(layer))), seen, "heads"))
-                point = repaired_point(layer, row, self.norm_name)
+                point = repaired_point(layer, row, self.anatomy)
                 stack.enter_context(capture(point, seen, "unified", stop=True))
                 self._layer(model, row, batch, running[batch], states[batch])
             error = self.targets[row.index][batch].float() - seen["unified"].float()

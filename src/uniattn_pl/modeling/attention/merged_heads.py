@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.attention_parts import fused_rows, heads_of
+from uniattn_pl.families.attention_parts import fused_rows, heads_of, linear_of
 from uniattn_pl.families.inspection import FUSED, PROJECTIONS
+from uniattn_pl.plan.roles import KEY, VALUE
 
 Heads = Callable[[torch.Tensor], torch.Tensor]
 """From what a parameter has per head [Hkv, D, ...] to what it is to have [n, D, ...]."""
@@ -50,8 +51,8 @@ def _change_kv_heads(attention: Any, change: Heads) -> None:
 
         _replace(attention.qkv_proj, of_fused)
     else:
-        _replace(attention.k_proj, lambda parameter: _by_head(parameter, heads.groups, change))
-        _replace(attention.v_proj, lambda parameter: _by_head(parameter, heads.groups, change))
+        for projection in (KEY, VALUE):
+            _replace(linear_of(attention, projection), lambda parameter: _by_head(parameter, heads.groups, change))
     norm = getattr(getattr(attention, "k_norm", None), "weight", None)
     if norm is not None and norm.numel() == heads.key_width > heads.size:  # over all keys of a token (OLMo-2)
         _replace(attention.k_norm, lambda parameter: _by_head(parameter, heads.groups, change))

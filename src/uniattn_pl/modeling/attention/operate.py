@@ -18,6 +18,7 @@ from uniattn_pl.families.obstacles import is_plain
 from uniattn_pl.kernels.map_handles import HeadIndex
 from uniattn_pl.modeling.attention.absent_parts import give_up_parts
 from uniattn_pl.modeling.attention.compensation_layer import make_compensation
+from uniattn_pl.modeling.attention.cross_maps import CrossReuse
 from uniattn_pl.modeling.attention.drop_attention import DropAttention
 from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.heads_attention import HeadsAttention
@@ -56,9 +57,6 @@ def operate(attention: Any, row: LayerRow) -> None:
     stock, operated = stock_class(attention), ATTENTIONS[row.role]
     forwarded = is_forwarded(attention, row)
     operated = FORWARDED[row.role] if forwarded else operated
-    if (stock, operated) not in _SUBCLASSES:
-        name = operated.__name__.removesuffix("Attention") + stock.__name__
-        _SUBCLASSES[stock, operated] = type(name, (operated, stock), {"stock": stock})
     if not isinstance(attention, OperatedAttention):
         attention.value_head_dim = heads_of(attention).value_size
     w_c = getattr(attention, "w_c", None)
@@ -70,10 +68,24 @@ def operate(attention: Any, row: LayerRow) -> None:
         _reduce(attention, row)
     if row.kv_heads is not None:
         merge_kv_heads(attention, row.kv_heads)
-    attention.__class__ = _SUBCLASSES[stock, operated]
+    attention.__class__ = _made_of_both(operated, stock)
     attention.layer_row = row
     attention.w_c = w_c if row.compensated else None
     align_heads(attention, row.heads_from)
+
+
+def operate_cross(attention: Any, row: LayerRow) -> None:
+    """Let a cross-attention use the map of its source's, in place."""
+    give_up_parts(attention, frozenset({VALUE, OUTPUT}))
+    attention.__class__ = _made_of_both(CrossReuse, stock_class(attention))
+    attention.layer_row, attention.w_c, attention.head_index = row, None, None
+
+
+def _made_of_both(operated: type[OperatedAttention], stock: type) -> type:
+    if (stock, operated) not in _SUBCLASSES:
+        name = operated.__name__.removesuffix("Attention") + stock.__name__
+        _SUBCLASSES[stock, operated] = type(name, (operated, stock), {"stock": stock})
+    return _SUBCLASSES[stock, operated]
 
 
 def is_forwarded(attention: Any, row: LayerRow) -> bool:

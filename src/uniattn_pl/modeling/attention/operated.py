@@ -71,9 +71,9 @@ class OperatedAttention(nn.Module):
 
     @property
     def adds_late(self) -> bool:
-        """Whether W_c's output waits for the end of the layer."""
+        """Whether W_c's output waits: for the end of the layer, or for cross-attention, whose error it repairs, too."""
         compensation = self.layer_row.compensation
-        return compensation is not None and compensation.output != "attention_output"
+        return compensation is not None and (compensation.output != "attention_output" or self.layer_row.cross_map)
 
     def drop_out(self, output: torch.Tensor) -> torch.Tensor:
         """What the attention adds to the stream [B, L, d], with the dropout that some families give it in training
@@ -82,9 +82,10 @@ class OperatedAttention(nn.Module):
         return nn.functional.dropout(output, probability, self.training) if probability else output
 
 
-def add_late_correction(
-    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
-) -> torch.Tensor:
-    """Forward hook of a decoder layer whose W_c adds to the layer's output [B, L, d] (Table 8, row 2)."""
+def add_late_correction(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of a decoder layer whose W_c adds to the layer's output [B, L, d], the first of several that a T5's
+    gives (Table 8, row 2)."""
     correction = kwargs[PUBLICATIONS].late.pop(attention_of(layer).layer_idx, None)
-    return output if correction is None else output + correction
+    if correction is None:
+        return output
+    return (output[0] + correction, *output[1:]) if isinstance(output, tuple) else output + correction

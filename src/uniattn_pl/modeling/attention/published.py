@@ -33,6 +33,7 @@ class Published:
         key, value: [B, Hkv, S, D], for readers of keys and values.
         position_embeddings: cosine and sine [B, L, D], by which a reader's queries are rotated to match the keys.
         mask, arguments: what the source's kernel was called with.
+        cross: the same of the source's attention to the states of an encoder, for readers of its map.
     """
 
     map: MapHandle | None = None
@@ -41,6 +42,7 @@ class Published:
     position_embeddings: Rotary | None = None
     mask: torch.Tensor | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    cross: Published | None = None
 
     @property
     def replayed(self) -> ReplayedMap:
@@ -81,6 +83,8 @@ class Published:
         }
         if self.map is not None:
             moved["map"] = self.map.to(device, non_blocking=non_blocking)
+        if self.cross is not None:
+            moved["cross"] = self.cross.to(device, non_blocking=non_blocking)
         if self.position_embeddings is not None:
             tables = self.position_embeddings
             moved["position_embeddings"] = (

@@ -6,6 +6,7 @@ queries, keys and values.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from uniattn_pl.families.inspection import PUBLICATIONS
 from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.map_handles import SINKS
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
+from uniattn_pl.modeling.attention.cross_maps import is_cross
 from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.attention.recorded_maps import recorded
@@ -36,10 +38,12 @@ def publishing_attention(
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D], and the map to record.
     """
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
-    if publications is None or not hasattr(attention, "key_root"):  # to the states of an encoder, which no plan changes
+    if publications is None:  # an encoder's
         return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
     if isinstance(attention, ForwardedReuse):
         return attention.read_map(value, publications)
+    if is_cross(attention):
+        return _attend_to_encoder(attention, (query, key, value), attention_mask, kwargs, publications)
     if isinstance(attention, ForwardedShareKV):
         key, value, attention_mask, kwargs = attention.of_source(publications, kwargs)
     if attention.publishes and kwargs.get(SINKS) is not None:  # a parameter, which FSDP2 frees before readers run
@@ -48,20 +52,8 @@ def publishing_attention(
     observed = eviction is not None and eviction.observes(root)
     visible = attention_mask if eviction is None else eviction.visible(root, attention_mask)
 
-    def take(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        return publications.buffers.take(attention.layer_idx, attention.last_map_reader, shape, like)
-
-    request = AttentionRequest(
-        attention=attention,
-        arguments=kwargs,
-        visible_mask=visible,
-        map_read=MAP in attention.publishes,
-        map_observed=observed,
-        evicting=eviction is not None,
-        take=take,
-        masked_span=publications.masked_span,
-        structure=publications.structure,
-    )
+    request = _request(attention, kwargs, publications)
+    request = replace(request, visible_mask=visible, map_observed=observed, evicting=eviction is not None)
     attended = attend(query, key, value, attention_mask, request)
     if attention.publishes:
         entry = publications.setdefault(attention.layer_idx, Published())
@@ -71,6 +63,42 @@ def publishing_attention(
     if eviction is not None and observed and attended.attention_map is not None:
         eviction.observe(root, attended.attention_map, key.shape[1], visible)
     return attended.output, recorded(attention, attended.attention_map, attended.output)
+
+
+def _attend_to_encoder(
+    attention: Any,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    arguments: dict[str, Any],
+    publications: Publications,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same of cross-attention, whose map other layers may use, too; no mask stands for all of the source."""
+    if not attention.publishes:
+        output, attention_map = backend_kernel(attention)(attention, *states, mask, **arguments)
+        return output, recorded(attention, attention_map, output)
+    request = replace(_request(attention, arguments, publications), visible_mask=mask, causal=False)
+    attended = attend(*states, mask, request)
+    publications[attention.layer_idx].cross = Published(attended.handle, mask=mask, arguments=arguments)
+    return attended.output, recorded(attention, attended.attention_map, attended.output)
+
+
+def _request(attention: Any, arguments: dict[str, Any], publications: Publications) -> AttentionRequest:
+    """What a layer wants of its attention, with a mask and a cache that give nothing up."""
+
+    def take(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return publications.buffers.take(attention.layer_idx, attention.last_map_reader, shape, like)
+
+    return AttentionRequest(
+        attention=attention,
+        arguments=arguments,
+        visible_mask=None,
+        map_read=MAP in attention.publishes,
+        map_observed=False,
+        evicting=False,
+        take=take,
+        masked_span=publications.masked_span,
+        structure=publications.structure,
+    )
 
 
 def publish_positions(attention: Any, args: Any, kwargs: dict[str, Any]) -> None:

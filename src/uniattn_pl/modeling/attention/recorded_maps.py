@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from uniattn_pl.kernels.stock import EAGER, backend_name
+from uniattn_pl.plan import LayerPlan
 
 
 def recorded(attention: Any, attention_map: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
@@ -20,6 +21,12 @@ def recorded(attention: Any, attention_map: torch.Tensor | None, like: torch.Ten
     return attention_map
 
 
-def without_placeholders(maps: tuple[Any, ...]) -> tuple[Any, ...]:
-    """None for every empty tensor of `recorded`."""
-    return tuple(None if isinstance(entry, torch.Tensor) and entry.numel() == 0 else entry for entry in maps)
+def without_placeholders(maps: tuple[Any, ...], plan: LayerPlan) -> tuple[Any, ...]:
+    """None for every empty tensor of `recorded`, and for blocks that are left out where nothing kept their place: of
+    cross-attention, and of T5's, whose maps are taken from what stands around the attention."""
+    found = [None if isinstance(entry, torch.Tensor) and entry.numel() == 0 else entry for entry in maps]
+    left_out = [row.index for row in plan.rows if not row.traits.feed_forward]
+    if len(found) == len(plan.rows) - len(left_out):
+        for index in left_out:
+            found.insert(index, None)
+    return tuple(found)

@@ -25,6 +25,7 @@ from uniattn_pl.modeling.caches.value_only_layers import (
     ValueOnlyHybridLayer,
     ValueOnlyLayer,
     ValueOnlySlidingLayer,
+    ValueOnlySourceLayer,
     ValueOnlyStaticLayer,
     ValueOnlyStaticSlidingLayer,
 )
@@ -85,7 +86,7 @@ def new_cache(config: Any, *, beside_encoder: bool) -> Cache:
 def fit_cache(cache: Any, plan: LayerPlan, *, latent: bool = False) -> Any:
     """Make an empty cache hold only what the plan says; a cache already fitted is returned as it is.
 
-    A plan says nothing about the cache of cross-attention.
+    The cache of cross-attention holds keys and values, but of layers that use another's map there.
 
     Args:
         latent: the model caches a latent in place of keys and values.
@@ -95,6 +96,7 @@ def fit_cache(cache: Any, plan: LayerPlan, *, latent: bool = False) -> Any:
         ValueError: the cache was filled by, or fitted to, a model with another layer plan.
     """
     if isinstance(cache, EncoderDecoderCache):
+        _fit_cross_cache(cache.cross_attention_cache, plan)
         follow(fit_cache(cache.self_attention_cache, plan, latent=latent).layers)
         return cache
     fitted = getattr(cache, "fitted_plan", None)
@@ -125,6 +127,23 @@ def fit_cache(cache: Any, plan: LayerPlan, *, latent: bool = False) -> Any:
     # on the cache itself: callers keep it between forwards, and copy it with all that belongs to it
     vars(cache)["fitted_plan"] = TRACED if traced() else plan
     return cache
+
+
+def _fit_cross_cache(cache: Cache, plan: LayerPlan) -> None:
+    """Let the layers of a cache of cross-attention that use another's map hold the values of the source alone."""
+    if vars(cache).get("fitted_plan") == plan or not any(row.cross_map for row in plan.rows):
+        return
+    layers: list[Any] = cache.layers
+    if cache.layer_class_to_replicate is not None:
+        kind = cache.layer_class_to_replicate  # which the cache still makes for layers that do not attend here
+        layers.extend(kind() for _ in range(len(plan.rows) - len(layers)))
+    for row in plan.rows:
+        if row.cross_map:
+            if _is_filled(layers[row.index]):
+                raise ValueError(f"cross-attention's cache layer {row.index} was filled by a model with another plan.")
+            fixed = type(layers[row.index]) is StaticLayer
+            layers[row.index] = _value_only_like(layers[row.index], latent=False) if fixed else ValueOnlySourceLayer()
+    vars(cache)["fitted_plan"] = plan
 
 
 def _is_filled(layer: Any) -> bool:

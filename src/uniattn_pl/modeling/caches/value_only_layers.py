@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import (
+    DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     StaticLayer,
@@ -49,6 +50,10 @@ class GrowingOneOfTwo(OneOfTwo):
 
 class ValueOnlyLayer(GrowingOneOfTwo, GrowingLayer):
     """A growing one."""
+
+
+class ValueOnlySourceLayer(GrowingOneOfTwo, DynamicLayer):
+    """One that is given its tokens once, those of an encoder, and has no room for more."""
 
 
 class ValueOnlySlidingLayer(OneOfTwo, DynamicSlidingWindowLayer):

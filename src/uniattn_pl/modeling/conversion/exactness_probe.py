@@ -14,7 +14,7 @@ from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.encoder_decoder import beside_encoder
 from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
 from uniattn_pl.families.passed_layers import hidden_of
-from uniattn_pl.kernels.stock import has_maps, publish
+from uniattn_pl.kernels.stock import has_maps
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
 from uniattn_pl.modeling.attention.operate import operate
 from uniattn_pl.modeling.attention.operated import OperatedAttention
@@ -22,23 +22,27 @@ from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.attention.publishing import publish_positions
 from uniattn_pl.modeling.attention.skipped_block import skip_block
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
+from uniattn_pl.modeling.conversion.cross_probe import wrong_cross_attentions
 from uniattn_pl.modeling.conversion.install import remove_norms
+from uniattn_pl.modeling.conversion.probing import (
+    INPUT_SCALES,
+    LENGTH,
+    by_keyword,
+    differ,
+    publishing_copy,
+    tolerance,
+    unpublished,
+)
 from uniattn_pl.modeling.conversion.stock_comparison import differs_from_stock
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import KEY_VALUE, KV_HEADS, MAP, ROLES, WINDOW
 
-LENGTH = 8
-# Reading from itself, a layer calls the same kernel on the same numbers: what differs is no rounding.
-RELATIVE_TOLERANCE = {torch.float32: 1e-4}
-RELATIVE_TOLERANCE_HALF = 1e-3
 READS_ITSELF = "reading from themselves they do not give their own output"
 DROPS = "dropped they do not give what they give with an attention of zeros"
 SKIPS = "they do not give the stream in the form they get it, so that none can be left out"
 UNCHANGED = "with equal heads, or a window as long as the text, they do not give their own output"
 # On a model, and so on its copies: it was compared with itself under the unmodified plan, and gave the same.
 COMPARED = "uniattn_compared"
-# Times the layer's own input: what an attention limits (clipped values) shows only where it is large.
-INPUT_SCALES = (1.0, 8.0)
 
 
 def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
@@ -51,6 +55,7 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
       gives what its stock one gives where these heads are equal, one with a window what its stock one gives of a text
       as long as the window.
       At the first and at the last positions the model has, with its own inputs and with enlarged ones.
+    - A cross-attention that uses another's map gives its own output with its own map.
 
     Weightless models are not probed, nor layers that were converted before.
 
@@ -64,12 +69,14 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
     roles = {row.index: row.role for row in plan.rows if row.operated}
     roles |= {row.source: row.role for row in plan.rows if row.source is not None and row.traits.reads == KEY_VALUE}
     probed = {index: roles[index] for index in stock if index in roles}
+    crossed = [index for index in stock if plan.rows[index].cross_map]
     family = stock_model_type(model.config)
     training = model.training
     model.eval()
     try:
         difference = differs_from_stock(model) if former is None and not vars(model).get(COMPARED) else 0.0
         wrong = _wrong_layers(model, probed)
+        wrong_cross = wrong_cross_attentions(model, crossed) if crossed else []
         _check_rotations(model, plan)
     except UserError:
         raise
@@ -95,6 +102,12 @@ def check_exact(model: PreTrainedModel, plan: LayerPlan) -> None:
             f"compute something that a plan would lose ({', '.join(of_roles)}): {'; '.join(shown)}. "
             "Choose layers or an architecture that leave them as they are."
         )
+    if wrong_cross:
+        raise UserError(
+            f"model type '{family}': the cross-attention of layers {', '.join(map(str, wrong_cross))} computes "
+            "something that a plan would lose: with its own map it does not give its own output. Leave it as it is "
+            "(architecture.cross_attention=false)."
+        )
 
 
 def _broken_promise(role: str) -> str:
@@ -103,11 +116,6 @@ def _broken_promise(role: str) -> str:
     if ROLES[role].complete:
         return UNCHANGED
     return READS_ITSELF if ROLES[role].computes else DROPS
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """The relative difference at which two ways to compute the same thing on the same numbers are not the same."""
-    return RELATIVE_TOLERANCE.get(dtype, RELATIVE_TOLERANCE_HALF)
 
 
 @torch.no_grad()
@@ -165,11 +173,10 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
     for index in layers:
 
         def record_layer(_: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
-            of_layer[index] = args, _unpublished(kwargs)
+            of_layer[index] = args, unpublished(kwargs)
 
         def record(_: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
-            by_keyword = {"hidden_states": args[0], **kwargs} if args else kwargs
-            of_attention[index] = _unpublished(by_keyword)
+            of_attention[index] = by_keyword(args, kwargs)
 
         layer = decoder_layers(model)[index]
         handles += [
@@ -186,10 +193,6 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
         for handle in handles:
             handle.remove()
     return {index: _LayerCall(*of_layer[index], of_attention[index]) for index in layers}
-
-
-def _unpublished(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name != PUBLICATIONS}
 
 
 def _is_wrong(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
@@ -218,7 +221,7 @@ def _alone_differs(stock: Any, index: int, role: str, kwargs: dict[str, Any]) ->
     operate(changed, LayerRow(index, role, **{name: values[name] for name in sizes}))
     expected, *_ = equal(**kwargs, **{PUBLICATIONS: Publications()})
     output, *_ = changed(**kwargs, **{PUBLICATIONS: Publications()})
-    return _differ(output, expected)
+    return differ(output, expected)
 
 
 def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
@@ -228,7 +231,7 @@ def _drops_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     attention_of(stock).register_forward_hook(lambda _, args, output: (torch.zeros_like(output[0]), *output[1:]))
     operate(attention_of(dropped), LayerRow(index, role))
     remove_norms(dropped, anatomy_of(model.config).attention_norms)
-    return _differ(hidden_of(dropped(*call.args, **call.kwargs)), hidden_of(stock(*call.args, **call.kwargs)))
+    return differ(hidden_of(dropped(*call.args, **call.kwargs)), hidden_of(stock(*call.args, **call.kwargs)))
 
 
 def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCall) -> bool:
@@ -238,7 +241,8 @@ def _skips_wrongly(model: PreTrainedModel, index: int, role: str, call: _LayerCa
     operate(attention_of(skipped), LayerRow(index, role))
     skip_block(skipped)
     found, expected = (layer(*call.args, **call.kwargs) for layer in (skipped, stock))
-    return type(found) is not type(expected) or hidden_of(found).shape != hidden_of(expected).shape
+    forms = [(type(given), len(given) if isinstance(given, tuple) else 1) for given in (found, expected)]
+    return forms[0] != forms[1] or hidden_of(found).shape != hidden_of(expected).shape
 
 
 def _reads_itself_wrongly(stock: Any, index: int, role: str, kwargs: dict[str, Any]) -> bool:
@@ -263,20 +267,4 @@ def _reads_itself_wrongly_by(stock: Any, index: int, role: str, kwargs: dict[str
     publications[elsewhere] = publications[index]
     operate(reader, row)
     output, *_ = reader(**kwargs, **{PUBLICATIONS: publications})
-    return _differ(output, expected)
-
-
-def _differ(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    difference = (found.float() - expected.float()).norm()
-    return not bool(difference <= tolerance(expected.dtype) * expected.float().norm())  # NaN differs
-
-
-def publishing_copy(attention: Any, reuse_mode: str = "replay") -> Any:
-    """A copy of an attention on the same weights, with a config of its own whose kernel publishes."""
-    twin = aliased_copy(attention)
-    twin.config = copy.copy(attention.config)
-    publish(twin.config)
-    twin.config.reuse_mode = reuse_mode
-    twin.settings = twin.config
-    twin.key_root = twin.last_map_reader = twin.layer_idx
-    return twin
+    return differ(output, expected)

@@ -13,9 +13,16 @@ from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.families.attention_parts import LATENT_IN
 from uniattn_pl.families.encoder_decoder import decoder_config, has_encoder, reading_config
-from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers
+from uniattn_pl.families.inspection import (
+    PUBLICATIONS,
+    attention_of,
+    attentions_of,
+    cross_attention_of,
+    decoder_layers,
+)
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
-from uniattn_pl.modeling.attention.operate import is_forwarded, operate
+from uniattn_pl.modeling.attention.cross_maps import ATTENDS_TO_ENCODER
+from uniattn_pl.modeling.attention.operate import is_forwarded, operate, operate_cross
 from uniattn_pl.modeling.attention.operated import add_late_correction
 from uniattn_pl.modeling.attention.position_bias import MAKES_BIAS, hand_on_position_bias
 from uniattn_pl.modeling.attention.published import Publications
@@ -69,6 +76,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
             groups = getattr(attention_of(layers[row.source]), GROUPS, None)
             if groups is not None:  # whose heads may have been merged
                 setattr(attention, GROUPS, groups)
+    _install_cross(model, plan, former)
     _remove_idle_norms(model, plan)
     decoder.layer_plan = plan
     decoder.caches_latent = any(hasattr(attention, LATENT_IN) for attention in attentions_of(model).values())
@@ -76,6 +84,26 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     if former is None:
         decoder.register_forward_pre_hook(_prepare_forward, with_kwargs=True)
         decoder.register_forward_hook(_attentions_per_layer)
+
+
+def _install_cross(model: PreTrainedModel, plan: LayerPlan, former: LayerPlan | None) -> None:
+    """Give the cross-attention of every layer what the plan says; nothing in a decoder alone."""
+    anatomy = anatomy_of(model.config) if any(row.cross_map for row in plan.rows) else None
+    for row, layer in zip(plan.rows, decoder_layers(model), strict=True):
+        cross = cross_attention_of(layer) if has_encoder(model.config) else None
+        if cross is None:
+            continue
+        readers = plan.cross_readers(row.index)
+        setattr(cross, ATTENDS_TO_ENCODER, True)
+        cross.publishes, cross.settings = frozenset([MAP] if readers else []), reading_config(model.config)
+        cross.map_readers, cross.last_map_reader = len(readers), max(readers, default=row.index)
+        if (readers or row.cross_map) and isinstance(getattr(cross, DROPOUT, None), float):
+            setattr(cross, DROPOUT, 0.0)
+        if anatomy is not None and row.cross_map and (former is None or not former.rows[row.index].cross_map):
+            operate_cross(cross, row)
+            remove_norms(layer, anatomy.cross_norms)
+            if anatomy.norm_of_cross is not None:
+                cross.add_behind(layer.get_submodule(anatomy.norm_of_cross))
 
 
 def check_convertible(model: PreTrainedModel, plan: LayerPlan) -> None:
@@ -159,8 +187,10 @@ def _prepare_forward(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _attentions_per_layer(decoder: Any, args: tuple[Any, ...], output: Any) -> Any:
     """Let `output_attentions` give None for a layer without a map: its place was kept (recorded_maps.py)."""
+    plan: LayerPlan = decoder.layer_plan
     if isinstance(output, tuple):  # return_dict=False
-        return tuple(without_placeholders(item) if isinstance(item, tuple) else item for item in output)
-    if getattr(output, "attentions", None) is not None:
-        output.attentions = without_placeholders(output.attentions)
+        return tuple(without_placeholders(item, plan) if isinstance(item, tuple) else item for item in output)
+    for name in ("attentions", "cross_attentions"):
+        if getattr(output, name, None) is not None:
+            setattr(output, name, without_placeholders(getattr(output, name), plan))
     return output

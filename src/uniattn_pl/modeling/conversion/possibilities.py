@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ SMALL_BESIDE_ENCODERS: dict[str, int] = {
 DERIVED = ("model_type", "layer_plan", "qk_head_dim")  # of other fields
 WINDOW = 4
 TRIES = 4  # of single layers, where all of them together are refused
+CROSS_MAPS = "reuse, both maps"  # of self-attention and of cross-attention, beside an encoder
 GIVEN = "given"  # a plan of the user's own
 ASKED = ("reuse", "share_kv", "drop", "skip", "heads", "window")
 """The roles that an architecture gives to layers."""
@@ -102,7 +103,10 @@ def possibilities(config: PreTrainedConfig, *, architectures: bool = True) -> Po
         UserError: no plan is possible at all, and why.
     """
     shape, small = shape_of(config), small_model(config.get_text_config())
-    roles = {name: _role(name, shape, small) for name in ASKED}
+    roles = {name: _role(_steps(name, shape), name, shape, small) for name in ASKED}
+    if shape.encoder is not None:
+        both = (step.reuse_cross_maps() for step in _steps("reuse", shape))
+        roles[CROSS_MAPS] = _role(filter(lambda step: _fits(step, shape), both), "reuse", shape, small)
     names = [name for name in available() if name != GIVEN] if architectures else []
     found = {name: _architecture(name, shape, small) for name in names}
     return Possibilities(stock_model_type(config), small is not None, roles, found)
@@ -130,9 +134,10 @@ def small_model(config: PreTrainedConfig) -> PreTrainedModel | None:
     return model
 
 
-def _role(role: str, shape: ModelShape, small: PreTrainedModel | None) -> Possibility:
-    """Every other layer in this role, or, where that is refused, the first layer that can have it."""
-    steps = list(_steps(role, shape))
+def _role(found: Iterable[LayerPlan], role: str, shape: ModelShape, small: PreTrainedModel | None) -> Possibility:
+    """Every other layer in this role, of the plans that give it to one each, or, where that is refused, the first layer
+    that can have it."""
+    steps = list(found)
     if not steps:
         return Possibility(NO, _first_problem(role, shape))
     plan = LayerPlan.stock(shape)
