@@ -87,6 +87,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.1,
         }
     },
+    "llama4_text": {"attention_chunk_size": 48, "floor_scale": 32, "attn_scale": 0.5, "intermediate_size_mlp": 48},
     "dots1": {"n_shared_experts": 1},
     "phi4_multimodal": {"audio_config": {"num_blocks": 1}, "vision_config": {"num_hidden_layers": 1}},
 }

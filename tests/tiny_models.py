@@ -17,7 +17,7 @@ from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 LAYERS, VOCABULARY, WINDOW = 6, 64, 6
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
+LOCAL, CHUNKED, GLOBAL = "sliding_attention", "chunked_attention", "full_attention"
 MODES = ("materialise", "replay")
 UNMODIFIED = LayerPlan.unmodified(LAYERS)
 
@@ -122,6 +122,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
     | {"num_experts": 4, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2},
     "qwen3_5_text": HYBRID | DELTA,
     "olmo_hybrid": HYBRID | DELTA,
+    # Full layers rotate nothing, and scale their queries by how many tokens there were.
+    "llama4_text": {
+        "attention_chunk_size": WINDOW,
+        "layer_types": [GLOBAL, CHUNKED, CHUNKED, CHUNKED, CHUNKED, GLOBAL],
+        "no_rope_layers": [0, 1, 1, 1, 1, 0],
+        "floor_scale": 4,
+        "attn_scale": 0.5,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 40,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "lfm2": HYBRID | {"layer_types": ["conv", GLOBAL, GLOBAL, GLOBAL, "conv", GLOBAL, GLOBAL, GLOBAL]},
     "nemotron_h": {
         "num_hidden_layers": LAYERS + 3,

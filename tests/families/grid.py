@@ -19,7 +19,8 @@ KERNELS = ("eager", "sdpa")
 # Source -> its readers. Of these, layers 2 and 5, or 0 and 5, rotate nothing; they are linked with each other.
 LINKS = {1: (2,), 3: (4, 5)}
 UNROTATED_ENDS = {0: (5,), 1: (2,), 3: (4,)}
-LINKS_OF_KEYS = {"smollm3": {2: (5,), 0: (1,), 3: (4,)}, "exaone4": UNROTATED_ENDS, "cohere2": UNROTATED_ENDS}
+LINKS_OF_KEYS = dict.fromkeys(("exaone4", "cohere2", "llama4_text"), UNROTATED_ENDS)
+LINKS_OF_KEYS["smollm3"] = {2: (5,), 0: (1,), 3: (4,)}
 # All heads have one latent; layers give the stream beside something else.
 WITHOUT = {
     "heads": {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear"},

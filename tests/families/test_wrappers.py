@@ -28,12 +28,18 @@ from uniattn_pl.plan import LayerPlan, costs
 IMAGE = 60  # the id that stands for a piece of an image, of which there are four
 SIDE, PATCH = 28, 14
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA4_TOWER = {
+    "intermediate_size": 32,
+    "pixel_shuffle_ratio": 1.0,
+    **dict.fromkeys(("projector_input_dim", "projector_output_dim", "vision_output_dim"), 32),
+}
 QWEN_TOWER = {"hidden_size": 32, "depth": 2, "num_heads": 2, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
 QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
 WRAPPERS: dict[str, dict[str, Any]] = {
     "gemma3": {"image_token_index": IMAGE, "mm_tokens_per_image": 4},
     "mistral3": {"image_token_index": IMAGE, "spatial_merge_size": 1},
     "llava": {"image_token_index": IMAGE},
+    "llama4": {"image_token_index": IMAGE},
     "qwen2_5_vl": QWEN_IDS,
 }
 PLAN = UNMODIFIED.reuse([2], 1, compensated=True).share_kv([4], 3, compensated=True).drop([5], compensated=True)
@@ -46,6 +52,8 @@ def tiny_config(family: str) -> Any:
     text = default.get_text_config().model_type
     of_text = {**SIZES, **SPECIAL.get(text, {}), "model_type": text}
     tower = {**TOWER, "image_size": SIDE, "patch_size": PATCH, "model_type": default.vision_config.model_type}
+    if family == "llama4":
+        tower |= LLAMA4_TOWER
     if family == "qwen2_5_vl":
         tower = {**QWEN_TOWER, "intermediate_size": 48, "patch_size": PATCH, "model_type": tower["model_type"]}
         of_text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers, decoder_of
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def depth_factor(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float
             mask = batch["attention_mask"].bool().to(model.device)
             tokens += int(mask.sum())
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-            model.get_decoder()(**inputs, use_cache=False)
+            decoder_of(model)(**inputs, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

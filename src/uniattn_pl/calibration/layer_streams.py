@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.calibration.layers import Batch, LayerInputs, Progress, layer_inputs, stream_behind
 from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.families.anatomy import anatomy_of
-from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, decoder_layers, decoder_of
 from uniattn_pl.losses.row_logits import inputs_on, text_mask
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.length_rotations import depends_on_length
@@ -42,7 +42,7 @@ class LayerStreams:
         progress: Progress | None,
     ) -> None:
         self.original, self.converted, self.store, self.progress = original, converted, store, progress
-        self.plan: LayerPlan = converted.get_decoder().layer_plan
+        self.plan: LayerPlan = decoder_of(converted).layer_plan
         self.batches = [*batches, *held_out]
         if not depends_on_length(original):
             self.batches = [_few_lengths(batch) for batch in self.batches]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.families.anatomy import Anatomy
 from uniattn_pl.families.encoder_decoder import decoder_inputs
-from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
+from uniattn_pl.families.inspection import attention_of, decoder_layers, decoder_of, output_projection
 from uniattn_pl.families.passed_layers import handed_on_in, hidden_of
 from uniattn_pl.losses.row_logits import inputs_on
 from uniattn_pl.modeling.attention.position_bias import ARGUMENT as POSITION_BIAS
@@ -61,7 +61,7 @@ def layer_inputs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> Laye
         return (hidden, *of_kernels.values(), None) if of_kernels else hidden
 
     with replaced_layers(model, record), rotated_for(model):
-        model.get_decoder()(**inputs, use_cache=False)
+        decoder_of(model)(**inputs, use_cache=False)
     return LayerInputs(calls[0][0], [arguments for _, arguments in calls], of_kernels)
 
 

@@ -37,7 +37,7 @@ from uniattn_pl.calibration.stream_store import TensorStore
 from uniattn_pl.calibration.weights import adjusts_output_projection, set_fit, write_weights
 from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
+from uniattn_pl.families.inspection import attention_of, decoder_layers, decoder_of, output_projection
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import FIT, MAP
@@ -162,7 +162,7 @@ class _StreamingPass(LayerRefinement):
             else:
                 self._advance_both(row)
             self._forget_below(row.index)
-        self.converted.get_decoder().layer_plan = self.plan
+        decoder_of(self.converted).layer_plan = self.plan
         self.converted.config.layer_plan = self.plan.to_dict()
         tokens = [int(mask.sum()) for mask in self.masks]
         counts = torch.tensor([sum(tokens[: self.num_fitted]), sum(tokens[self.num_fitted :])])

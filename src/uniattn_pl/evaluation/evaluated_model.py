@@ -18,6 +18,7 @@ from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
 from uniattn_pl.evaluation.open_server import OpenServer
 from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.evaluation.variants import IMPORTANCE, Variant, importance_result
+from uniattn_pl.families.inspection import decoder_of
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.inference.device import trainer_device
@@ -105,7 +106,7 @@ class LoadedModel:
         model, tokenizer = self._loaded
         if variant.dropped is not None:
             return self._without(variant.dropped), tokenizer
-        if variant.retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
+        if variant.retain_rate is not None and not hasattr(decoder_of(model), "layer_plan"):
             model = unmodified_copy(model)
         return model, tokenizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import stock_model_type
+from uniattn_pl.families.inspection import decoder_of, stock_model_type
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def decoder_start(tokenizer: Any) -> int | None:
 
 def decoder_config(model: Any) -> Any:
     """The config of a model's decoder, or of its text model: T5's decoder has a copy of the model's."""
-    return model.get_decoder().config if has_encoder(model.config) else model.config.get_text_config()
+    return decoder_of(model).config if has_encoder(model.config) else model.config.get_text_config()
 
 
 def reading_config(config: PreTrainedConfig) -> Any:

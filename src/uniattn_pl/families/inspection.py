@@ -47,6 +47,7 @@ FAMILIES = {
     "jamba": "Jamba",
     "kimi_linear": "Kimi Linear",
     "lfm2": "LFM2",
+    "llama4_text": "Llama 4 (text)",
     "minimax_m2": "MiniMax M2",
     "ministral3": "Ministral 3",
     "mixtral": "Mixtral",
@@ -88,9 +89,19 @@ def stock_model_type(config: PreTrainedConfig | type[PreTrainedConfig]) -> str:
     return str(config.model_type).removeprefix(MODEL_TYPE_PREFIX)
 
 
+def decoder_of(model: Any) -> Any:
+    """The decoder of a model, or of its text model, stock or converted, wrapped by peft or not.
+
+    Llama-4 gives its language model whole for it, whose decoder is inside.
+    """
+    given = model.get_decoder()
+    inside = getattr(given, "model", None)
+    return inside if any(hasattr(inside, name) for name in LAYER_LISTS) else given
+
+
 def decoder_layers(model: PreTrainedModel) -> Any:
     """The decoder layers, bottom first: an `nn.ModuleList`, whatever its family calls it."""
-    return layers_of(model.get_decoder())
+    return layers_of(decoder_of(model))
 
 
 def layers_of(stack: nn.Module) -> Any:

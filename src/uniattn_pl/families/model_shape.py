@@ -20,6 +20,7 @@ from uniattn_pl.families.inspection import (
     attention_path,
     cross_attention_path,
     decoder_layers,
+    decoder_of,
     layers_of,
     output_projection,
     stock_model_type,
@@ -77,7 +78,7 @@ def stock_plan(model: PreTrainedModel) -> LayerPlan:
 def _encoder_shape(model: PreTrainedModel) -> ModelShape:
     """What an encoder has besides the embeddings that are the decoder's, too."""
     encoder: Any = model.get_encoder()
-    shared = {id(p) for module in (model.get_decoder(), model.get_output_embeddings()) for p in module.parameters()}
+    shared = {id(p) for module in (decoder_of(model), model.get_output_embeddings()) for p in module.parameters()}
     own = [parameter for parameter in encoder.parameters() if id(parameter) not in shared]
     layers = layers_of(encoder)
     nothing = Anatomy((), None, fused=hasattr(attention_of(layers[0]), FUSED))

@@ -22,6 +22,7 @@ from uniattn_pl.families.inspection import (
     POSITION_BIAS,
     PROJECTIONS,
     attention_of,
+    decoder_of,
     family_module,
     output_name,
     stock_class,
@@ -62,7 +63,7 @@ def config_obstacle(config: PreTrainedConfig) -> str | None:
 
 def obstacles(model: PreTrainedModel) -> list[str]:
     """The first thing a family lacks of what source layers, reuse layers and caches rely on; several of one kind."""
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     layers = next((found for name in LAYER_LISTS if (found := getattr(decoder, name, None)) is not None), None)
     if not isinstance(layers, nn.ModuleList):
         return [f"its decoder keeps no list named {' or '.join(map(repr, LAYER_LISTS))}"]

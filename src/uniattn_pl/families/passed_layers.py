@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import decoder_layers, decoder_of, stock_model_type
 
 HANDED_ON: tuple[Callable[..., Any], ...] = (
     lambda hidden, *_, **__: hidden,
@@ -38,7 +38,7 @@ def handed_on_in(model: PreTrainedModel) -> Callable[..., Any]:
     for handed_on in HANDED_ON:
         # the family's own code: what it does not take shows in whatever it raises, or in what comes out
         with passed_by(decoder_layers(model), handed_on, but=None), suppress(Exception):
-            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
             if hidden.shape[:2] == ids.shape:
                 return handed_on
     raise UserError(

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers, decoder_of
 from uniattn_pl.families.passed_layers import HANDED_ON, passed_by
 
 NARROW = torch.bfloat16
@@ -54,7 +54,7 @@ def _of_layer(model: PreTrainedModel, index: int) -> tuple[int, int]:
         layer: Any = cache.layers[index]
         with passed_by(layers, handed_on, but=layers[index]), suppress(Exception):
             # the family's own code: whatever ends it, the states may have been seen
-            model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **masks)
+            decoder_of(model)(input_ids=ids, past_key_values=cache, use_cache=True, **masks)
         states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
         seen = [state for state in states if isinstance(state, torch.Tensor)]
         if seen:

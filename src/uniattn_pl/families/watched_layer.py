@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from uniattn_pl.families.encoder_decoder import beside_encoder
-from uniattn_pl.families.inspection import PUBLICATIONS, cross_attention_path, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, cross_attention_path, decoder_layers, decoder_of
 from uniattn_pl.families.passed_layers import HANDED_ON, passed_by
 
 WATCHED = "uniattn_watched"
@@ -137,7 +137,7 @@ def _call_of_layer(model: PreTrainedModel, layer: nn.Module) -> tuple[Any, Any]:
         for handed_on, mask in product(HANDED_ON, masks):
             try:
                 with passed_by(decoder_layers(model), handed_on, but=layer):
-                    model.get_decoder()(**mask, **inputs)
+                    decoder_of(model)(**mask, **inputs)
             except _SeenEnough:
                 hidden = next(iter([*seen[-1][0], *seen[-1][1].values()]), None)
                 if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:

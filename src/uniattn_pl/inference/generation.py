@@ -54,6 +54,7 @@ class TextModel:
     ) -> None:
         from uniattn_pl.data.prompt_ids import decoder_begins
         from uniattn_pl.families.encoder_decoder import without_encoder
+        from uniattn_pl.families.inspection import decoder_of
         from uniattn_pl.inference.compiled_decoding import check_compilable, compiled_step, static_cache
         from uniattn_pl.modeling.conversion.convert import unmodified_copy
         from uniattn_pl.modeling.decoding import ends_of
@@ -61,7 +62,7 @@ class TextModel:
         for option, value in (("--h2o", h2o_retain_rate), ("--compile", compiled_tokens)):
             if value is not None:
                 without_encoder(model.config, option)
-        if h2o_retain_rate is not None and not hasattr(model.get_decoder(), "layer_plan"):
+        if h2o_retain_rate is not None and not hasattr(decoder_of(model), "layer_plan"):
             model = unmodified_copy(model)
         self.model, self.tokenizer, self.h2o_retain_rate = model, tokenizer, h2o_retain_rate
         self.ends, self.begins = frozenset(ends_of(model, tokenizer)), decoder_begins(tokenizer)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
 from uniattn_pl.families.encoder_decoder import has_encoder
+from uniattn_pl.families.inspection import decoder_of
 
 LOSS_CHUNK = 1024
 INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids", "decoder_attention_mask")
@@ -132,7 +133,7 @@ def _processed(model: Any, logits: Tensor) -> Tensor:
     around a call FSDP2 would gather its weights and give them away again.
     """
     model = model.get_base_model() if hasattr(model, "peft_config") else model
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    head, decoder = model.get_output_embeddings(), decoder_of(model)
     name = next(name for name, module in model.named_modules() if module is head)
     owner, _, attribute = name.rpartition(".")
     holder = model.get_submodule(owner)

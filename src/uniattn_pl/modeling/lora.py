@@ -19,6 +19,7 @@ from uniattn_pl.families.inspection import (
     attention_of,
     attentions_of,
     decoder_layers,
+    decoder_of,
     output_projection,
 )
 
@@ -87,7 +88,7 @@ def _projections_of_towers(model: PreTrainedModel) -> list[str]:
     """Projections of the same names in a tower for images, which is left as it is."""
     if not sees_images(model.config):
         return []
-    of_text = {id(module) for module in model.get_decoder().modules()}
+    of_text = {id(module) for module in decoder_of(model).modules()}
     return [
         name
         for name, module in model.named_modules()

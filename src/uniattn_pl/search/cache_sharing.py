@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch
+from uniattn_pl.families.inspection import decoder_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
 
@@ -32,7 +33,7 @@ def cache_distances(model: PreTrainedModel, batches: Sequence[Batch]) -> list[li
     for batch in batches:
         ids, mask = (batch[name][:, :POSITIONS].to(model.device) for name in ("input_ids", "attention_mask"))
         cache = DynamicCache()  # without a config: windowed layers keep every token, too
-        model.get_decoder()(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+        decoder_of(model)(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
         held = mask[:, None, :, None].float()
         rows[:, : mask.shape[1]] += held.sum(0)
         for index, layer in enumerate(cache.layers):
@@ -72,5 +73,5 @@ def _final_states(model: PreTrainedModel, batches: Sequence[Batch]) -> Iterator[
     """By batch, final hidden states [B, L * d] in float32, zero at padding."""
     for batch in batches:
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        hidden = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
         yield (hidden.float() * inputs["attention_mask"][..., None]).flatten(1)

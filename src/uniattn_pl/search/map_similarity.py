@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch
 from uniattn_pl.calibration.maps import map_rows
-from uniattn_pl.families.inspection import PUBLICATIONS, attentions_of, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, attentions_of, decoder_layers, decoder_of
 from uniattn_pl.kernels.stock import publish
 from uniattn_pl.modeling.attention.published import Publications
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
@@ -35,7 +35,7 @@ def map_chunks(model: PreTrainedModel, batch: Batch) -> Iterator[torch.Tensor]:
         length = int(mask.sum())
         publications = Publications()
         inputs = {"input_ids": ids[:, :length].to(model.device), "attention_mask": mask[:, :length].to(model.device)}
-        watched.get_decoder()(**inputs, use_cache=False, **{PUBLICATIONS: publications})
+        decoder_of(watched)(**inputs, use_cache=False, **{PUBLICATIONS: publications})
         replayed = [publications[index].replayed for index in attentions]
         heads = replayed[0].query.shape[1]
         chunk = max(1, CHUNK_BYTES // (4 * len(replayed) * heads * length))

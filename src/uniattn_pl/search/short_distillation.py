@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.layers import Batch, WatchPoint, capture
 from uniattn_pl.calibration.weights import adjusts_output_projection
-from uniattn_pl.families.inspection import attention_of, decoder_layers, output_projection
+from uniattn_pl.families.inspection import attention_of, decoder_layers, decoder_of, output_projection
 from uniattn_pl.losses.divergence import TopLogits
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.search.score import divergence_pieces
@@ -100,7 +100,7 @@ def _accumulate(model: PreTrainedModel, batch: Batch, kept: Sequence[TopLogits])
     mixed = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     with mixed:
         with capture(WatchPoint(decoder_layers(model)[-1], leaving=True), seen, "last", stop=True):
-            model.get_decoder()(**inputs, use_cache=False)
+            decoder_of(model)(**inputs, use_cache=False)
         last = seen["last"].detach().requires_grad_()
         for piece in divergence_pieces(model, batch, last, kept):
             (piece / batch["attention_mask"].sum()).backward()

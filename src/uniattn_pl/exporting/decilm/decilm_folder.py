@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.exporting.decilm.decilm_support import has_biases
 from uniattn_pl.exporting.llama_blocks import linear_matrix
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers, decoder_of
 from uniattn_pl.plan import LayerPlan, LayerRow, ModelShape
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _block(row: LayerRow, shape: ModelShape, width: int, hidden_size: int) -> di
 
 def _weights(model: PreTrainedModel, plan: LayerPlan) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and tensors of the folder: the family's own, W_c as `linear_attn`, nothing of a block that is left out."""
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     yield "model.embed_tokens.weight", decoder.embed_tokens.weight
     yield "model.norm.weight", decoder.norm.weight
     if not model.config.tie_word_embeddings:

@@ -11,7 +11,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.exporting.export_target import GGUF_DTYPES
 from uniattn_pl.exporting.gguf.deci_blocks import CONSTANT_WIDTH, DeciBlock, block_tensors, deci_blocks
 from uniattn_pl.exporting.gguf.gguf_tokenizer import add_tokenizer
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers, decoder_of
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _add_sampling(writer: GGUFWriter, generation: Any) -> None:
 
 def _tensors(model: PreTrainedModel, plan: LayerPlan, shape: ModelShape) -> Tensors:
     """Every tensor of the file and what makes it."""
-    config, decoder = model.config, model.get_decoder()
+    config, decoder = model.config, decoder_of(model)
     yield "token_embd.weight", lambda: decoder.embed_tokens.weight
     yield "output_norm.weight", lambda: decoder.norm.weight
     if not config.tie_word_embeddings:

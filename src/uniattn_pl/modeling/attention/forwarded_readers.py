@@ -31,6 +31,21 @@ class ForwardedReuse(CompleteAttention):
         return heads.contiguous(), recorded(self, attention_map, heads)  # as kernels give it: some ask for a view
 
 
+class _NothingHeld:
+    """In place of a cache: says how many tokens there were before this forward, and holds none."""
+
+    def __init__(self, seen: int) -> None:
+        self.seen = seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+
 class ForwardedShareKV(CompleteAttention):
     """Role `share_kv`: the queries that the family's forward makes over the source's keys and values (CLA)."""
 
@@ -38,7 +53,10 @@ class ForwardedShareKV(CompleteAttention):
         rotated_by = self.published(kwargs).position_embeddings
         if rotated_by is not None and kwargs.get("position_embeddings") is not None:
             kwargs["position_embeddings"] = rotated_by  # the source's keys were turned by them
-        kwargs["past_key_values"] = None  # it caches nothing
+        cache = kwargs.get("past_key_values")
+        if cache is not None:  # it caches nothing, but may count what came before (Llama-4 scales queries by that)
+            seen = cache.get_seq_length(self.key_root) - hidden_states.shape[1]
+            kwargs["past_key_values"] = _NothingHeld(seen)
         return super().forward(hidden_states, *args, **kwargs)
 
     def of_source(

@@ -20,6 +20,7 @@ class OperatedAttention(nn.Module):
     Attributes:
         stock: the family's attention class.
         layer_row: of the plan.
+        key_root: the layer whose keys it attends to in the end, `LayerPlan.root`.
         value_head_dim: Dv, which is head_dim, D, in most families.
         w_c: the compensation, or None.
         head_index: which head of the source serves each head; None: the one of its index.
@@ -28,6 +29,7 @@ class OperatedAttention(nn.Module):
     stock: type
     layer_row: LayerRow
     layer_idx: int
+    key_root: int
     head_dim: int
     value_head_dim: int
     w_c: nn.Module | None

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.inspection import decoder_of
 from uniattn_pl.families.recurrent_states import layers_with_states
 from uniattn_pl.kernels.stock import backend_name, has_maps
 from uniattn_pl.modeling.caches.growing_layer import GrowingLayer
@@ -42,7 +43,7 @@ class H2OCache(DynamicCache):
     """
 
     def __init__(self, model: PreTrainedModel, retain_rate: float) -> None:
-        plan: LayerPlan | None = getattr(model.get_decoder(), "layer_plan", None)
+        plan: LayerPlan | None = getattr(decoder_of(model), "layer_plan", None)
         if plan is None:
             raise UserError("H2O needs a model with this package's attention; take unmodified_copy(model).")
         if not has_maps(model.config):
@@ -50,7 +51,7 @@ class H2OCache(DynamicCache):
             raise UserError(f"H2O sums attention maps, which {kernel} does not give; use sdpa or eager.")
         if not 0 < retain_rate <= 1:
             raise UserError(f"an H2O retain rate is above 0 and at most 1; got {retain_rate:g}.")
-        if model.get_decoder().caches_latent:
+        if decoder_of(model).caches_latent:
             raise UserError("H2O gives up tokens head by head; a latent attention caches one latent for all heads.")
         super().__init__(config=model.config)
         fit_cache(self, plan)

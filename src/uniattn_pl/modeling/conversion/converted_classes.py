@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.attention_kernels import FLASH_PACKAGES
 from uniattn_pl.families.encoder_decoder import has_encoder
-from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, decoder_of
 from uniattn_pl.families.recurrent_states import READ_WHOLE, layers_with_states
 from uniattn_pl.kernels.kernel_presence import check_kernel
 from uniattn_pl.kernels.map_memory import automatic_chunk
@@ -74,7 +74,7 @@ class ConvertedModel(Base):
     @property
     def layer_plan(self) -> LayerPlan:
         """The plan this model was built by."""
-        return self.get_decoder().layer_plan
+        return decoder_of(self).layer_plan
 
     def set_attn_implementation(self, implementation: str | dict[str, str], **kwargs: Any) -> None:
         """The stock one; a stock kernel would not publish, so always the function of the same name that does."""

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from uniattn_pl.families.encoder_decoder import beside_encoder
-from uniattn_pl.families.inspection import PUBLICATIONS, cross_attention_of, decoder_layers
+from uniattn_pl.families.inspection import PUBLICATIONS, cross_attention_of, decoder_layers, decoder_of
 from uniattn_pl.kernels.stock import has_maps
 from uniattn_pl.modeling.attention.cross_maps import ATTENDS_TO_ENCODER
 from uniattn_pl.modeling.attention.operate import operate_cross
@@ -46,7 +46,7 @@ def _calls(model: PreTrainedModel, layers: list[int]) -> dict[int, dict[str, Any
         for name, states in beside_encoder(model, LENGTH + 1).items()
     }
     try:
-        model.get_decoder()(input_ids=ids, use_cache=False, **beside)
+        decoder_of(model)(input_ids=ids, use_cache=False, **beside)
     finally:
         for handle in handles:
             handle.remove()

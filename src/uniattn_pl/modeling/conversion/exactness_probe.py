@@ -12,7 +12,14 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.anatomy import anatomy_of
 from uniattn_pl.families.encoder_decoder import beside_encoder
-from uniattn_pl.families.inspection import PUBLICATIONS, attention_of, attentions_of, decoder_layers, stock_model_type
+from uniattn_pl.families.inspection import (
+    PUBLICATIONS,
+    attention_of,
+    attentions_of,
+    decoder_layers,
+    decoder_of,
+    stock_model_type,
+)
 from uniattn_pl.families.passed_layers import hidden_of
 from uniattn_pl.kernels.stock import has_maps
 from uniattn_pl.modeling.attention.merged_heads import equalise_kv_heads
@@ -188,7 +195,7 @@ def _layer_calls(model: PreTrainedModel, layers: list[int], first: int) -> dict[
     positions = torch.arange(first, first + LENGTH, device=model.device)[None]
     try:
         beside = beside_encoder(model, LENGTH)
-        model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False, **beside)
+        decoder_of(model)(input_ids=ids, position_ids=positions, use_cache=False, **beside)
     finally:
         for handle in handles:
             handle.remove()

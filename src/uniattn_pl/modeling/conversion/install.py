@@ -19,6 +19,7 @@ from uniattn_pl.families.inspection import (
     attentions_of,
     cross_attention_of,
     decoder_layers,
+    decoder_of,
 )
 from uniattn_pl.kernels.stock import backend_name, has_maps, publish
 from uniattn_pl.modeling.attention.cross_maps import ATTENDS_TO_ENCODER
@@ -46,7 +47,7 @@ def install(model: PreTrainedModel, plan: LayerPlan) -> None:
     Raises:
         UserError: the model drops attention weights at random, or it has another depth.
     """
-    decoder, layers = model.get_decoder(), decoder_layers(model)
+    decoder, layers = decoder_of(model), decoder_layers(model)
     check_convertible(model, plan)
     own = decoder_config(model)
     for config in (model.config, own) if has_encoder(model.config) else (own,):

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.encoder_decoder import beside_encoder, reading_config
-from uniattn_pl.families.inspection import stock_model_type
+from uniattn_pl.families.inspection import decoder_of, stock_model_type
 from uniattn_pl.families.model_shape import stock_plan
 from uniattn_pl.modeling.caches.plan_cache import new_cache
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
@@ -32,22 +32,22 @@ def differs_from_stock(model: PreTrainedModel) -> float:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
     inputs = {"input_ids": ids, "use_cache": False, **beside_encoder(model, length)}
-    expected = model.get_decoder()(**inputs).last_hidden_state.float()  # [1, L, d]
+    expected = decoder_of(model)(**inputs).last_hidden_state.float()  # [1, L, d]
     _check_cache(model, ids[:, : 2 * STEP])
     twin = aliased_copy(model)
     install(twin, stock_plan(model))
     reading_config(twin.config).reuse_mode = "auto"
-    found = twin.get_decoder()(**inputs).last_hidden_state.float()  # [1, L, d]
+    found = decoder_of(twin)(**inputs).last_hidden_state.float()  # [1, L, d]
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-20)).max())
 
 
 def _check_cache(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """Raise UserError where a stock model cannot go on from a cache that is made of its config."""
     beside = beside_encoder(model, STEP)
-    cache = new_cache(model.get_decoder().config, beside_encoder=bool(beside))
+    cache = new_cache(decoder_of(model).config, beside_encoder=bool(beside))
     try:
         for part in ids.split(STEP, dim=1):
-            model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True, **beside)
+            decoder_of(model)(input_ids=part, past_key_values=cache, use_cache=True, **beside)
     # the family's own code runs
     except Exception as error:
         raise UserError(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.encoder_decoder import sees_images
+from uniattn_pl.families.inspection import decoder_of
 
 COMPENSATION = ".w_c."
 
@@ -50,7 +51,7 @@ def _for_images(module: nn.Module) -> list[nn.Parameter]:
     if wrapper is None:
         return []
     head: Any = wrapper.get_output_embeddings()
-    of_text = {id(parameter) for part in (wrapper.get_decoder(), head) for parameter in part.parameters()}
+    of_text = {id(parameter) for part in (decoder_of(wrapper), head) for parameter in part.parameters()}
     return [parameter for parameter in wrapper.parameters() if id(parameter) not in of_text]
 
 

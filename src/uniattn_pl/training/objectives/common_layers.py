@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from uniattn_pl.families.inspection import decoder_layers
+from uniattn_pl.families.inspection import decoder_layers, decoder_of
 from uniattn_pl.plan import LayerPlan
 
 
@@ -23,10 +23,10 @@ def num_common_layers(student: Any, teacher: Any) -> int:
         student: the model that trains, sharing what is frozen of it (`teacher.share_frozen`).
         teacher: the model it was made of; another one computes otherwise with the same weights, if its config says so.
     """
-    plan: LayerPlan | None = getattr(student.get_decoder(), "layer_plan", None)
+    plan: LayerPlan | None = getattr(decoder_of(student), "layer_plan", None)
     if plan is None or _drops_out(student.config):
         return 0
-    if _held_outside(student.get_decoder()) != _held_outside(teacher.get_decoder()):
+    if _held_outside(decoder_of(student)) != _held_outside(decoder_of(teacher)):
         return 0
     layers = zip(plan.rows, decoder_layers(student), decoder_layers(teacher), strict=False)
     common = 0

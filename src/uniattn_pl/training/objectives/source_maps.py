@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, PUBLICATIONS, attention_of, decoder_layers
+from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX, PUBLICATIONS, attention_of, decoder_layers, decoder_of
 from uniattn_pl.kernels.map_handles import ReplayedMap
 from uniattn_pl.losses.map_divergence import MapInputs, map_divergence
 from uniattn_pl.modeling.attention.operate import MODULES
@@ -24,7 +24,7 @@ Served = Mapping[int, Mapping[int, tuple[int, ...] | None]]
 
 def served_layers(model: Any) -> Served:
     """The sources of maps of a model with a plan, and their readers."""
-    plan: LayerPlan = model.get_decoder().layer_plan
+    plan: LayerPlan = decoder_of(model).layer_plan
     return {
         source: {row.index: row.heads_from for row in plan.readers(source) if row.traits.reads == MAP}
         for source in plan.sources(MAP)
@@ -56,7 +56,7 @@ def replay_maps(model: Any) -> Callable[[], None]:
 
     For a whole stage: gradient checkpointing runs a layer again in the backward pass, when it must do the same.
     """
-    config = model.get_decoder().config
+    config = decoder_of(model).config
     former, config.reuse_mode = config.reuse_mode, "replay"
     return lambda: setattr(config, "reuse_mode", former)
 
