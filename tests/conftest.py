@@ -86,6 +86,7 @@ SLOW = (
     "plan/test_saved_form.py::test_a_search_that_the_former_version_began_goes_on",
     "plan/test_saved_form.py::test_a_calibration_that_the_former_version_began_goes_on",
     "reporting/",
+    "resilience/test_slurm.py",
     "resilience/test_waiting.py",
     "resilience/test_moved_run.py",
     "search/test_additive_program.py",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import UserError
+from uniattn_pl.printed_commands import config_words
 from uniattn_pl.redaction import redact
 
 if TYPE_CHECKING:
@@ -22,13 +23,17 @@ DESCRIPTION = """\
 Runs an experiment at every point of its `sweep` section: named points, a grid over any config keys, seeds. Each
 point is a fit of its own, in its own folder and MLflow run. Killed at any point, the same command goes on: finished
 points are not run again, a half-done one resumes. Started again while it runs, here or on another machine that has
-the same sweep.storage, it joins in as a further worker."""
+the same sweep.storage, it joins in as a further worker. `--launcher slurm` has SLURM start workers as jobs, as
+sweep.slurm says, and shows their progress."""
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
   uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \\
       'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
-  uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn"""
+  uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn
+  uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --launcher slurm --workers 3 sweep.slurm.gpus=1 \\
+      --dry-run"""
 MEASURED = "measured"
+HERE, SLURM = LAUNCHERS = ("here", "slurm")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -41,6 +46,16 @@ def add_arguments(parser: Parser) -> None:
         help="optimizer steps of each stage at most (sweep.max_steps)",
     )
     parser.add_argument("--only", metavar="NAMES", help="run these points only, separated by commas; default: all")
+    parser.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default=HERE,
+        help=f"who runs workers: `{HERE}`, this process, is one; `{SLURM}` starts jobs (sweep.slurm)",
+    )
+    parser.add_argument(
+        "--workers", type=whole_number, metavar="N", help="jobs to submit (sweep.slurm.workers); 0: only show the sweep"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="submit jobs and end, instead of showing the sweep")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,6 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("sweep needs --config FILE, for example --config experiments/smollm2/sweep_size.yaml.")
     if arguments.max_steps is not None:
         arguments.overrides.append(f"sweep.max_steps={arguments.max_steps}")
+    if arguments.launcher != SLURM and (arguments.workers is not None or arguments.no_wait):
+        raise UserError(f"--workers and --no-wait are about jobs; give --launcher {SLURM}, too.")
+    if arguments.workers is not None:
+        arguments.overrides.append(f"sweep.slurm.workers={arguments.workers}")
     loaded = load(arguments)
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
@@ -70,13 +89,30 @@ def run(arguments: argparse.Namespace) -> int:
     check_evaluations(points, data=not arguments.dry_run)
     check_contents(points, folders)
     if arguments.dry_run:
+        if arguments.launcher == SLURM:
+            _print_batch_script(loaded, folder)
         _dry_run(loaded, points, folder, folders, plans, rates)
+        return 0
+    words = config_words(arguments.config, arguments.overrides)
+    if arguments.launcher == SLURM:
+        from uniattn_pl.sweeps.slurm_sweep import run_on_slurm
+
+        chosen = [] if arguments.only is None else ["--only", arguments.only]
+        run_on_slurm(loaded, points, rates, [*words, *chosen], wait=not arguments.no_wait)
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
-    words = [word for file in arguments.config for word in ("--config", str(file))]
-    run_sweep(loaded, points, rates, [*words, *arguments.overrides])
+    run_sweep(loaded, points, rates, words)
     return 0
+
+
+def _print_batch_script(loaded: LoadedConfig, folder: SweepFolder) -> None:
+    from uniattn_pl.sweeps.slurm_jobs import batch_script
+    from uniattn_pl.sweeps.slurm_sweep import jobs_name
+
+    slurm = loaded.config.sweep.slurm
+    print(f"batch script of each of {slurm.workers} jobs:\n")
+    print(batch_script(slurm, jobs_name(loaded.config.name), folder.slurm))
 
 
 def _kv_rate(plan: LayerPlan, shape: ModelShape) -> float:

@@ -5,10 +5,24 @@ They are run with those of `config/checks.py`, which has the same form.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.run_folder import RUN_ENTRIES, SWEEP_ENTRY, name_problem
+
+# options of sbatch -> what gives them
+OWN_SLURM_OPTIONS = {
+    "partition": "sweep.slurm.partition",
+    "time": "sweep.slurm.minutes",
+    "gpus-per-node": "sweep.slurm.gpus",
+    "cpus-per-task": "sweep.slurm.cpus",
+    "mem": "sweep.slurm.memory_gib",
+    **dict.fromkeys(
+        ("array", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "signal"),
+        "the sweep itself: each worker is a job of one task",
+    ),
+}
 
 
 def _grid(config: ExperimentConfig) -> str | None:
@@ -44,8 +58,20 @@ def _seeds(config: ExperimentConfig) -> str | None:
     return None
 
 
+def _slurm_options(config: ExperimentConfig) -> str | None:
+    for name, value in config.sweep.slurm.options.items():
+        if str(name) in OWN_SLURM_OPTIONS:
+            return f"'{name}' is set by {OWN_SLURM_OPTIONS[str(name)]}."
+        if not re.fullmatch(r"[a-z]+(-[a-z]+)*", str(name)):
+            return f"'{name}' is no long option of sbatch; write account for --account."
+        if not isinstance(value, str | int | float) or value is False or not str(value).isprintable():
+            return f"'{name}' needs the text or number behind --{name}=, or true where it has none."
+    return None
+
+
 SWEEP_CHECKS: list[tuple[tuple[str, ...], Callable[[ExperimentConfig], str | None]]] = [
     (("sweep.grid",), _grid),
     (("sweep.points",), _points),
     (("sweep.seeds", "sweep.grid"), _seeds),
+    (("sweep.slurm.options",), _slurm_options),
 ]

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.files import atomic_folder, cache_folder, file_digest
+from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock, file_digest
 from uniattn_pl.printed_commands import install
 
 if TYPE_CHECKING:
@@ -37,10 +37,20 @@ def named_folder(name: str) -> Path:
 def named_model(name: str) -> Path:
     """The folder of a model in `MODELS`, made on first use. Raises UserError when its package is missing."""
     folder = named_folder(name)
-    if not folder.exists():
-        with atomic_folder(folder) as temporary:
-            MODELS[name].materialise(temporary)
+    made = folder / "config.json"
+    if not made.exists():
+        # Ranks that a scheduler starts together all come here; one that made it again would take it from the others.
+        with exclusive_lock(folder.with_name(f"{name}.lock")):
+            if not made.exists():
+                with atomic_folder(folder) as temporary:
+                    MODELS[name].materialise(temporary)
     return folder
+
+
+def _save(model: Any, target: Path) -> None:
+    """Write a model from whichever rank of a fit makes it: transformers itself would write on rank 0 only."""
+    model.should_save_on_this_rank = bool
+    model.save_pretrained(target)
 
 
 def no_such_model(source: str) -> str:
@@ -72,7 +82,7 @@ def convert_gguf(file: Path, target: Path) -> None:
         for mark in ("hf_quantizer", "quantization_config", "quantization_method", "is_quantized"):
             if mark in vars(owner):
                 delattr(owner, mark)
-    model.save_pretrained(target)
+    _save(model, target)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     tokenizer.save_pretrained(target)
 
@@ -148,7 +158,7 @@ def _tiny_llama(target: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = LlamaForCausalLM(config)
-    model.save_pretrained(target)
+    _save(model, target)
     tokenizer.save_pretrained(target)
 
 
@@ -173,7 +183,7 @@ def _tiny_t5(target: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = T5ForConditionalGeneration(config)
-    model.save_pretrained(target)
+    _save(model, target)
     tokenizer.save_pretrained(target)
 
 

@@ -40,6 +40,11 @@ class SweepFolder:
     def table(self) -> Path:
         return self.bookkeeping / "table.txt"
 
+    @property
+    def slurm(self) -> Path:
+        """Folder of the workers that SLURM starts: their batch scripts, what they are to run and what they print."""
+        return self.bookkeeping / "slurm"
+
     def claim(self, key: str) -> Path:
         """The lock of whoever works on a point on this machine."""
         return self.bookkeeping / "claims" / f"{key}.lock"

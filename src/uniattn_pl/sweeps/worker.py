@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.errors import RunFailure
@@ -22,20 +20,19 @@ from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.sweeps import child_process
-from uniattn_pl.sweeps.jobs import FIT, Job, due, elsewhere, jobs_of, joined
-from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, Ledger, LedgerSilentError, in_a_line
+from uniattn_pl.sweeps.jobs import FIT, Job, elsewhere, joined
+from uniattn_pl.sweeps.ledger import GRACE_S, HEARTBEAT_S, Claim, LedgerSilentError, in_a_line
 from uniattn_pl.sweeps.locks import locked
-from uniattn_pl.sweeps.lost_points import lost_jobs, lost_model, run_lost
+from uniattn_pl.sweeps.lost_points import lost_model, run_lost
 from uniattn_pl.sweeps.parent_run import close_parent, open_parent
-from uniattn_pl.sweeps.point_contents import changed_meanwhile, check_elsewhere, rows_digest
+from uniattn_pl.sweeps.point_contents import changed_meanwhile, rows_digest
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.points import Point
-from uniattn_pl.sweeps.sweep_folder import SweepFolder
-from uniattn_pl.sweeps.view import ENDED, SweepView, best_of, final_table, result_of
+from uniattn_pl.sweeps.shared_sweep import SharedSweep
+from uniattn_pl.sweeps.view import ENDED, best_of, final_table, result_of
 from uniattn_pl.sweeps.warm_start import start_from_others
 from uniattn_pl.tracking.final_table import as_text
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1
-from uniattn_pl.training.present_identity import PresentIdentities
 
 POLL_S = 1.0
 POLLS_PER_LOOK = 10  # a look at the ledger costs a tenth of a second, which the jobs want
@@ -86,20 +83,10 @@ class _Worker:
         arguments: Sequence[str],
         preemption: Preemption,
     ) -> None:
-        self.preemption = preemption
-        sweep = base.config.sweep
-        self.base, self.arguments = base, list(arguments)
-        self.points, present = points, PresentIdentities()
-        self.identities = {point.key: present.of(point.loaded)[0] for point in points}
-        self.jobs = jobs_of(points, self.identities)
-        self.folder = SweepFolder(Path(base.config.trainer.default_root_dir))
-        self.folder.check()
-        with locked(self.folder.lock):
-            self.folders = self.folder.record(points)
-        self.ledger = Ledger(
-            sweep.storage, base.config.name, self.folder, retries=sweep.retries, prune_after=sweep.prune_after
-        )
-        self.view = SweepView(points, self.folders, rates, Console())
+        self.preemption, self.arguments = preemption, list(arguments)
+        self.sweep = sweep = SharedSweep(base, points, rates)
+        self.base, self.jobs, self.identities, self.folder = base, sweep.jobs, sweep.identities, sweep.folder
+        self.folders, self.ledger, self.view = sweep.folders, sweep.ledger, sweep.view
         self.parent: str | None = None
         self._last_sign = time.monotonic()
 
@@ -107,41 +94,24 @@ class _Worker:
         """Work until nothing is left, then show and record the outcome."""
         with self.ledger.alone():
             self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
-        lost = self._renew_lost()
+        lost = self.sweep.renew_lost()
         # an evaluation that was given up may have failed because its model was lost
         again = [key for key, job in self.jobs.items() if job.command != FIT and job.point.key in lost]
-        self.ledger.enqueue([*self._due(self._states()), *again], again=True)
+        self.ledger.enqueue([*self.sweep.due(), *again], again=True)
         with self.view:
             while self._step():
                 pass
-        self._conclude(joined(self.jobs, self._states()))
-
-    def _renew_lost(self) -> dict[str, str]:
-        """Have done again what the ledger calls finished and is not there any more; returns it, by key."""
-        states = self._states()
-        check_elsewhere(self.points, states, self.identities)
-        lost = lost_jobs(self.jobs, states, self.folders, self.base.config.tracking)
-        for key, problem in lost.items():
-            again = "fitted" if self.jobs[key].command == FIT else "evaluated"
-            self.view.tell(f"{self.jobs[key].point.name}: {problem}; it is {again} again, as far as it is lost.")
-        self.ledger.renew(lost)
-        return lost
-
-    def _states(self) -> dict[str, PointState]:
-        return self.ledger.states(self.jobs)
-
-    def _due(self, states: dict[str, PointState]) -> list[str]:
-        return due(self.jobs, states, self.folders)
+        self._conclude(joined(self.jobs, self.sweep.states()))
 
     def _step(self) -> bool:
         """Do one job, or wait for other workers; returns whether anything is left."""
         self._heed_signals()
         self.ledger.free_dead()
-        possible = self._due(self._states())
+        possible = self.sweep.due()
         self.ledger.enqueue(possible)
-        states = self._states()
+        states = self.sweep.states()
         self.view.update(joined(self.jobs, states))
-        if possible == self._due(states) and self._nothing_left(possible, states):
+        if possible == self.sweep.due(states) and self._nothing_left(possible, states):
             return False
         claim = self.ledger.claim(possible)
         if claim is None:
@@ -217,7 +187,7 @@ class _Worker:
                     if time.monotonic() - beaten > HEARTBEAT_S:
                         self.ledger.beat(claim)
                         beaten = time.monotonic()
-                    self.view.update(joined(self.jobs, self._states()))
+                    self.view.update(joined(self.jobs, self.sweep.states()))
                     if job.command == FIT and self._report(claim, folder):
                         return None
         finally:
@@ -249,7 +219,7 @@ class _Worker:
         self.view.console.print(report, soft_wrap=True)
         with locked(self.folder.lock), atomic_file(self.folder.table) as file:  # other workers end here, too
             file.write(as_text(report).encode())
-        problems = self._problems(states)
+        problems = self.sweep.problems(states)
         best = best_of(rows)
         with self.ledger.alone():
             close_parent(
@@ -263,18 +233,3 @@ class _Worker:
             )
         if problems:
             raise RunFailure("\n".join(problems))
-
-    def _problems(self, states: Mapping[str, PointState]) -> list[str]:
-        """Lines about the points that failed or are not evaluated, and the command that does it."""
-        failed = {key: state for key, state in states.items() if state.state == "failed"}
-        unfinished = {key: state for key, state in states.items() if state.state not in ENDED}
-        lines = [f"{len(failed)} of {len(states)} points failed; the same command tries them again."] if failed else []
-        for key, state in failed.items():
-            lines.append(f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})")
-        if unfinished:
-            lines.append(
-                f"{len(unfinished)} of {len(states)} points are not evaluated; the same command there does it."
-            )
-        for key, state in unfinished.items():
-            lines.append(f"{self.view.names[key]}: its model is in {state.place or self.folders[key]}")
-        return lines

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uniattn_pl.config.sections.limits import LARGEST_SEED
 from uniattn_pl.options import option
+
+
+@dataclass
+class SlurmConfig:
+    """The jobs in which SLURM runs the workers of `sweep --launcher slurm`; each worker does one point at a time."""
+
+    workers: int = option(
+        1, "jobs, at most one for each point that is left; 0: none, only show the sweep", minimum=0, maximum=1000
+    )
+    partition: str | None = option(None, "of the cluster; default: its own")
+    minutes: int = option(
+        1440, "time limit of a job, which saves its fit before it, queues again and goes on", minimum=1
+    )
+    gpus: int = option(0, "of a job", minimum=0)
+    cpus: int | None = option(None, "cores of a job; default: the partition's", minimum=1)
+    memory_gib: float | None = option(None, "main memory of a job; default: the partition's", minimum=0.1)
+    options: dict[str, Any] = option({}, "further options of sbatch, such as {account: name, constraint: a100}")
 
 
 @dataclass
@@ -28,6 +45,7 @@ class SweepConfig:
     storage: str | None = option(
         None, "database of the ledger (SQLAlchemy URL); default: sqlite in the sweep's folder", path=True
     )
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 @dataclass
