@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -78,6 +79,8 @@ class Cluster:
         self.devices, self.num_nodes = devices, num_nodes
         self._started_by_parent, self._joined = False, False
         where: dict[str, Any] = {"accelerator": config.trainer.accelerator, "devices": devices, "num_nodes": num_nodes}
+        # where SLURM is installed, of every fit that does not want it
+        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
         try:
             self._fabric = Fabric(**where, **options)
             if self._fabric.world_size > 1:
