@@ -6,6 +6,7 @@ ten seconds, so it happens once and every attempt is a fork; SIGKILL and what it
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -102,5 +103,6 @@ def attempt(name: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
     for point in KILL_POINTS:
         attempt(point, sys.argv[1:])

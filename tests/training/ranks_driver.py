@@ -7,10 +7,12 @@ negative for the signal that ended it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 from tests.training.killing_driver import KILL_POINTS, main
@@ -50,5 +52,9 @@ def run(job: dict[str, Any]) -> list[int]:
 
 
 if __name__ == "__main__":
-    for described in json.loads(sys.argv[1]):
+    jobs = json.loads(sys.argv[1])
+    if any("lora" in word or "8bit" in word for job in jobs for word in job["arguments"]) and find_spec("bitsandbytes"):
+        import bitsandbytes  # noqa: F401  # peft imports it late, every fork would do so again
+    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
+    for described in jobs:
         print(json.dumps(run(described)), flush=True)
