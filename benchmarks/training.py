@@ -40,7 +40,8 @@ from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.callbacks.step_metrics import StepMetrics
 from uniattn_pl.training.callbacks.throughput import Throughput
 from uniattn_pl.training.callbacks.training_progress import TrainingProgress
-from uniattn_pl.training.lightning_module import PostTrainingModule, build_optimizer
+from uniattn_pl.training.lightning_module import PostTrainingModule
+from uniattn_pl.training.optimizers import build_optimizer
 from uniattn_pl.training.schedule import WarmupDecay
 
 WARM_UP = 2
@@ -99,7 +100,7 @@ def bare_step(model: PreTrainedModel, stage: int, batch: dict[str, torch.Tensor]
     freeze_for_stage(model, stage)
     trained = [p for p in model.parameters() if p.requires_grad]
     options = StageConfig()
-    optimizer = build_optimizer(trained, options, scaled=False)
+    optimizer = build_optimizer(model, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, WarmupDecay(total, options.warmup_ratio, options.schedule))
 
     def step() -> None:

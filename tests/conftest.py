@@ -122,6 +122,7 @@ SLOW = (
     "training/test_source_maps.py::test_micro_batches_and_gradient_checkpointing_change_nothing",
     "training/test_source_maps.py::test_sources_that_would_keep_their_maps_can_be_recomputed",
     "training/test_source_maps.py::test_stage_1_trains_queries_and_keys_of_sources_beside_w_c",
+    "training/test_optimizers_and_best.py",
     "training/test_strategies.py",
 )
 FAST_FAMILIES = ("llama", "gemma3_text")

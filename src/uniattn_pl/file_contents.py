@@ -12,7 +12,7 @@ from typing import Any
 from uniattn_pl.errors import UserError
 
 TOO_LONG = os.strerror(errno.ENAMETOOLONG)
-LONGEST_INSIDE = "checkpoints/stage1/.step-00000000-temporary"  # of what a run writes below its folder
+LONGEST_INSIDE = "checkpoints/stage1/best/.step-00000000-temporary"  # of what a run writes below its folder
 _LFS_POINTER = b"version https://git-lfs"
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",

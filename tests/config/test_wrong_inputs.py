@@ -178,6 +178,42 @@ WRONG = {
         "training: {lora: {enabled: true, target_modules: [q_prj]}}",
         "training.lora.target_modules: the model has no 'q_prj'. Did you mean 'q_proj'?",
     ),
+    "8-bit states on shards": config(
+        "training: {optimizer: adamw_8bit, strategy: fsdp}",
+        "training.optimizer: adamw_8bit is bitsandbytes', whose kernels take no shards (DTensor)",
+    ),
+    "unknown optimizer": config("training: {optimizer: moun}", "training.optimizer", "Did you mean 'muon'?"),
+    "a rate for W_c where it alone trains": config(
+        "training: {stage1: {w_c_learning_rate: 1}}", "training.stage1.w_c_learning_rate: stage 1 trains W_c alone"
+    ),
+    "a rate for W_c of a plan without one": config(
+        "architecture: {name: baseline}\ntraining: {stage2: {w_c_learning_rate: 1}}",
+        "training.stage2.w_c_learning_rate: no layer of this plan has a W_c",
+    ),
+    "a stage twice": config(
+        "training: {early_stop: {stages: [2, 2]}}",
+        "training.early_stop.stages: expected 1, 2 or both, once each; got [2, 2]",
+    ),
+    "a monitor of what is not measured": config(
+        "training: {early_stop: {monitor: held_out_loss, stages: [1, 2]}}",
+        "training.early_stop.monitor: the held-out loss is not measured before the end of a stage",
+        "set training.eval_every_steps or more than one epoch",
+    ),
+    "the best of one": config(
+        "training: {keep: best, eval_every_steps: 9, stage1: {max_steps: 5}, stage2: {max_steps: 9}}",
+        "training.keep: the held-out loss is not measured before the end of a stage",
+        "set training.eval_every_steps, below 9, or more than one epoch",
+    ),
+    "lengths without updates": config(
+        "training: {lora: {dora: true}}", "training.lora.dora: is of low-rank updates; it needs training.lora.enabled"
+    ),
+    "4 bits without updates": config(
+        "training: {lora: {quantization: 4bit}}", "training.lora.quantization: is of low-rank updates"
+    ),
+    "4 bits that are offloaded": config(
+        "training: {strategy: fsdp, cpu_offload: true, lora: {enabled: true, quantization: 4bit}}",
+        "training.lora.quantization: 4bit weights go with scales that no strategy offloads",
+    ),
     "name with a slash": config("name: a/b", "a.yaml:1: name: it names a folder"),
     "share above one": config("training: {stage1: {warmup_ratio: 3}}", "training.stage1.warmup_ratio: is a share"),
     "no training rows": config("data: {num_samples: 5, validation_size: 5}", "data.num_samples: 5 rows leave none"),

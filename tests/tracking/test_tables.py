@@ -64,6 +64,14 @@ def test_every_milestone_and_cost_is_in_the_table() -> None:
         assert part in text
 
 
+def test_it_says_which_step_the_final_model_is_of() -> None:
+    assert "stage2 ends with the weights of step 12, its last." in as_text(final_table(result()))
+    stage = {**RESULTS["stage2"]["stage"], "kept_step": 8, "kept_loss": 2.5}  # type: ignore[dict-item]
+    best = {"stage2": {**RESULTS["stage2"], "stage": stage}}
+    words = "stage2 ends with the weights of step 8 of 12, of the lowest held-out response loss, 2.5000."
+    assert words in as_text(final_table(result(best)))
+
+
 def test_the_commands_can_be_copied() -> None:
     lines = as_text(final_table(result())).splitlines()
     assert any("-m mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlruns/mlflow.db" in line for line in lines)

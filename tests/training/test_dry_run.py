@@ -77,6 +77,9 @@ CASES = {
     "a folder of one's own": Case(OWN, make=model),
     "low-rank updates": Case(LORA),
     "low-rank updates of the MLP": Case((*LORA, "training.lora.target_modules=[up_proj,lm_head]")),
+    "best weights by Muon": Case(
+        ("training.optimizer=muon", "training.keep=best", "training.eval_every_steps=1", "training.stage1.max_steps=2")
+    ),
     "rows of a file": Case(DATA, make=lambda folder: rows(folder, 6)),
     "packed": Case(("data.packing=true", "training.batch_size=1")),
     "a home": Case(("trainer.default_root_dir=~/runs_x", "tracking.uri=sqlite:///~/m.db")),

@@ -14,6 +14,7 @@ from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.card_rates import CARDS, DEFAULT_MEMORY_GIB, GIB, USABLE_MEMORY, find_card, memory_bytes
 from uniattn_pl.plan.drawing import draw
+from uniattn_pl.plan.optimizer_memory import ADAMW_8BIT
 from uniattn_pl.training.planning import compile_plan
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
     print()
     columns = ("stage", "memory", *names)
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
-    devices = "one device" if gpus == 1 else f"each of {gpus} devices that share weights (fsdp)"
+    how = "that hold all weights (ddp)" if config.training.optimizer == ADAMW_8BIT else "that share weights (fsdp)"
+    devices = "one device" if gpus == 1 else f"each of {gpus} devices {how}"
     print_table(f"Training memory of {devices} (estimate), {size}", columns, rows)
 
 

@@ -19,6 +19,7 @@ from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
 from uniattn_pl.config.source_paths import missing_path
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
+from uniattn_pl.config.training_checks import TRAINING_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
 from uniattn_pl.errors import did_you_mean
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
@@ -27,7 +28,7 @@ from uniattn_pl.run_folder import name_problem
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
 FIRST_CHECKS = (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS)
-LAST_CHECKS = (*KERNEL_CHECKS, *DISTILLATION_CHECKS, *SWEEP_CHECKS)
+LAST_CHECKS = (*KERNEL_CHECKS, *TRAINING_CHECKS, *DISTILLATION_CHECKS, *SWEEP_CHECKS)
 
 
 def _check(*keys: str) -> Callable[[Check], Check]:

@@ -12,3 +12,5 @@ def quiet_libraries() -> None:
     disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # about every layer of every forward that casts activations; peft imports it wherever it is installed
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

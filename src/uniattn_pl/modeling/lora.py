@@ -172,10 +172,13 @@ def _module_of(parameter: str) -> str:
 
 @torch.no_grad()
 def initialise_updates(model: nn.Module, seed: int) -> None:
-    """Start every low-rank update at zero, A random as peft's are, the same on any number of ranks, sharded or not."""
+    """Start every low-rank update at zero, A random as peft's are, the same on any number of ranks, sharded or not.
+
+    The lengths that DoRA trains start as those of the rows of the weight.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
+        if ".lora_A." not in name and ".lora_B." not in name:
             continue
         value = torch.zeros(parameter.shape)
         if ".lora_A." in name:
@@ -184,3 +187,8 @@ def initialise_updates(model: nn.Module, seed: int) -> None:
         if isinstance(parameter, DTensor):
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
         parameter.copy_(value)
+    for module in model.modules():
+        for length in getattr(module, "lora_magnitude_vector", {}).values():
+            base: Any = module.get_base_layer()  # type: ignore[operator]
+            if base.weight.is_floating_point():  # else peft has seen the weight in full
+                length.weight.copy_(torch.linalg.vector_norm(base.weight, dim=1))

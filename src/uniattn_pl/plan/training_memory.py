@@ -6,7 +6,7 @@ Activations are counted tensor by tensor as autograd saves them in transformers'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniattn_pl.plan.costs import (
     compensation_weights,
@@ -16,8 +16,10 @@ from uniattn_pl.plan.costs import (
     parameters,
     projection_sizes,
 )
+from uniattn_pl.plan.dora_memory import row_lengths, saved_elements
 from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
+from uniattn_pl.plan.optimizer_memory import ADAMW, TrainedWeights
 from uniattn_pl.plan.roles import KEY, KEY_VALUE, MAP, OUTPUT, QUERY, VALUE
 from uniattn_pl.plan.shape import Experts, LayerShape, ModelShape
 
@@ -25,6 +27,8 @@ NORM_BYTES = 4  # a norm computes in float32 whatever the model's dtype
 INDEX_BYTES = 8
 # Per logit, while the loss is computed: in float32 its logarithm, and the gradients of both.
 LOSS_BYTES = 12
+# Of a weight in 4 bits: its scale has 8 bits for 64 of them, and that one float32 for 256.
+FOUR_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 # A layer's weights are gathered while the one before it computes.
 GATHERED_LAYERS = 2
 
@@ -67,9 +71,12 @@ def training_memory(
     lora_rank: int | None = None,
     loss_chunk: int | None = None,
     frozen_bytes: int | None = None,
+    quantized: bool = False,
+    dora: bool = False,
     trains_maps: bool = False,
+    optimizer: str = ADAMW,
 ) -> TrainingMemory:
-    """Estimate a stage's peak: AdamW (two states per trained weight); gradients live until the next forward is over.
+    """Estimate a stage's peak; gradients live until the next forward is over.
 
     Args:
         stage: 1 trains W_c only (nothing below the first compensated layer keeps activations), 2 everything.
@@ -82,11 +89,17 @@ def training_memory(
         loss_chunk: tokens whose logits are held at once; default: all.
         lora_rank: stage 2 trains updates of this rank of the attention projections, and W_c.
         frozen_bytes: bytes of a weight of the matrices that do not train; default: `weight_bytes`.
+        quantized, dora: those matrices are in 4 bits; the lengths of their rows train, too.
         trains_maps: stage 1 trains the queries and keys of sources of maps, too.
+        optimizer: whose states there are (`plan.optimizer_memory`).
     """
     kept = _Kept(stage, lora_rank if stage == 2 else None, plan.sources(MAP) if trains_maps and stage == 1 else ())
     lora_rank, whole = kept.lora_rank, kept.everything
-    trained = _trained(plan, shape, kept)
+    trains = _trained(plan, shape, kept)
+    in_4_bits, dora = quantized and lora_rank is not None, dora and lora_rank is not None
+    if dora:
+        trains = replace(trains, vectors=row_lengths(plan, shape))
+    trained = trains.all
     mixed = activation_bytes < weight_bytes and num_devices == 1
     # transformers' grouped products of experts are no part of autocast: they compute in the dtype of the weights. Nor
     # are embeddings and norms.
@@ -95,6 +108,8 @@ def training_memory(
     scored = int(scored_fraction * tokens)
     logits = min(scored, loss_chunk or scored) * shape.vocab_size * LOSS_BYTES
     saved = tokens * _saved_bytes(plan, shape, sizes, kept, checkpointing=gradient_checkpointing)
+    if dora:
+        saved += activation_bytes * saved_elements(plan, shape, tokens, checkpointing=gradient_checkpointing)
     if shape.encoder is not None and stage == 2:  # under W_c alone no gradient reaches it
         encoder, unmodified = shape.encoder, LayerPlan.unmodified(shape.encoder.num_layers)
         saved += tokens * _saved_bytes(unmodified, encoder, sizes, kept, checkpointing=gradient_checkpointing)
@@ -105,18 +120,20 @@ def training_memory(
     halved = 0
     if not whole:
         # each product keeps the cast of a frozen matrix that is not halved, as no output embedding is that is tied
-        if frozen_bytes is None:
-            in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[_first_kept(plan, kept) :]]
+        in_layers = [_layer_matrices(*both) for both in _layers(plan, shape)[_first_kept(plan, kept) :]]
+        if frozen_bytes is None and not in_4_bits:
             casts += max(in_layers, default=0) if gradient_checkpointing else sum(in_layers)
-        else:
+        if frozen_bytes is not None:
             halved = (weight_bytes - frozen_bytes) * (_matrices(plan, shape) - _trained_map_weights(plan, shape, kept))
+        if in_4_bits:
+            halved += int(((frozen_bytes or weight_bytes) - FOUR_BITS) * sum(in_layers))
         if scored and (frozen_bytes is None or not _untied(shape)):
             casts += _table(shape)
     adapters = trained if lora_rank is not None else 0
     return TrainingMemory(
         weights=((parameters(plan, shape) + adapters) * weight_bytes - halved) // num_devices,
         gradients=trained * weight_bytes // num_devices,
-        optimizer=2 * trained * weight_bytes // num_devices,
+        optimizer=trains.optimizer_bytes(optimizer, weight_bytes) // num_devices,
         activations=saved + max(logits, recomputed) + mixed * casts * activation_bytes,
         gathered=_gathered(plan, shape, activation_bytes) if num_devices > 1 else 0,
     )
@@ -185,14 +202,18 @@ def _layer_matrices(row: LayerRow, layer: LayerShape) -> int:
     return layer.feed_forward + sum(of_projection[projection] for projection in row.traits.projections)
 
 
-def _trained(plan: LayerPlan, shape: ModelShape, kept: _Kept) -> int:
+def _trained(plan: LayerPlan, shape: ModelShape, kept: _Kept) -> TrainedWeights:
     compensations = sum(compensation_weights(row, shape) for row in plan.rows)
     if kept.stage == 1:
-        return compensations + _trained_map_weights(plan, shape, kept)
-    if kept.lora_rank is None:
-        return parameters(plan, shape)
+        return TrainedWeights(matrices=compensations + _trained_map_weights(plan, shape, kept))
     layers = _layers(plan, shape)
-    return compensations + kept.lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
+    if kept.lora_rank is not None:
+        updates = kept.lora_rank * sum(_adapted_sizes(row, layer, shape) for row, layer in layers)
+        return TrainedWeights(matrices=compensations + updates)
+    experts = sum(layer.experts.parameters for _, layer in layers if layer.experts is not None)
+    norms = sum(layer.attention_norms + layer.query_norm + layer.key_norm for _, layer in layers)
+    matrices = parameters(plan, shape) - experts - norms - shape.embedding
+    return TrainedWeights(matrices, experts, shape.embedding, norms)
 
 
 def _adapted_sizes(row: LayerRow, layer: LayerShape, shape: ModelShape) -> int:

@@ -59,6 +59,8 @@ OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
 ADDED_KEYS = frozenset(
     {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"}
+    | {"training.eval_every_steps", "training.lora.quantization"}
+    | {f"training.stage{number}.w_c_learning_rate" for number in (1, 2)}
     | {f"calibration.refine.{field.name}" for field in fields(RefineConfig)}
 )
 # The same, where what they did has a name.
@@ -72,6 +74,11 @@ ADDED_VALUES = {
     "architecture.distill_steps": 30,
     "training.distillation.stage1.maps": 0.0,
     "training.distillation.stage2.maps": 0.0,
+    "training.optimizer": "adamw",
+    "training.keep": "last",
+    "training.early_stop.monitor": "training_loss",
+    "training.early_stop.stages": [1],
+    "training.lora.dora": False,
 }
 # Without a teacher nothing of its section matters.
 DISTILLATION = "training.distillation."

@@ -24,6 +24,7 @@ def final_table(result: FitResult) -> RenderableType:
     parts += [_cache(result)]
     if result.stages:
         parts.append(_speed(result))
+        parts.append(Text("\n".join(f"{stage.name} {stage.kept_words}." for stage in result.stages)))
     parts.append(Text("\n" + commands(result)))
     return Group(*parts)
 

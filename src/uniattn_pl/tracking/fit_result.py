@@ -46,13 +46,28 @@ class Milestone:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """Steps and speed of one training stage."""
+    """Steps and speed of one training stage, and which of its weights it leaves.
+
+    Attributes:
+        kept_step: the step, counted within the stage, of the best weights; None: the last one's were to be kept.
+        kept_loss: the held-out loss that was measured behind it.
+    """
 
     name: str
     steps: int
     stopped_early: bool
     tokens_per_second: float | None
     step_seconds: float | None
+    kept_step: int | None = None
+    kept_loss: float | None = None
+
+    @property
+    def kept_words(self) -> str:
+        """Which step its weights are of, in words."""
+        if self.kept_step is None or self.kept_loss is None:
+            return f"ends with the weights of step {self.steps}, its last"
+        lowest = f"of the lowest held-out response loss, {self.kept_loss:.4f}"
+        return f"ends with the weights of step {self.kept_step} of {self.steps}, {lowest}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from uniattn_pl.modeling.loading.layer_offload import CAPACITY
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.card_rates import GIB, USABLE_MEMORY
 from uniattn_pl.plan.forward_memory import CalibrationMemory, calibration_memory, inference_memory
+from uniattn_pl.plan.optimizer_memory import ADAMW_8BIT
 from uniattn_pl.training.fit_models import MODEL_FRACTION
 from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES, stage_memory
 
@@ -100,13 +101,14 @@ def _remedy(training: TrainingConfig, needed: Callable[..., int], cards: Cards) 
             found.append(_overrides(options))
             break
     exact = {option: value for option, value in _savings(training) if option != "precision"}
-    for kept in ({}, exact):
+    for kept in () if training.optimizer == ADAMW_8BIT else ({}, exact):  # whose states are not sharded
         count = next((n for n in _counts(cards.count) if cards.hold(needed(kept, n))), None)
         if count is not None:
             words = f"{count} cards (training.strategy=fsdp)"
             found.append(words if not kept else f"{words} with {_overrides(kept)}")
             break
-    return "; or ".join(found) or f"nothing on {MOST_CARDS} cards"
+    nothing = "another optimizer" if training.optimizer == ADAMW_8BIT else f"nothing on {MOST_CARDS} cards"
+    return "; or ".join(found) or nothing
 
 
 def _savings(training: TrainingConfig) -> Iterator[tuple[str, Any]]:

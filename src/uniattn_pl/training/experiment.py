@@ -18,12 +18,14 @@ from uniattn_pl.families.feed_forward import output_of_feed_forward
 from uniattn_pl.families.inspection import attentions_of, decoder_layers
 from uniattn_pl.families.packed_rows import check_rows_stay_apart
 from uniattn_pl.losses.router_loss import adds_router_loss
+from uniattn_pl.modeling.loading.frozen_4bit import check_matrices
 from uniattn_pl.modeling.loading.model_contents import model_identity
 from uniattn_pl.modeling.loading.pretrained import check_weights, empty_model, load_shape, load_tokenizer
 from uniattn_pl.modeling.lora import check_target_modules
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import Contents
 from uniattn_pl.training.encoder_checks import check_encoder
+from uniattn_pl.training.optimizer_checks import check_optimizer
 from uniattn_pl.training.planning import check_positions, compiled_plan
 from uniattn_pl.training.strategies import resolve_strategy
 from uniattn_pl.training.teacher_checks import (
@@ -66,6 +68,7 @@ class Experiment:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
+        check_optimizer(loaded, self.compiled_plan, self.strategy, cluster.device)
         self.data = InstructionDataModule(
             self.config.data,
             self.tokenizer,
@@ -125,7 +128,7 @@ def check_updates(loaded: LoadedConfig) -> None:
     """Check, without weights, that the model has what is to be refined or to train, the loss of routers, rows apart.
 
     Raises:
-        UserError: as `output_of_feed_forward`, `check_target_modules`, `adds_router_loss` and
+        UserError: as `output_of_feed_forward`, `check_target_modules`, `check_matrices`, `adds_router_loss` and
             `check_rows_stay_apart`; queries and keys that cannot train by themselves.
     """
     training, feed_forward = loaded.config.training, loaded.config.calibration.refine.feed_forward
@@ -136,6 +139,8 @@ def check_updates(loaded: LoadedConfig) -> None:
     model = empty_model(loaded.config.model.source, **model_origin(loaded))
     if training.lora.enabled:
         check_target_modules(model, training.lora.target_modules)
+    if training.lora.quantization is not None:
+        check_matrices(model)
     if trains_maps:
         check_separate_projections(model)
     adds_router_loss(model, training.router_loss)

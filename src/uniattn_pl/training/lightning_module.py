@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.losses.response_loss import ScoredTokens, summed_response_loss
 from uniattn_pl.losses.router_loss import adds_router_loss, coefficient, router_logits_of, router_loss
+from uniattn_pl.plan.optimizer_memory import ADAMW
 from uniattn_pl.training.callbacks.sharding import Sharding
 from uniattn_pl.training.callbacks.stage_freezing import freeze_for_stage
 from uniattn_pl.training.frozen_weights import halve_frozen
 from uniattn_pl.training.objectives.objective import LabelObjective, Objective
+from uniattn_pl.training.optimizers import build_optimizer
 from uniattn_pl.training.schedule import WarmupDecay
 
 # Sums of token losses are divided by this before backward so that float16 and bfloat16 gradients stay in range
@@ -29,7 +31,7 @@ OBJECTIVE = "objective"  # its state in a checkpoint
 
 
 class PostTrainingModule(pl.LightningModule):
-    """Hosts a converted Hugging Face model: an objective, AdamW over what trains in this stage, a schedule.
+    """Hosts a converted Hugging Face model: an objective, an optimizer of what trains in this stage, a schedule.
 
     The loss of an optimizer step is the mean over **all** tokens that count in its global batch (every
     micro batch, every rank), not a mean of micro-batch means: micro batches backpropagate sums, and the
@@ -44,7 +46,8 @@ class PostTrainingModule(pl.LightningModule):
         model: the model, or a function that returns it (called once, in `configure_model`). A peft model trains what
             it has unfrozen itself.
         stage: 1 trains only W_c (and what the objective trains besides), 2 everything.
-        options: learning rate, weight decay and schedule of this stage.
+        options: learning rates, weight decay and schedule of this stage.
+        optimizer: one of `OPTIMIZERS`.
         max_grad_norm: clip the global gradient norm to this; None never clips.
         objective: what is minimised; default: the loss of response tokens alone.
         router_loss: add the load-balancing loss of a mixture of experts; None: if its config asks for it.
@@ -65,6 +68,7 @@ class PostTrainingModule(pl.LightningModule):
         *,
         stage: int,
         options: StageConfig,
+        optimizer: str = ADAMW,
         max_grad_norm: float | None = 1.0,
         objective: Objective | None = None,
         router_loss: bool | None = None,
@@ -77,7 +81,7 @@ class PostTrainingModule(pl.LightningModule):
         self.model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None  # type: ignore[assignment]
         self._build = None if isinstance(model, nn.Module) else model
         self._fill, self.objective = fill, objective or LabelObjective()
-        self._halves_frozen = halves_frozen
+        self._optimizer_name, self._halves_frozen = optimizer, halves_frozen
         self._router_loss, self._router_coefficient = router_loss, 0.0
         self.sharding: Sharding | None = None
         self.step_loss: Tensor | None = None
@@ -195,9 +199,8 @@ class PostTrainingModule(pl.LightningModule):
         self.log("val/response_loss", loss, batch_size=tokens, sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over the trainable parameters; the schedule counts this stage's optimizer steps."""
-        trained = [p for p in self.hosted.parameters() if p.requires_grad]
-        optimizer = build_optimizer(trained, self.options, scaled=self._uses_scaler())
+        """The optimizer over what trains; the schedule counts this stage's steps, for all of its groups."""
+        optimizer = build_optimizer(self.hosted, self.options, self._optimizer_name, scaled=self._uses_scaler())
         total = int(self.trainer.estimated_stepping_batches)
         factor = WarmupDecay(total, self.options.warmup_ratio, self.options.schedule)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -205,19 +208,6 @@ class PostTrainingModule(pl.LightningModule):
 
     def _uses_scaler(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
-
-
-def build_optimizer(parameters: list[torch.nn.Parameter], options: StageConfig, *, scaled: bool) -> torch.optim.AdamW:
-    """AdamW, fused: 2-4 times faster than the other implementations on CPUs too.
-
-    Args:
-        parameters: what trains.
-        options: learning rate and weight decay.
-        scaled: gradients go through a GradScaler, which a fused optimizer would unscale too late for clipping.
-    """
-    return torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=None if scaled else True
-    )
 
 
 def _local(tensor: Tensor) -> Tensor:

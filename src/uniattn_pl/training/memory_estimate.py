@@ -7,6 +7,7 @@ from dataclasses import replace
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.distillation_section import TermWeights
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.optimizer_memory import ADAMW_8BIT
 from uniattn_pl.plan.roles import MAP
 from uniattn_pl.plan.teacher_memory import compared_bytes, compared_map_bytes, teacher_bytes
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
@@ -18,16 +19,21 @@ WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "f
 def stage_memory(
     config: ExperimentConfig, plan: LayerPlan, shape: ModelShape, *, stage: int, num_devices: int
 ) -> TrainingMemory:
-    """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp)."""
+    """The estimate for one stage as configured, on each of `num_devices` over which weights are sharded (fsdp).
+
+    Where the optimizer takes no shards, each device holds everything (ddp).
+    """
     from uniattn_pl.losses.map_divergence import ROWS
     from uniattn_pl.losses.row_logits import LOSS_CHUNK
     from uniattn_pl.modeling.loading.dtypes import resolve_dtype
 
     training = config.training
+    num_devices = 1 if training.optimizer == ADAMW_8BIT else num_devices
     weight_bytes = resolve_dtype(WEIGHT_DTYPES.get(training.precision, config.model.dtype)).itemsize
     frozen_bytes = 2 if training.precision == "bf16-mixed" and num_devices == 1 and _in_bfloat16(config) else None
     distills = learns_from_teacher(config, stage)
     trains_maps = training.stage1.enabled and learns_from_maps(config, 1)
+    quantized = training.lora.enabled and training.lora.quantization is not None
     activation_bytes = 2 if training.precision.endswith("-mixed") else weight_bytes
     memory = training_memory(
         plan,
@@ -42,7 +48,10 @@ def stage_memory(
         num_devices=num_devices,
         lora_rank=training.lora.rank if training.lora.enabled else None,
         frozen_bytes=frozen_bytes,
+        quantized=quantized,
+        dora=training.lora.dora,
         trains_maps=trains_maps,
+        optimizer=training.optimizer,
     )
     if not distills:
         return memory
@@ -51,7 +60,7 @@ def stage_memory(
         weights = teacher_bytes(
             plan,
             shape,
-            whole=stage == 2 and not training.lora.enabled,
+            whole=stage == 2 and (quantized or not training.lora.enabled),  # nothing is in common with 4 bits
             refitted=config.calibration.initialiser == "joint_least_squares",
             weight_bytes=weight_bytes,
             frozen_bytes=frozen_bytes,

@@ -36,6 +36,7 @@ from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.store_check import check_store
 from uniattn_pl.training.encoder_checks import check_encoder
 from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
+from uniattn_pl.training.optimizer_checks import check_optimizer
 from uniattn_pl.training.planning import check_positions, checked_shape, compile_plan
 from uniattn_pl.training.strategies import build_strategy, resolve_strategy
 from uniattn_pl.training.teacher_checks import check_source_maps, check_teacher, teacher_contents
@@ -119,6 +120,9 @@ def check_fit(
     tokenizer = found.of(_check_model, loaded, *planned) if planned is not None else None
     if cluster is not None and planned is not None:
         found.of(_check_trainer, loaded, cluster, planned[1])
+        strategy = found.of(resolve_strategy, config, cluster, planned[1])
+        if strategy is not None:
+            found.of(check_optimizer, loaded, planned[0], strategy, cluster.device)
     split = found.of(load_split, config.data, Original(config.model)) if rows else None
     if split is not None and tokenizer is not None:
         found.of(_check_rows, loaded, split, tokenizer)

@@ -19,6 +19,7 @@ from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.stage_model import AUTOCAST_DTYPES, is_quantised
 
 ROWS = 4  # of each rank; a fit of a small model on a CPU should not wait for this
 
@@ -90,6 +91,6 @@ def _compare(folder: Path, in_memory: InMemory, losses: Tensor, context: FitCont
 
 def _rounding(dtype: torch.dtype, experiment: Experiment) -> float:
     """Half the digits of the type it computes in: for sums in another order, and updates merged into such weights."""
-    if experiment.strategy == "fsdp" and experiment.precision == "bf16-mixed":
-        dtype = torch.bfloat16  # shards are gathered in it
+    if experiment.precision in AUTOCAST_DTYPES and (experiment.strategy == "fsdp" or is_quantised(experiment)):
+        dtype = AUTOCAST_DTYPES[experiment.precision]  # shards are gathered in it, matrices in 4 bits compute in it
     return math.sqrt(torch.finfo(dtype).eps)

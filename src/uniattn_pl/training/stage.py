@@ -7,43 +7,31 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from uniattn_pl.config.sections.training_section import StageConfig
-from uniattn_pl.data import ResumedProgress
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
 from uniattn_pl.resilience.model_folders import copy_model, damaged_files, file_sums
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1, StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
-from uniattn_pl.training.callbacks.divergence_stop import DivergenceStop
-from uniattn_pl.training.callbacks.ema_early_stop import EMAEarlyStop
-from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
-from uniattn_pl.training.callbacks.release import ReleaseTrainingState
-from uniattn_pl.training.callbacks.rng_state import RngState
-from uniattn_pl.training.callbacks.sharding import Sharding
-from uniattn_pl.training.callbacks.step_checkpoint import StepCheckpoint
-from uniattn_pl.training.callbacks.step_metrics import StepMetrics
-from uniattn_pl.training.callbacks.throughput import Throughput
-from uniattn_pl.training.callbacks.training_progress import TrainingProgress
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.frozen_weights import restore_frozen
 from uniattn_pl.training.lightning_module import PostTrainingModule
-from uniattn_pl.training.memory_estimate import learns_from_maps
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.objectives.stage_objective import stage_objective
 from uniattn_pl.training.saved_model import InMemory, reread
-from uniattn_pl.training.stage_model import build_model, fill_shards, save_result
+from uniattn_pl.training.stage_callbacks import StageCallbacks, stage_callbacks
+from uniattn_pl.training.stage_model import build_model, fill_shards, fills_shards, save_result
 from uniattn_pl.training.strategies import build_strategy
 
-SHARDED = "sharded"
 MIXED = "bf16-mixed"
 FINAL = "final"
 
@@ -115,7 +103,7 @@ def run_stage(
     if not _shards(experiment):
         models.place(module.hosted)
     in_memory = InMemory.of(module.hosted, experiment, milestones, context)
-    save_result(experiment, module.hosted, stage.target, is_main=context.cluster.is_main)
+    save_result(experiment, models, module.hosted, stage.source, stage.target, is_main=context.cluster.is_main)
     del module  # makes room for the one that is measured
     saved = reread(stage.target, in_memory, models, milestones, context)
     results: dict[str, Any] = {"stage": asdict(summary)}
@@ -177,21 +165,18 @@ def _train(
         lambda: build_model(stage.number, experiment, plan, models, stage.source),
         stage=stage.number,
         options=options,
+        optimizer=training.optimizer,
         max_grad_norm=training.max_grad_norm,
         objective=stage_objective(stage.number, experiment, models, halves=halves),
         router_loss=training.router_loss,
         halves_frozen=halves,
-        fill=(lambda model: fill_shards(experiment, models, model, stage.source)) if _shards(experiment) else None,
+        fill=partial(fill_shards, experiment, models, source=stage.source)
+        if fills_shards(stage.number, experiment)
+        else None,
     )
-    throughput, early_stop = Throughput(f"{stage.name}/"), _early_stop(stage, experiment)
-    callbacks: list[Callback] = [DivergenceStop(), *early_stop, throughput, *_reporting(stage, experiment, context)]
-    callbacks += [HeldOutLoss(milestones.score), RngState(), ResumedProgress(loader), ReleaseTrainingState()]
-    if _shards(experiment):
-        callbacks.append(Sharding(stage.number, experiment.precision, cpu_offload=training.cpu_offload))
-    sharded = training.checkpoint_format == SHARDED
-    callbacks.append(StepCheckpoint(store, training.checkpoint_every_steps, context.preemption, sharded=sharded))
+    callbacks = stage_callbacks(stage.number, experiment, milestones, context, store=store, loader=loader)
     steps = _total_steps(experiment, options, len(loader))
-    trainer = _trainer(experiment, context, callbacks=callbacks, plugins=[store.io], max_steps=steps)
+    trainer = _trainer(experiment, context, callbacks=callbacks.all, plugins=[store.io], max_steps=steps)
     checkpoint = store.newest_good()
     if checkpoint is not None and checkpoint.name == SHARDS and not _shards(experiment):
         raise UserError(
@@ -201,9 +186,19 @@ def _train(
     with _without_lightning_advice(trainer), context.preemption.deferred():
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
     context.preemption.check()  # a signal behind the last step
-    stopped = bool(early_stop and early_stop[0].stopped_at is not None)
-    speed = (throughput.tokens_per_second, throughput.step_seconds)
-    return module, StageSummary(stage.name, trainer.global_step, stopped, *speed)
+    summary = _summary(stage, trainer, callbacks)
+    if callbacks.best is not None:
+        callbacks.best.restore(trainer, module)
+        context.console.print(f"stage {stage.number} {summary.kept_words}.", highlight=False, soft_wrap=True)
+    return module, summary
+
+
+def _summary(stage: Stage, trainer: pl.Trainer, callbacks: StageCallbacks) -> StageSummary:
+    stopped = callbacks.early_stop is not None and callbacks.early_stop.stopped_at is not None
+    speed = (callbacks.throughput.tokens_per_second, callbacks.throughput.step_seconds)
+    best = callbacks.best
+    kept = (None, None) if best is None or best.step is None else (best.step, best.loss)
+    return StageSummary(stage.name, trainer.global_step, stopped, *speed, *kept)
 
 
 def _shards(experiment: Experiment) -> bool:
@@ -255,20 +250,3 @@ def _total_steps(experiment: Experiment, options: StageConfig, micro_batches: in
     """Optimizer steps of a stage; the last, smaller batch of an epoch is a step too."""
     steps = options.max_epochs * math.ceil(micro_batches / experiment.accumulate)
     return steps if options.max_steps is None else min(steps, options.max_steps)
-
-
-def _early_stop(stage: Stage, experiment: Experiment) -> list[EMAEarlyStop]:
-    options = experiment.config.training.early_stop
-    if stage.number != 1 or not options.enabled:
-        return []
-    return [EMAEarlyStop(options.decay, options.patience, options.min_delta)]
-
-
-def _reporting(stage: Stage, experiment: Experiment, context: FitContext) -> list[Callback]:
-    """Callbacks of rank 0 alone."""
-    if not context.cluster.is_main:
-        return []
-    whole = "low-rank updates" if experiment.config.training.lora.enabled else "all parameters"
-    first = "W_c, queries and keys of sources" if learns_from_maps(experiment.config, 1) else "W_c"
-    label = f"stage {stage.number} ({first if stage.number == 1 else whole})"
-    return [StepMetrics(f"{stage.name}/"), TrainingProgress(label, context.console)]

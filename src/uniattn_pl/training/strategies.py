@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.plan import LayerPlan, ModelShape
@@ -26,6 +28,7 @@ from uniattn_pl.training.memory_estimate import stage_memory
 
 # Sharded checkpoints keep what is neither weights nor optimizer state in this file, as Lightning does.
 METADATA_FILE = "meta.pt"
+_WHOLE = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
 def resolve_strategy(config: ExperimentConfig, cluster: Cluster, shape: ModelShape) -> str:
@@ -90,34 +93,45 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None) -> Any:
         """Load either format, of any strategy and number of ranks, into the shards; returns the rest of it."""
         path = Path(self.broadcast(checkpoint_path))
+        checkpoint = self.load_weights(path)
         if path.is_dir():
-            self._load_shards(path)
-            return torch.load(path / METADATA_FILE, map_location="cpu", weights_only=True)
-        # mapped: a rank reads only what it keeps
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=whole)  # type: ignore[arg-type]
+            self._load_optimizer_shards(path)
+            return checkpoint
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            named = self._by_name(state)
-            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=whole)  # type: ignore[arg-type]
+            named = self._by_name(optimizer, state)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=_WHOLE)  # type: ignore[arg-type]
         return checkpoint
 
-    def _load_shards(self, path: Path) -> None:
+    def load_weights(self, path: Path) -> Any:
+        """Load what trains from a checkpoint in either format into the shards; returns the rest of it."""
         model: Any = self.model
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # behind a forward without a backward, what is in no layer is still whole
+        if not path.is_dir():
+            # mapped: a rank reads only what it keeps
+            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            set_model_state_dict(model, checkpoint["state_dict"], options=_WHOLE)
+            return checkpoint
         trained = StateDictOptions(cpu_offload=True, ignore_frozen_params=True, strict=False)
         state: dict[str, Any] = {"state_dict": get_model_state_dict(model, options=trained)}
         load_shards(state, path)
         set_model_state_dict(model, state["state_dict"], options=trained)
+        return torch.load(path / METADATA_FILE, map_location="cpu", weights_only=True)
+
+    def _load_optimizer_shards(self, path: Path) -> None:
+        model: Any = self.model
         for index, optimizer in enumerate(self.optimizers):
             key = f"optimizer_{index}"
             state = {key: get_optimizer_state_dict(model, optimizer, options=StateDictOptions(cpu_offload=True))}
             load_shards(state, path)
             set_optimizer_state_dict(model, optimizer, optim_state_dict=state[key])
 
-    def _by_name(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _by_name(self, optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
         """Key an optimizer's state by parameter names: numbers mean other parameters in other strategies, but
-        all of them list what trains in the model's order."""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
+        all of them list what trains group by group, in the same order."""
+        own = {id(p): name for name, p in self.model.named_parameters()}  # type: ignore[union-attr]
+        names = [own[id(p)] for group in optimizer.param_groups for p in group["params"]]
         ids = [index for group in state["param_groups"] for index in group["params"]]
         name_of = dict(zip(ids, names, strict=True))
         groups = [{**group, "params": [name_of[i] for i in group["params"]]} for group in state["param_groups"]]

@@ -45,7 +45,7 @@ def calibration() -> Point:
 
 def sealing(stage: int, number: int) -> Point:
     """With the files of a step's checkpoint written on this rank, and not yet summed."""
-    return CheckpointStore, "_seal", lambda store, folder: folder.match(f"stage{stage}/.step-{number:08d}")
+    return CheckpointStore, "_seal", lambda store, folder, *_: folder.match(f"stage{stage}/.step-{number:08d}")
 
 
 def writing(stage: int, number: int) -> Point:

@@ -10,6 +10,7 @@ from uniattn_pl.file_contents import read_json_object
 from uniattn_pl.run_folder import is_run
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_config.json"
@@ -45,21 +46,28 @@ def base_folder(adapter: Path) -> Path:
     )
 
 
-def merged(adapter: Path, base: PreTrainedModel) -> PreTrainedModel:
-    """A base with the adapter of a folder merged into it.
+def merged(adapter: Path, base: PreTrainedModel, *, device: torch.device | None = None) -> PreTrainedModel:
+    """A base with the adapter of a folder merged into it, rounded first as it was when the adapter was trained.
+
+    Args:
+        device: where the base was rounded; default: where it is.
 
     Raises:
-        UserError: the adapter changes a weight that the base has twice (tied).
+        UserError: the adapter changes a weight that the base has twice (tied), or what says how to round is broken.
         Exception: whatever peft says to files that do not fit each other.
     """
     from peft import PeftConfig, PeftModel
 
+    from uniattn_pl.modeling.loading.frozen_4bit import recorded_rounding, round_to_4bit
     from uniattn_pl.modeling.lora import check_untied
 
     try:
         check_untied(base, PeftConfig.from_pretrained(str(adapter)))
     except UserError as error:
         raise UserError(*(f"'{adapter}': {problem}" for problem in error.problems)) from error
+    kept = recorded_rounding(adapter)
+    if kept is not None:
+        round_to_4bit(base, kept, device=device)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval()
 
 

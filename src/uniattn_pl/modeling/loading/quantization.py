@@ -39,8 +39,7 @@ def quantization_config(name: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It tells about every layer of every forward that activations are cast.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     if name == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=KEPT_MODULES)
     return BitsAndBytesConfig(
@@ -49,3 +48,8 @@ def quantization_config(name: str) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=KEPT_MODULES,
     )
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep it from telling about every layer of every forward that activations are cast; before it is imported."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from uniattn_pl.training.callbacks.step_loss import StepLoss
+from uniattn_pl.training.optimizers import LEARNING_RATE, RATE_NAME
 
 
 class StepMetrics(pl.Callback):
-    """Logs loss and its terms, learning rate, gradient norm and routers' loss of every optimizer step.
+    """Logs loss and its terms, learning rates, gradient norm and routers' loss of every optimizer step.
 
     Lightning logs a step's metrics after its checkpoint callback ran, so a kill in between leaves a hole
     in the curve. This callback logs first and flushes the loggers before a checkpoint is written: what
@@ -37,7 +38,7 @@ class StepMetrics(pl.Callback):
         metrics = {"loss": float(loss)}
         if trainer.lr_scheduler_configs:
             # the scheduler has already moved on; the rate this step used is the one before
-            metrics["learning_rate"] = _rate_used(trainer)
+            metrics |= _rates_used(trainer)
         for name, attribute in (("grad_norm", "grad_norm"), ("router_loss", "step_router_loss")):
             value = getattr(pl_module, attribute, None)
             if isinstance(value, Tensor):
@@ -53,9 +54,14 @@ class StepMetrics(pl.Callback):
             getattr(logger, "flush", logger.save)()
 
 
-def _rate_used(trainer: pl.Trainer) -> float:
+def _rates_used(trainer: pl.Trainer) -> dict[str, float]:
+    """The learning rate of each kind of parameter group, by name."""
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     lambdas, bases = getattr(scheduler, "lr_lambdas", None), getattr(scheduler, "base_lrs", None)
-    if lambdas and bases and scheduler.last_epoch > 0:
-        return float(bases[0] * lambdas[0](scheduler.last_epoch - 1))
-    return float(trainer.optimizers[0].param_groups[0]["lr"])
+    rates = {}
+    for index, group in enumerate(trainer.optimizers[0].param_groups):
+        rate = float(group["lr"])
+        if lambdas and bases and scheduler.last_epoch > 0:
+            rate = float(bases[index] * lambdas[index](scheduler.last_epoch - 1))
+        rates[group.get(RATE_NAME, LEARNING_RATE)] = rate
+    return rates

@@ -26,7 +26,7 @@ class Throughput(pl.Callback):
     """Measures what a fit really processes and logs it through the Trainer's logger.
 
     A step lasts from the end of the previous optimizer step to its own end, so waiting for data counts;
-    medians keep out the slow first step, validation and checkpoints. Tokens are those that are no padding.
+    medians keep out the slow first step and checkpoints. Tokens are those that are no padding.
     FLOPs per token are 2 per parameter forward, 2 backward, and 2 for each parameter that trains; of routed experts
     those count that serve a token.
 
@@ -83,6 +83,10 @@ class Throughput(pl.Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer)
 
+    def leave_out(self, seconds: float) -> None:
+        """Have the step that has begun last so much less: the time went into something else."""
+        self._last_end += seconds
+
     def _log(self, trainer: pl.Trainer) -> None:
         rate, seconds = (statistics.median(values[-self.window :]) for values in (self._rates, self._seconds))
         steps_left = trainer.estimated_stepping_batches - trainer.global_step
@@ -96,7 +100,13 @@ class Throughput(pl.Callback):
 def flops_per_token(module: nn.Module) -> float:
     """FLOPs of a training step for one token, as `Throughput` counts them."""
     shares = {p: found.per_token / found.count for found in routed_experts(module) for p in found.weights.values()}
-    return sum((6.0 if p.requires_grad else 4.0) * p.numel() * shares.get(p, 1.0) for p in module.parameters())
+    return sum((6.0 if p.requires_grad else 4.0) * _weights(p) * shares.get(p, 1.0) for p in module.parameters())
+
+
+def _weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter holds; in 4 bits two to a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
 
 
 def _tokens_of(batch: Any) -> int | Tensor:

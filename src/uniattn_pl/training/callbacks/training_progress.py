@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 
 from uniattn_pl.display.progress import ProgressReporter
+from uniattn_pl.training.callbacks.held_out_loss import HeldOutLoss
 from uniattn_pl.training.callbacks.step_loss import StepLoss
 from uniattn_pl.training.callbacks.throughput import Throughput
 
@@ -36,11 +37,13 @@ class TrainingProgress(pl.Callback):
         loss = self._loss.update(trainer, pl_module, outputs)
         if loss is None or self._reporter is None:
             return
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        throughput, held_out = (_first(trainer, kind) for kind in (Throughput, HeldOutLoss))
         rate = throughput.tokens_per_second if throughput else None
+        measured = held_out.last if held_out else None
         speed = "" if rate is None else f"  {rate:,.0f} tokens/s"
+        quality = "" if measured is None else f", held out {measured:.4f}"
         total = int(trainer.estimated_stepping_batches)
-        self._reporter.update(trainer.global_step, total, f"loss {float(loss):.4f}{speed}")
+        self._reporter.update(trainer.global_step, total, f"loss {float(loss):.4f}{quality}{speed}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -51,3 +54,8 @@ class TrainingProgress(pl.Callback):
     def _close(self) -> None:
         if self._reporter is not None:
             self._reporter.close()
+
+
+def _first(trainer: pl.Trainer, kind: type[pl.Callback]) -> Any:
+    """The first callback of a kind, or None."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
