@@ -108,6 +108,7 @@ SLOW = (
     "tracking/test_server_faults.py",
     "tracking/test_store_faults.py",
     "training/faults/",
+    "training/test_chat_fits.py",
     "training/test_card_needs.py::test_what_is_proposed_fits",
     "training/test_dry_run.py",
     "training/test_encoder_fits.py",

@@ -146,3 +146,10 @@ def _nearest_folder(folder: Path) -> str:
     names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     hint = did_you_mean(folder.name, names)
     return hint or (f" In '{parent}' there are: {', '.join(names[:20])}." if names else "")
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder is, or is a model folder of."""
+    if not folder.is_dir():
+        return None
+    return next((place for place in (folder, folder.absolute().parent) if is_run(place)), None)

@@ -84,10 +84,10 @@ def test_a_source_that_is_too_long_is_dropped_and_a_response_cut(make_tokenizer)
     tokenizer = tokenizer_of(make_tokenizer)
     source = len(encode_rows([ROW], tokenizer, 512)[0].source)
     assert len(encode_rows([ROW], tokenizer, source)) == 1
-    assert encode_rows([ROW], tokenizer, source - 1).dropped == 1
+    assert encode_rows([ROW], tokenizer, source - 1).counts.dropped == 1
     long = replace(ROW, output="word " * 100)
     cut = encode_rows([long], tokenizer, source)
-    assert (cut.truncated, len(cut[0].tokens), len(cut[0].source)) == (1, source, source)
+    assert (cut.counts.truncated, len(cut[0].tokens), len(cut[0].source)) == (1, source, source)
 
 
 def test_kept_tokens_are_those_of_the_layout(make_tokenizer, tmp_path, monkeypatch):

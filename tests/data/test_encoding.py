@@ -46,11 +46,11 @@ def test_truncation_cuts_the_end_and_drops_rows_without_a_response_token(tokeniz
     prompt = len(format_prompt(ROW.instruction, ROW.input))
     full = prompt + len(ROW.output) + 1
     exact, cut, one = (encode_rows([ROW], tokenizer, limit) for limit in (full, full - 1, prompt + 1))
-    assert (exact.truncated, cut.truncated, one.truncated) == (0, 1, 1)
+    assert (exact.counts.truncated, cut.counts.truncated, one.counts.truncated) == (0, 1, 1)
     assert tokenizer.decode(cut[0].tokens[prompt:]) == ROW.output
     assert tokenizer.decode(one[0].tokens[prompt:]) == ROW.output[0]
     none = encode_rows([ROW, ROW], tokenizer, prompt)
-    assert (len(none), none.dropped, none.truncated) == (0, 2, 0)
+    assert (len(none), none.counts.dropped, none.counts.truncated) == (0, 2, 0)
 
 
 def test_choices_and_the_position_that_predicts_the_answer(tokenizer):
@@ -72,7 +72,7 @@ def test_choices_and_the_position_that_predicts_the_answer(tokenizer):
 def test_choices_with_the_same_first_token_are_not_checked_but_counted(tokenizer):
     row = Row("Which?", "Note.", "Gout. Crystals.", "Gout", ("Graves disease", "Gout"))
     encoded = encode_rows([row], tokenizer, 512, with_choices=True)
-    assert (encoded.ambiguous, encoded.checkable, len(encoded)) == (1, False, 1)
+    assert (encoded.counts.ambiguous, encoded.checkable, len(encoded)) == (1, False, 1)
 
 
 def test_a_tokenizer_without_eos_is_refused(make_tokenizer):

@@ -3,10 +3,12 @@ from itertools import chain
 
 import pytest
 import torch
+from tests.chat_templates import template
 
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import InstructionDataModule, load_split
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import byte_tokenizer
 
 
 @pytest.fixture
@@ -54,6 +56,49 @@ def test_what_was_lost_is_counted_and_printed(tokenizer, rows_file):
     assert "the prompt alone has 220 tokens or more" in printed
     with pytest.raises(UserError, match=r"no training row of .* prompt shorter than data.max_length=8 tokens"):
         module(tokenizer, rows_file, on_bad_row="skip", max_length=8).setup()
+
+
+def test_the_report_says_what_was_cut_of_chats(tmp_path):
+    file, jinja = tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    turns = [{"role": role, "content": content * 40} for role, content in (("user", "a"), ("assistant", "b"))]
+    chats = [{"messages": turns * (1 + number % 2)} for number in range(20)]
+    wrong = {"messages": [turns[0], *turns]}
+    file.write_text("\n".join(map(json.dumps, [*chats, wrong, {"messages": turns[:1]}])))
+    jinja.write_text(template("mistral", tagged=True))
+    options = {"template": str(jinja), "max_length": 120, "on_bad_row": "skip", "validation_size": 4}
+    report = module(byte_tokenizer(), file, **options).report
+    assert (report.rows_read, report.filtered, report.refused) == (22, 1, 1)
+    assert (report.shortened, report.turns_cut, report.truncated, report.open_answers) == (10, 20, 0, 0)
+    assert report.train + report.validation == 20
+    assert report.response_tokens == report.train * (1 + 40 + 1)
+    printed = report.lines()
+    assert f"(chat, template {jinja})" in printed[0]
+    assert "1 rows left out because the chat template does not take them" in printed
+    assert "10 chats cut between turns at 120 tokens, 20 turns in all" in printed
+    assert "1 rows left out (conversations in which the assistant says nothing, empty texts)" in printed
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_two_ranks_learn_together_what_one_learns_of_chats(tmp_path, packing):
+    file, jinja = tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    chats = []
+    for number in range(60):
+        said = [
+            ("user", "a" * (1 + number % 5)),
+            ("assistant", f"{number}"),
+            ("user", "c"),
+            ("assistant", f"{number}!"),
+        ]
+        chats.append({"messages": [{"role": role, "content": text} for role, text in said[: 2 + number % 2 * 2]]})
+    file.write_text("\n".join(map(json.dumps, chats)))
+    jinja.write_text(template("mistral", tagged=False))
+    options = {"template": str(jinja), "packing": packing, "max_length": 150}
+    one = list(module(byte_tokenizer(), file, **options).train_dataloader())
+    two = [list(module(byte_tokenizer(), file, rank=r, world_size=2, **options).train_dataloader()) for r in (0, 1)]
+    assert responses(one) == responses([*two[0], *two[1]])
+    assert len(two[0]) == len(two[1]) == -(-len(one) // 2)
+    learned = sum(len(row) for row in responses(one))
+    assert learned == module(byte_tokenizer(), file, **options).report.response_tokens
 
 
 def test_num_samples_counts_training_and_validation_rows(tokenizer, rows_file):

@@ -32,14 +32,16 @@ PLANS: dict[str, Any] = {"unmodified": lambda _: UNMODIFIED} | {
 }
 # Tokens and prompt tokens; longer than the sliding windows, one of a prompt of BOS alone, one of a single token.
 LENGTHS, PROMPTS = (13, 9, 11, 2, 8, 1), (5, 1, 8, 1, 3, 0)
+EARLIER = {0: ((1, 3),), 2: ((0, 2), (4, 6))}  # earlier answers of chats, which are learned, too
 MAX_LENGTH = 26
 
 
 def rows(seed: int = 0) -> EncodedRows:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, 64, (sum(LENGTHS),), generator=generator, dtype=torch.int32)
-    lengths = torch.tensor(LENGTHS)
-    return EncodedRows(tokens, lengths, ScoredSpans.behind(torch.tensor(PROMPTS), lengths))
+    spans = [span for row, end in enumerate(LENGTHS) for span in (*EARLIER.get(row, ()), (PROMPTS[row], end))]
+    counts = torch.tensor([1 + len(EARLIER.get(row, ())) for row in range(len(LENGTHS))], dtype=torch.int32)
+    return EncodedRows(tokens, torch.tensor(LENGTHS), ScoredSpans(torch.tensor(spans, dtype=torch.int32), counts))
 
 
 def packed(encoded: EncodedRows) -> dict[str, torch.Tensor]:
@@ -160,7 +162,9 @@ def test_no_row_is_predicted_from_the_one_before():
     starts = batch["position_ids"] == 0
     assert (batch["labels"][starts] == -100).all()
     scored = ScoredTokens.of(batch["labels"])
-    assert len(scored.targets) == sum(length - max(1, prompt) for length, prompt in zip(LENGTHS, PROMPTS, strict=True))
+    last = sum(length - max(1, prompt) for length, prompt in zip(LENGTHS, PROMPTS, strict=True))
+    earlier = sum(end - max(1, start) for spans in EARLIER.values() for start, end in spans)
+    assert len(scored.targets) == last + earlier == 25 + 5
 
 
 def test_a_blank_pack_counts_for_nothing():

@@ -66,7 +66,7 @@ def test_rows_with_special_text_are_counted_and_closed_once() -> None:
         Row("No.", "", "N."),
     ]
     encoded = encode_rows(rows, TOKENIZERS[False, False], 512)
-    assert (encoded.special_text, encoded.special_tokens) == (2, 0)
+    assert (encoded.counts.special_text, encoded.counts.special_tokens) == (2, 0)
     for index in range(3):
         tokens = encoded[index].tokens.tolist()
         assert tokens.count(EOS) == 1
@@ -86,7 +86,7 @@ def test_a_tokenizer_that_cannot_spell_them_out_is_told() -> None:
             return {"input_ids": ids[0] if single else ids}
 
     encoded = encode_rows([Row("What?", "", "<eos>."), Row("No.", "", "N.")], Stubborn(), 512)  # type: ignore[arg-type]
-    assert (encoded.special_text, encoded.special_tokens) == (0, 1)
+    assert (encoded.counts.special_text, encoded.counts.special_tokens) == (0, 1)
 
 
 def test_the_report_says_how_many_rows_hold_special_text(tmp_path: Path) -> None:

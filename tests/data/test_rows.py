@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from uniattn_pl.data.rows import BadRow, Row, detect_format, map_row
+from uniattn_pl.data.row_problems import BadRow
+from uniattn_pl.data.rows import Row, detect_format, map_row
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
@@ -112,11 +113,11 @@ GOOD = {"instruction": "a", "input": "b", "output": "c"}
         ("tulu3", {"messages": "hi"}, "'messages' is a string; it must be a list of turns"),
         (
             "tulu3",
-            {"messages": [{"role": "bot", "content": ""}]},
-            "has role 'bot'; allowed are user, human, assi",
+            {"messages": [{"role": "narrator", "content": ""}]},
+            "has role 'narrator'; allowed are user, human, prom",
         ),
         ("tulu3", {"messages": [{"role": "user"}]}, "has null as 'content'; it must be a string"),
-        ("infinity_instruct", {"conversation": []}, "is 'conversation' meant to be 'conversations'?"),
+        ("infinity_instruct", {"conversatoins": []}, "is 'conversatoins' meant to be 'conversations'?"),
         ("infinity_instruct", {"conversations": ["x"]}, "'conversations[0]' is a string"),
     ],
 )

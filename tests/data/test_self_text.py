@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.chat_templates import template
 from tests.data.conftest import byte_tokenizer
 from tests.tiny_fit import CONFIG, ROWS
 
@@ -23,6 +24,7 @@ from uniattn_pl.cli import main
 from uniattn_pl.config.sections.data_section import BOS, SELF, DataConfig, SelfTextConfig
 from uniattn_pl.config.sections.model_section import ModelConfig
 from uniattn_pl.data import InstructionDataModule, Row, load_split, read_source
+from uniattn_pl.data.chat_template import ChatTemplate
 from uniattn_pl.data.encoding import encode_rows, text_start
 from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.data.prompts import format_prompt
@@ -312,6 +314,43 @@ def test_texts_and_rows_of_several_sources_are_trained_on_together(cache_of: Any
     assert sorted(first.labels) == list(range(1, 14))
 
 
+def test_chats_are_continued_in_the_template_and_their_last_answer_is_drawn(cache_of: Any, tmp_path: Path) -> None:
+    jinja = tmp_path / "own.jinja"
+    jinja.write_text(template("mistral", tagged=False))
+    file = tmp_path / "chats.jsonl"
+    chats = []
+    for number in range(8):
+        said = [("user", f"Why {number}?"), ("assistant", "So."), ("user", "Sure?"), ("assistant", "Yes.")]
+        messages = [{"role": role, "content": content} for role, content in said]
+        chats.append({"messages": messages[: 2 + number % 2 * 2]})
+    file.write_text("\n".join(map(json.dumps, chats)))
+    config = DataConfig(
+        source=SELF,
+        validation_size=2,
+        template=str(jinja),
+        max_length=400,
+        self_text=replace(OPTIONS, prompts=str(file), tokens=200),
+    )
+    split = load_split(config, ORIGINAL)
+    asked = [[message["content"] for message in row.conversation.asked] for row in split.train]
+    assert {len(turns) for turns in asked} == {1, 3}
+    assert all(turns[0].startswith("Why ") and turns[1:] in ([], ["So.", "Sure?"]) for turns in asked)
+    _, tokenizer = tiny()
+    chat = ChatTemplate.of(config, tokenizer)
+    assert chat is not None
+    rows = encode_rows(split.train, tokenizer, 400, template=chat)
+    for row, example in zip(split.train, (rows[index] for index in range(len(rows))), strict=True):
+        [(start, end)] = example.spans.tolist()
+        assert example.tokens[:start].tolist() == chat.prompt_ids(row.conversation.asked)
+        text = str(tokenizer.decode(example.tokens[start:end]))
+        assert end == len(example.tokens)
+        assert text == f" {row.conversation.messages[-1]['content']}" + ("" if row.continues else "</s>")
+    assert {row.continues for row in split.train} == {True, False}
+    in_paper = replace(config, template="paper")
+    with pytest.raises(NotSampledError):  # others of other prompts
+        load_split(in_paper, Original(MODEL))
+
+
 def test_fits_train_on_it_and_a_second_one_samples_nothing(
     cache_of: Any,
     tmp_path: Path,
@@ -362,7 +401,7 @@ def test_a_plain_text_is_cut_into_sequences_that_lose_nothing(
         joined += example.tokens[example.prompt_length :].tolist()
     expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert joined == expected + ([] if continues else [tokenizer.eos_token_id])
-    assert (encoded.truncated, encoded.dropped) == (0, 0)
+    assert (encoded.counts.truncated, encoded.counts.dropped) == (0, 0)
 
 
 def test_a_response_that_continues_has_no_end() -> None:

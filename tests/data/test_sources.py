@@ -216,7 +216,7 @@ def test_a_wrong_file_name_gets_the_nearest_one(tmp_path):
     write(tmp_path, ".jsonl", ROWS)
     with pytest.raises(UserError, match=r"row\.jsonl' does not exist\. Did you mean 'rows\.jsonl'\?"):
         read_source(str(tmp_path / "row.jsonl"))
-    with pytest.raises(UserError, match=r"is a folder; give one .json.* or .raw file.*holds rows\.jsonl"):
+    with pytest.raises(UserError, match=r"is a folder; give a file of it .*, or a pattern.*holds rows\.jsonl"):
         read_source(str(tmp_path))
     with pytest.raises(UserError, match=r"nor does the folder"):
         read_source(str(tmp_path / "missing" / "rows.jsonl"))

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.chat_templates import tokenizer_of
 from tests.data.conftest import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data import InstructionDataModule, Row, encode_rows, token_cache
+from uniattn_pl.data.chat_template import ChatTemplate
+from uniattn_pl.data.rows import map_row
 from uniattn_pl.data.token_cache import encode_cached
 
 ROWS = [
@@ -30,6 +33,8 @@ OTHER_PROCESS = """
 import sys
 from tests.data.test_token_cache import ROWS
 from tests.data.conftest import byte_tokenizer
+from uniattn_pl.data.chat_template import ChatTemplate
+from uniattn_pl.data.rows import map_row
 from uniattn_pl.data.token_cache import encode_cached
 tokenizer = byte_tokenizer(bos=True)
 tokenizer(["used before"], truncation=True, max_length=4, padding="max_length")
@@ -65,8 +70,7 @@ def assert_same(found, expected):
     for one, other in zip(*parts, strict=True):
         assert torch.equal(one, other)
         assert one.dtype == other.dtype
-    for name in ("choices", "truncated", "dropped", "ambiguous", "special_text", "special_tokens"):
-        assert getattr(found, name) == getattr(expected, name)
+    assert (found.choices, found.counts) == (expected.choices, expected.counts)
 
 
 def encode(rows=ROWS, tokenizer=None, max_length=300, with_choices=True):
@@ -80,7 +84,7 @@ def entry(cache: Path) -> Path:
 
 def test_the_same_rows_are_not_tokenised_again(calls):
     expected = encode_rows(ROWS, byte_tokenizer(bos=True), 300, with_choices=True)
-    assert (expected.dropped, expected.choices) == (1, [(expected.choices[0][0], 1), ((), -1)])
+    assert (expected.counts.dropped, expected.choices) == (1, [(expected.choices[0][0], 1), ((), -1)])
     first = encode()
     calls.clear()
     second = encode()
@@ -109,6 +113,28 @@ def test_anything_that_tokens_depend_on_makes_another_entry(calls, changed):
     calls.clear()
     encode(**changed)
     assert calls
+
+
+def test_a_chat_template_and_what_is_learned_of_it_make_other_entries(calls):
+    tokenizer = tokenizer_of("smollm2")
+    messages = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    row = map_row({"messages": messages}, "chat", whole_chats=True)
+
+    def kept(**options):
+        chat = ChatTemplate.of(DataConfig(template="chat", **options), tokenizer)
+        return encode_cached([row], tokenizer, 500, template=chat)
+
+    first = kept()
+    calls.clear()
+    again = kept()
+    assert not calls
+    assert_same(again, first)
+    assert again[0].spans.tolist() == first[0].spans.tolist()
+    assert len(first[0].spans) == 2
+    assert len(kept(loss_turns="last")[0].spans) == 1
+    assert calls
+    tokenizer.chat_template = tokenizer.chat_template.replace("SmolLM", "another")
+    assert len(kept()[0].tokens) != len(first[0].tokens)
 
 
 def test_an_end_of_sequence_token_that_was_set_later_counts(calls):

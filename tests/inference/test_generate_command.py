@@ -84,9 +84,8 @@ def test_a_file_of_prompts_that_is_none_says_every_line(tmp_path: Path, capsys: 
         return capsys.readouterr().err
 
     said = told("bad.jsonl")
-    assert (
-        f"{bad}, line 1: a row has 'prompt', or 'instruction' and 'input'; this one has neither. Did you mean" in said
-    )
+    assert f"{bad}, line 1: a row has 'prompt', 'instruction' and 'input', or 'messages'; this one has none" in said
+    assert "none of them. Did you mean 'prompt'?" in said
     assert f"{bad}, line 2: expected an object" in said
     assert f"{bad}, line 3: 'prompt' is a text, got 3." in said
     assert f"{bad}, line 5: no JSON" in said

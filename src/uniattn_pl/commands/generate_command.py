@@ -95,11 +95,13 @@ def _texts(
     sampling: Sampling,
     original: ModelConfig | None,
 ) -> None:
+    from uniattn_pl.config.sections.data_section import PAPER
+    from uniattn_pl.inference.chat_prompt import learned_template
     from uniattn_pl.inference.generation import encoded_prompts, load_text_model, tell_positions
     from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
 
     tokenizer = load_folder_tokenizer(folder)
-    encoded = encoded_prompts(tokenizer, [prompt.text for prompt in prompts])
+    encoded = encoded_prompts(tokenizer, prompts, in_chat=learned_template(folder) != PAPER)
     new_tokens, stop = arguments.max_new_tokens, arguments.stop
     room = max(map(len, encoded)) + new_tokens
     model = load_text_model(
@@ -148,7 +150,8 @@ def _chat(arguments: argparse.Namespace, folder: Path, sampling: Sampling) -> No
 
 def _original(arguments: argparse.Namespace, folder: Path) -> ModelConfig:
     """What the run of a model folder was made from."""
-    from uniattn_pl.commands.run_config import load_of_run, run_of
+    from uniattn_pl.commands.run_config import load_of_run
+    from uniattn_pl.run_folder import run_of
 
     if not arguments.config and run_of(arguments.source or folder) is None:
         raise UserError(

@@ -21,7 +21,7 @@ def add_prompt_arguments(parser: Parser) -> None:
         "--prompts",
         type=path_argument,
         metavar="FILE",
-        help=".txt: a prompt a line; .jsonl: rows with 'prompt', or 'instruction' and 'input'",
+        help=".txt: a prompt a line; .jsonl: rows with 'prompt', 'instruction' and 'input', or 'messages'",
     )
     parser.add_argument(
         "--instruction", action="store_true", help="put each prompt into the template that the training rows use"

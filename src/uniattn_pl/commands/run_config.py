@@ -11,17 +11,17 @@ from uniattn_pl.commands.arguments import load
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.plain_layer import PLACES, plain_layer
-from uniattn_pl.config.sections.data_section import DATA_SUFFIXES
-from uniattn_pl.config.source_paths import looks_like_path
+from uniattn_pl.config.sections.data_section import CHAT, DATA_SUFFIXES, PAPER
+from uniattn_pl.config.source_paths import is_there, looks_like_path
 from uniattn_pl.errors import UserError
-from uniattn_pl.resilience.manifest import OTHERS, Manifest
-from uniattn_pl.run_folder import MANIFEST, is_run
+from uniattn_pl.resilience.manifest import OTHERS, TEMPLATE_KEY, Manifest
+from uniattn_pl.run_folder import MANIFEST, run_of
 
 STORE = ("tracking.uri", "tracking.artifact_location")
 SQLITE = "sqlite:///"
 # Sections of other commands, and where the fit ran.
 ELSEWHERE = (*OTHERS, "trainer.", "tracking.parent_run")
-ROWS = ("data.source", "data.further_sources", "data.validation_source", "data.self_text.prompts")
+ROWS = ("data.source", "data.more_files", "data.further_sources", "data.validation_source", "data.self_text.prompts")
 
 
 def load_of_run(arguments: argparse.Namespace, source: Path | None) -> LoadedConfig:
@@ -40,13 +40,6 @@ def load_of_run(arguments: argparse.Namespace, source: Path | None) -> LoadedCon
     return load_config([], arguments.overrides, base=plain_layer(config, str(run / MANIFEST)))
 
 
-def run_of(folder: Path) -> Path | None:
-    """The run that a folder is, or is a model folder of."""
-    if not folder.is_dir():
-        return None
-    return next((place for place in (folder, folder.absolute().parent) if is_run(place)), None)
-
-
 def own_config(manifest: Manifest, run: Path) -> dict[str, Any]:
     """A run's config as far as it concerns what is done with its model, with its relative paths found from here."""
     root = _project(manifest.config, run)
@@ -56,6 +49,8 @@ def own_config(manifest: Manifest, run: Path) -> dict[str, Any]:
         former_store = key in STORE and not at_home and _path_in(value).is_absolute()  # a copy writes nothing there
         if not key.startswith(ELSEWHERE) and not former_store:
             _put(own, key, _from_here(key, value, root))
+    if flatten(manifest.config).get(TEMPLATE_KEY, PAPER) != PAPER:
+        _put(own, TEMPLATE_KEY, CHAT)  # the run's models are saved with what they were trained with
     _put(own, "trainer.default_root_dir", str(run))
     return own
 
@@ -68,9 +63,7 @@ def check_rows(loaded: LoadedConfig) -> None:
     """
     values = loaded.flatten()
     sources = [(key, place) for key in ROWS for place in _places(values[key])]
-    gone = [
-        (key, place) for key, place in sources if looks_like_path(place, DATA_SUFFIXES) and not Path(place).exists()
-    ]
+    gone = [(key, place) for key, place in sources if looks_like_path(place, DATA_SUFFIXES) and not is_there(place)]
     if gone:
         raise UserError(
             *(
@@ -99,7 +92,7 @@ def _from_here(key: str, value: Any, root: Path) -> Any:
     if isinstance(value, list):
         return [_from_here(key, item, root) for item in value]
     path = _path_in(value)
-    if root == Path.cwd() or key not in (*PLACES, *STORE) or path.is_absolute() or not (root / path).exists():
+    if root == Path.cwd() or key not in (*PLACES, *STORE) or path.is_absolute() or not is_there(str(root / path)):
         return value
     return f"{SQLITE}{root / path}" if str(value).startswith(SQLITE) else str(root / path)
 

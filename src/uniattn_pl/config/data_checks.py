@@ -6,12 +6,25 @@ They are run with those of `config/checks.py`, which has the same form.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.sections.data_section import BOS, DATA_SUFFIXES, EMBEDDED, SELF
+from uniattn_pl.config.sections.data_section import (
+    BOS,
+    CHAT,
+    CHAT_ROLES,
+    DATA_KINDS,
+    DATA_SUFFIXES,
+    EMBEDDED,
+    EMBEDDED_CHATS,
+    PAPER,
+    SELF,
+)
 from uniattn_pl.config.source_paths import missing_path
+from uniattn_pl.config.yaml_documents import nearest_file
+from uniattn_pl.errors import did_you_mean
 
-OTHER_SOURCES = f"'{EMBEDDED}', a {' / '.join(DATA_SUFFIXES)} file or a hub data set name"
+OTHER_SOURCES = f"'{EMBEDDED}', '{EMBEDDED_CHATS}', a file ({DATA_KINDS}) or a hub data set name"
 
 
 def _source(config: ExperimentConfig) -> str | None:
@@ -31,6 +44,41 @@ def _further(config: ExperimentConfig) -> str | None:
         if problem is not None:
             return problem
     return None
+
+
+def _more_files(config: ExperimentConfig) -> str | None:
+    data = config.data
+    if data.more_files and data.source in (SELF, EMBEDDED, EMBEDDED_CHATS):
+        return f"'{data.source}' is no file that others could be read with; data.further_sources takes other sources."
+    problems = [missing_path(file, DATA_SUFFIXES, "data file") for file in data.more_files or []]
+    return next((problem for problem in problems if problem), None)
+
+
+def _template(config: ExperimentConfig) -> str | None:
+    template = config.data.template
+    if template in (PAPER, CHAT):
+        return None
+    path = Path(template)
+    if path.is_file():
+        return None
+    what = "is a folder" if path.is_dir() else "does not exist"
+    near = did_you_mean(template, (PAPER, CHAT)) or ("" if path.is_dir() else nearest_file(path))
+    return f"must be {PAPER}, {CHAT} or a file with a Jinja template; '{template}' {what}.{near}"
+
+
+def _roles(config: ExperimentConfig) -> str | None:
+    for entry in config.data.roles or []:
+        name, equals, role = entry.rpartition("=")
+        if not (equals and name) or role not in CHAT_ROLES:
+            near = did_you_mean(role, CHAT_ROLES) if equals else ""
+            return f"expected NAME=ROLE, the role being one of {', '.join(CHAT_ROLES)}; got {entry!r}.{near}"
+    return None
+
+
+def _chats(config: ExperimentConfig) -> str | None:
+    if EMBEDDED_CHATS not in config.data.sources or config.data.template != PAPER:
+        return None
+    return f"'{EMBEDDED_CHATS}' are conversations of several rounds; set data.template={CHAT}, or a Jinja file."
 
 
 def _validation_source(config: ExperimentConfig) -> str | None:
@@ -73,7 +121,11 @@ def _enough_rows(config: ExperimentConfig) -> str | None:
 
 DATA_CHECKS: list[tuple[tuple[str, ...], Callable[[ExperimentConfig], str | None]]] = [
     (("data.source",), _source),
+    (("data.more_files", "data.source"), _more_files),
     (("data.further_sources", "data.source"), _further),
+    (("data.template",), _template),
+    (("data.roles",), _roles),
+    (("data.source", "data.template"), _chats),
     (("data.validation_source",), _validation_source),
     (("data.self_text.prompts", "data.source", "data.further_sources"), _prompts),
     (("data.validation_source", "data.source", "data.self_text.prompts"), _held_out),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from uniattn_pl.architectures import Architecture
 
 NAME = (ARCHITECTURE, "name")
-DATA_SOURCE, SELF_TEXT = ("data", "source"), ("data", "self_text")
+DATA_SOURCE, SELF_TEXT, MORE_FILES = ("data", "source"), ("data", "self_text"), ("data", "more_files")
 Field = tuple[Any, dataclasses.Field[Any]]
 
 
@@ -236,7 +236,8 @@ class _Assembly:
 
 
 def _spell_out(entry: Entry) -> list[Entry]:
-    """Read the short forms: `architecture: cla`, and `data.source: {self: 500}` for `data.self_text: {rows: 500}`."""
+    """Read the short forms: `architecture: cla`, `data.source: {self: 500}` for `data.self_text: {rows: 500}`, and
+    `data.source: [a.jsonl, b.jsonl]` for `data.more_files: [b.jsonl]`."""
     if entry.path == (ARCHITECTURE,) and isinstance(entry.value, str):
         return [dataclasses.replace(entry, path=NAME, origins=entry.origins * 2)]
     if entry.path == DATA_SOURCE and isinstance(entry.value, Mapping):
@@ -246,6 +247,11 @@ def _spell_out(entry: Entry) -> list[Entry]:
             for key, value in options.items()
         ]
         return [dataclasses.replace(entry, value=SELF, text=SELF), *spelled]
+    if entry.path == DATA_SOURCE:  # other files than those that a layer below lists
+        first, *more = entry.value if isinstance(entry.value, list) and entry.value else [entry.value]
+        text = entry.text if first is entry.value else first if isinstance(first, str) else None
+        named = dataclasses.replace(entry, value=first, text=text)
+        return [named, dataclasses.replace(entry, path=MORE_FILES, value=more or None, text=None)]
     return [entry]
 
 

@@ -15,7 +15,9 @@ from uniattn_pl.redaction import HIDDEN
 PLACES = (
     "model.source",
     "data.source",
+    "data.more_files",
     "data.further_sources",
+    "data.template",
     "data.validation_source",
     "data.self_text.prompts",
     "evaluation.text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import glob
 from pathlib import Path
 
 from uniattn_pl.config.yaml_documents import nearest_file
@@ -16,6 +17,24 @@ def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
 def missing_path(source: str, suffixes: tuple[str, ...], kind: str) -> str | None:
     """Return the problem with a source that can only be a path at which there is nothing."""
     path = Path(source)
+    if is_pattern(source):
+        return None if matching_files(source) else f"no {kind} matches '{source}' (relative to {Path.cwd()})."
     if path.exists() or not looks_like_path(source, suffixes):
         return None
     return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}"
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source is a pattern that several files may match, and no file of that very name."""
+    return bool(set("*?[") & set(source)) and not Path(source).exists()
+
+
+def is_there(place: str) -> bool:
+    """Whether there is a file or folder of this name, or any file that matches it."""
+    return Path(place).exists() or (is_pattern(place) and bool(matching_files(place)))
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """The files that match a pattern (`rows/*.jsonl`, `rows/**/*.parquet`), in the order of their names."""
+    found = glob(str(Path(pattern).expanduser()), recursive=True)
+    return sorted(path for path in map(Path, found) if path.is_file())

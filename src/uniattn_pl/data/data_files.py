@@ -1,17 +1,18 @@
-"""Local data files: JSON arrays, JSON lines, Parquet and plain text, each record with the place it was found at."""
+"""Local data files: JSON arrays, JSON lines (both packed, too), Parquet and plain text; each record with its place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, TEXT_SUFFIXES
+from uniattn_pl.config.sections.data_section import COMPRESSIONS, DATA_KINDS, DATA_SUFFIXES, TEXT_SUFFIXES
+from uniattn_pl.data.compressed_files import kind_of_file, mistaken_data
 from uniattn_pl.data.json_rows import read_json
 from uniattn_pl.data.parquet_rows import read_parquet
 from uniattn_pl.data.plain_text import read_plain_text
 from uniattn_pl.data.records import Record
 from uniattn_pl.errors import UserError
-from uniattn_pl.file_contents import mistaken_content, unreadable
+from uniattn_pl.file_contents import unreadable
 
 
 def read_file(path: Path) -> Iterator[Record]:
@@ -20,13 +21,13 @@ def read_file(path: Path) -> Iterator[Record]:
     Raises:
         UserError: another kind of file, or one that cannot be read as what its name says.
     """
-    suffix = path.suffix.lower()
-    if suffix not in DATA_SUFFIXES:
-        raise UserError(f"data file '{path}' ends in '{suffix}'; allowed are {', '.join(DATA_SUFFIXES)}.")
-    if mistaken := mistaken_content(path):
-        raise UserError(f"data file '{path}'{mistaken}")
+    if not path.name.lower().endswith(DATA_SUFFIXES):
+        ending = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSIONS else path.suffix.lower()
+        raise UserError(f"data file '{path}' ends in '{ending}'; allowed are {DATA_KINDS}.")
     readers = dict.fromkeys(TEXT_SUFFIXES, read_plain_text) | {".parquet": read_parquet}
     try:
-        yield from readers.get(suffix, read_json)(path)
+        if mistaken := mistaken_data(path):
+            raise UserError(f"data file '{path}'{mistaken}")
+        yield from readers.get(kind_of_file(path), read_json)(path)
     except OSError as error:  # a disk or a network file system that fails in the middle
         raise UserError(unreadable(path, error)) from error

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
 from uniattn_pl.config.sections.data_section import DataConfig
+from uniattn_pl.data.chat_template import ChatTemplate, RefusedChat, template_contents
 from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.data_report import DataReport
 from uniattn_pl.data.encoded_rows import EncodedRows
-from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.encoding import RefusedRow, encode_rows
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.packing import PackCollator, PackedRows
 from uniattn_pl.data.row_layout import check_packing
-from uniattn_pl.data.rows import Row
 from uniattn_pl.data.self_text import Original
+from uniattn_pl.data.sources import SKIPPING
 from uniattn_pl.data.split import Split, load_split
 from uniattn_pl.data.token_cache import encode_cached
 from uniattn_pl.errors import UserError
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+WRITTEN_BEFORE = 10_000  # rows that are put into a chat template before a fit starts: some seconds
+
+
 class InstructionDataModule(pl.LightningDataModule):
-    """Instruction data in the paper's prompt, tokenised once, in length-grouped and resumable micro batches.
+    """Instruction data in a prompt, or chats, tokenised once, in length-grouped and resumable micro batches.
 
     With `data.packing` the items of training batches are packs of rows; validation and calibration see single rows.
 
@@ -71,17 +75,18 @@ class InstructionDataModule(pl.LightningDataModule):
         """Read, split and tokenise the rows, the first time it is called.
 
         Raises:
-            UserError: data that cannot be read or used; see `load_split` and `encode_rows`.
+            UserError: data that cannot be read or used; see `load_split`, `ChatTemplate.of` and `encode_rows`.
         """
         if self._report is not None:
             return
         check_packing(self.config.packing, self.tokenizer)
+        template = ChatTemplate.of(self.config, self.tokenizer)
         split = load_split(self.config, self._original)
         max_length = self.config.max_length
         trained, held_out = split.train_contents(), split.validation_contents()
-        self._contents = {TRAINING_ROWS: trained, HELD_OUT_ROWS: held_out}
-        self._train = self._encoded(split.train, trained)
-        self._validation = self._encoded(split.validation, held_out, with_choices=True)
+        self._contents = {TRAINING_ROWS: trained, HELD_OUT_ROWS: held_out, **template_contents(template)}
+        self._train = self._encoded(split, template, trained)
+        self._validation = self._encoded(split, template, held_out, validation=True)
         for name, encoded in (("training", self._train), ("validation", self._validation)):
             if not len(encoded):
                 raise no_usable_row(name, self.config)
@@ -89,15 +94,25 @@ class InstructionDataModule(pl.LightningDataModule):
             self._packs = PackedRows(self._train, max_length, self.seed)
         self._report = _report(self.config, split, self._train, self._validation, self._packs)
 
-    def _encoded(self, rows: Sequence[Row], contents: Contents, *, with_choices: bool = False) -> EncodedRows:
-        options: tuple[Any, ...] = (self.tokenizer, self.config.max_length)
-        if self.config.token_cache:
-            return encode_cached(rows, *options, with_choices=with_choices, contents=contents)
-        return encode_rows(rows, *options, with_choices=with_choices)
+    def _encoded(
+        self, split: Split, template: ChatTemplate | None, contents: Contents, *, validation: bool = False
+    ) -> EncodedRows:
+        rows, config = split.validation if validation else split.train, self.config
+        options: dict[str, Any] = {
+            "with_choices": validation,
+            "template": template,
+            "skip_refused": config.on_bad_row == "skip",
+        }
+        try:
+            if config.token_cache:
+                return encode_cached(rows, self.tokenizer, config.max_length, contents=contents, **options)
+            return encode_rows(rows, self.tokenizer, config.max_length, **options)
+        except RefusedRow as refused:
+            raise refused_row(split, refused, config, validation=validation) from None
 
     @property
     def contents(self) -> dict[str, Contents]:
-        """The training and the held-out rows by content, under the names of `resilience.identity`."""
+        """The rows that train and are held out, and their chat template, under the names of `resilience.identity`."""
         self.setup()
         return self._contents
 
@@ -193,6 +208,29 @@ class InstructionDataModule(pl.LightningDataModule):
         return (sampler["rank"], sampler["num_replicas"]) if sampler else (0, 1)
 
 
+def refused_row(split: Split, refused: RefusedRow, config: DataConfig, *, validation: bool) -> UserError:
+    """What to tell where the chat template does not take a row."""
+    place = split.place(refused.number, config.split, validation=validation)
+    return UserError(f"{place}: {refused}; {SKIPPING}")
+
+
+def check_chats(split: Split, template: ChatTemplate, config: DataConfig) -> None:
+    """Check that a chat template takes the first rows of a split; of the others a fit says so, before it loads a model.
+
+    Raises:
+        UserError: naming the file and the line of a row that it does not take; none where such rows are skipped.
+    """
+    if config.on_bad_row == "skip":
+        return
+    for validation, rows in ((False, split.train), (True, split.validation)):
+        for number, row in enumerate(rows[:WRITTEN_BEFORE]):
+            try:
+                if not row.plain:
+                    template.learned(row.conversation, continues=row.continues)
+            except RefusedChat as refused:
+                raise refused_row(split, RefusedRow(number, str(refused)), config, validation=validation) from None
+
+
 def no_usable_row(name: str, config: DataConfig) -> UserError:
     """What to tell where the prompts of all training or validation rows are too long."""
     return UserError(
@@ -217,16 +255,13 @@ def _report(
         train=len(train),
         validation=len(validation),
         max_length=config.max_length,
-        truncated=sum(part.truncated for part in both),
-        dropped=sum(part.dropped for part in both),
-        dropped_train=train.dropped,
-        ambiguous=validation.ambiguous,
+        dropped_train=train.counts.dropped,
         overlap=split.overlap,
         tokens=int(train.lengths.sum()),
         response_tokens=train.response_tokens,
         validation_response_tokens=validation.response_tokens,
         longest=max(part.longest for part in both),
-        special_text=sum(part.special_text for part in both),
-        special_tokens=sum(part.special_tokens for part in both),
         packs=0 if packs is None else len(packs),
+        template=config.template,
+        **{name: count + getattr(validation.counts, name) for name, count in asdict(train.counts).items()},
     )

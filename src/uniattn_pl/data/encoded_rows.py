@@ -49,6 +49,33 @@ class Example:
         return len(self.tokens) + read if self.row >= 0 else 0
 
 
+@dataclass
+class RowCounts:
+    """What encoding rows has lost, and what is odd about them.
+
+    Args:
+        truncated: sequences cut at the end.
+        dropped: rows without room for a response token.
+        ambiguous: rows with two choices that begin with the same token; their answers are not checked.
+        special_text: rows that hold the text of a special token, which stays text.
+        special_tokens: rows in which the tokenizer makes real special tokens of such text all the same.
+        refused: rows that the chat template does not take.
+        shortened: chats that were cut between turns.
+        turns_cut: turns that they lost.
+        open_answers: chats whose last learned turn ends in no special token.
+    """
+
+    truncated: int = 0
+    dropped: int = 0
+    ambiguous: int = 0
+    special_text: int = 0
+    special_tokens: int = 0
+    refused: int = 0
+    shortened: int = 0
+    turns_cut: int = 0
+    open_answers: int = 0
+
+
 class EncodedRows:
     """Encoded rows in one flat buffer: 4 bytes a token, so that half a million rows fit in memory.
 
@@ -60,11 +87,7 @@ class EncodedRows:
         sources: what the encoder reads of each row; None: there is none.
         source_rows: int64 [N], which of the rows that were encoded each sequence came from; default: all of them. A
             long plain text is several sequences.
-        truncated: sequences cut at the end.
-        dropped: rows without room for a response token.
-        ambiguous: rows with two choices that begin with the same token; their answers are not checked.
-        special_text: rows that hold the text of a special token, which stays text.
-        special_tokens: rows in which the tokenizer makes real special tokens of such text all the same.
+        counts: what was lost and what is odd.
     """
 
     def __init__(
@@ -76,18 +99,13 @@ class EncodedRows:
         *,
         sources: EncodedSources | None = None,
         source_rows: torch.Tensor | None = None,
-        truncated: int = 0,
-        dropped: int = 0,
-        ambiguous: int = 0,
-        special_text: int = 0,
-        special_tokens: int = 0,
+        counts: RowCounts | None = None,
     ) -> None:
         self.tokens, self.text_lengths, self.spans = tokens, lengths, spans
         self.sources = sources
         self.choices = list(choices)
         self.source_rows = torch.arange(len(lengths)) if source_rows is None else source_rows
-        self.truncated, self.dropped, self.ambiguous = truncated, dropped, ambiguous
-        self.special_text, self.special_tokens = special_text, special_tokens
+        self.counts = counts or RowCounts()
         self._ends = lengths.cumsum(0)
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from uniattn_pl.data.compressed_files import kind_of_file, opened_bytes
 from uniattn_pl.data.records import Record, line_place, row_place
 from uniattn_pl.data.rows import has_row_keys
 from uniattn_pl.errors import UserError
@@ -16,14 +17,14 @@ _WHITESPACE = " \t\n\r"
 
 
 def read_json(path: Path) -> Iterator[Record]:
-    """Yield the rows of a .json or .jsonl file.
+    """Yield the rows of a .json or .jsonl file, packed or not.
 
     Raises:
         UserError: an array that is no valid JSON; nothing behind the fault can be read, so it cannot be skipped.
         OSError: the file cannot be read.
     """
     first, lines = _beginning(path)
-    if path.suffix.lower() == ".json" and first[:1] == "[":
+    if kind_of_file(path) == ".json" and first[:1] == "[":
         yield from _array(path)
     elif (whole := _whole_object(path, first, lines)) is not None:
         yield from _rows_inside(path, whole, one_line=lines == 1)
@@ -68,7 +69,7 @@ class _Decoder:
 def _beginning(path: Path) -> tuple[str, int]:
     """The first line with anything in it, and how many such lines there are, counted up to 2."""
     first, count = "", 0
-    with path.open("rb") as file:
+    with opened_bytes(path) as file:
         for line in file:
             text = line.decode("utf-8-sig", errors="replace").strip()
             if text:
@@ -90,7 +91,7 @@ def _whole_object(path: Path, first: str, lines: int) -> dict[str, Any] | None:
         if lines > 1:
             return None
     try:
-        value, problem = _Decoder().decode(path.read_bytes().decode("utf-8-sig"))
+        value, problem = _Decoder().decode(_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None  # it is read as lines, and the line that is wrong is named
     return value if isinstance(value, dict) and not problem else None
@@ -131,9 +132,9 @@ def _lines(path: Path) -> Iterator[Record]:
     """Yield one record per non-empty line; lines are bytes until decoded, so a bad one has a number too."""
     decoder = _Decoder()
     expected = "each line must be one JSON object"
-    if path.suffix.lower() == ".json":
+    if kind_of_file(path) == ".json":
         expected = "a .json file must hold an array of objects, or one JSON object per line"
-    with path.open("rb") as file:
+    with opened_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -190,8 +191,13 @@ def _array(path: Path) -> Iterator[Record]:
         )
 
 
+def _bytes(path: Path) -> bytes:
+    with opened_bytes(path) as file:
+        return file.read()
+
+
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = _bytes(path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,11 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from uniattn_pl.data.chat_turns import Message, read_turns
 from uniattn_pl.data.prompts import format_prompt
+from uniattn_pl.data.row_problems import shown
+from uniattn_pl.data.rows import Row
 from uniattn_pl.errors import UserError, did_you_mean
 
 SUFFIXES = (".txt", ".jsonl")
-FIELDS = ("prompt", "instruction", "input")
+FIELDS = ("prompt", "instruction", "input", "messages")
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,24 @@ class AskedPrompt:
     """A prompt as the model reads it, and as people know it.
 
     Attributes:
-        text: with the template, where one is asked for.
+        text: with the paper's prompt, where a template is asked for; empty: it is a conversation.
         shown: without.
+        messages: what a chat template is given, where a template is asked for; None: there is none.
     """
 
     text: str
     shown: str
+    messages: tuple[Message, ...] | None = None
 
     @classmethod
     def of(cls, text: str, *, instruction: bool = False) -> AskedPrompt:
         """Of a text, which is put into the training template as an instruction if that is asked for."""
-        return cls(format_prompt(text) if instruction else text, text)
+        return cls.of_row(Row(text, "", "")) if instruction else cls(text, text)
+
+    @classmethod
+    def of_row(cls, row: Row) -> AskedPrompt:
+        """Of a row without its answer."""
+        return cls(format_prompt(row.instruction, row.input), row.instruction, tuple(row.conversation.asked))
 
 
 def read_prompts(file: Path, *, instruction: bool = False) -> list[AskedPrompt]:
@@ -36,7 +46,8 @@ def read_prompts(file: Path, *, instruction: bool = False) -> list[AskedPrompt]:
 
     Args:
         file: .txt, where empty lines are left out; .jsonl, where a row has `prompt`, or `instruction` and perhaps
-            `input`, which are put into the template that the training rows use. Other fields are not looked at.
+            `input`, which are put into the template that the training rows use, or `messages`, which the model's chat
+            template takes. Other fields are not looked at.
         instruction: put plain prompts into that template, too.
 
     Raises:
@@ -76,14 +87,20 @@ def _of_row(line: str, instruction: bool) -> AskedPrompt:
     except ValueError as error:
         raise ValueError(f"no JSON ({error}).") from None
     if not isinstance(row, dict):
-        raise ValueError("expected an object with 'prompt', or 'instruction' and 'input'.")
+        raise ValueError("expected an object with 'prompt', with 'instruction' and 'input', or with 'messages'.")
     given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    turns = given.pop("messages", None)
     wrong = next((name for name, value in given.items() if not isinstance(value, str)), None)
     if wrong is not None:
-        raise ValueError(f"'{wrong}' is a text, got {given[wrong]!r}.")
+        raise ValueError(f"'{wrong}' is a text, got {shown(given[wrong])}.")
     if "prompt" in given:
         return AskedPrompt.of(given["prompt"], instruction=instruction)
     if "instruction" in given:
-        return AskedPrompt(format_prompt(given["instruction"], given.get("input", "")), given["instruction"])
+        return AskedPrompt.of_row(Row(given["instruction"], given.get("input", ""), ""))
+    if turns is not None:
+        messages = [turn.message for turn in read_turns(turns, "messages", {})]
+        if not messages:
+            raise ValueError("'messages' is empty; it must hold what is asked.")
+        return AskedPrompt("", str(messages[-1]["content"]), tuple(messages))
     near = next((hint for key in row if (hint := did_you_mean(str(key), FIELDS))), "")
-    raise ValueError(f"a row has 'prompt', or 'instruction' and 'input'; this one has neither.{near}")
+    raise ValueError(f"a row has 'prompt', 'instruction' and 'input', or 'messages'; this one has none of them.{near}")

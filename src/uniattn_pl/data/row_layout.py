@@ -17,18 +17,25 @@ class RowTokens:
     """The tokens of one row.
 
     Attributes:
-        text: of the decoder: what is given, then the response.
-        given: how many of them are given.
-        source: of the encoder; None: there is none, and the prompt is what is given.
+        text: of the decoder: what is given, then the response; of a chat all turns.
+        spans: which of them are learned: the first token of each span, and the one behind its last.
+        source: of the encoder; None: there is none, and the prompt is part of the text.
     """
 
     text: list[int]
-    given: int
+    spans: list[tuple[int, int]]
     source: list[int] | None = None
 
     def fits(self, max_length: int) -> bool:
-        """Whether the prompt is there in full, with room for a token of the response."""
-        return self.given < max_length and (self.source is None or len(self.source) <= max_length)
+        """Whether all of it is within the limit."""
+        return max(len(self.text), len(self.source or ())) <= max_length
+
+    def cut(self, max_length: int) -> RowTokens | None:
+        """What is left of it at the limit; None: no token that is learned, or a source that is cut."""
+        if not self.spans or self.spans[0][0] >= max_length or len(self.source or ()) > max_length:
+            return None
+        spans = [(start, min(end, max_length)) for start, end in self.spans if start < max_length]
+        return RowTokens(self.text[:max_length], spans, self.source)
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,15 @@ class RowLayout:
     def row(self, prompt: list[int], response: list[int]) -> RowTokens:
         """The inputs of bare prompt and response tokens."""
         if self.start is None:
-            return RowTokens([*self.prefix, *prompt, *response], len(self.prefix) + len(prompt))
-        return RowTokens([*self.start, *response], len(self.start), [*self.prefix, *prompt, *self.suffix])
+            text, given = [*self.prefix, *prompt, *response], len(self.prefix) + len(prompt)
+            return RowTokens(text, [(given, len(text))])
+        return self.beside_encoder([*self.prefix, *prompt], response)
+
+    def beside_encoder(self, prompt: list[int], response: list[int]) -> RowTokens:
+        """The inputs of a prompt with what begins it, for an encoder, and of a response."""
+        assert self.start is not None
+        text = [*self.start, *response]
+        return RowTokens(text, [(len(self.start), len(text))], [*prompt, *self.suffix])
 
 
 def check_packing(packing: bool, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,31 +1,27 @@
-"""The internal row and the mapping of public instruction formats onto it.
+"""The internal row and the mapping of public formats onto it.
 
-| format | keys | becomes |
-|---|---|---|
-| alpaca | instruction, output, optionally input, optionally answer and choices | the same |
-| pmc | as alpaca, and source | the same |
-| tulu3 | `messages: [{role, content}]`, or the filtered form input, output | input, output; instruction empty |
-| infinity_instruct | `conversations: [{from, value}]` (ShareGPT) | input, output; instruction empty |
-| text | text, optionally continues | output; no prompt at all |
+| format | keys | under the paper's prompt | under a chat template |
+|---|---|---|---|
+| alpaca | instruction, output, optionally input, optionally answer and choices | the same | a question, its answer |
+| pmc | as alpaca, and source | the same | a question, its answer |
+| tulu3 | `messages`, or the filtered form input, output | input, output; instruction empty | all turns |
+| infinity_instruct | `conversations` (ShareGPT) | input, output; instruction empty | all turns |
+| chat | turns under any key of `chats.TURN_KEYS` | input, output; instruction empty | all turns |
+| completion | prompt and completion, texts or turns | input, output; instruction empty | all turns |
+| text | text, optionally continues | output; no prompt at all | the same |
 
-Turns of either format may be spelled as in the other, with user or human, assistant or gpt; a text may be in parts
-(OpenAI's `[{type: text, text}]`).
-
-Conversations follow the paper's filter (Appendix A: "only 1 round of conversation"): exactly one user turn
-followed by one assistant turn, both with text. A leading system turn is *not* one round here: the paper's prompt
-has no place for it, and leaving it out would train the model on an answer to another question.
-A conversation the filter rejects is filtered (counted), not bad; a bad row raises `BadRow`.
+Turns are read in every spelling (`data/chat_turns.py`). Under the paper's prompt conversations follow its filter: one
+round, with text on both sides (`chats.read_one_round`). A conversation that is filtered is counted, not bad; a bad row
+raises `BadRow`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from uniattn_pl.errors import did_you_mean
-
-RawRow = Mapping[str, Any]
+from uniattn_pl.data.chats import COMPLETIONS, PROMPT, TURN_KEYS, Chat, RawRow, read_chat, read_one_round
+from uniattn_pl.data.row_problems import BadRow, check_unicode, kind_of, nearest_key, shortened, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +35,8 @@ class Row:
         answer: the checkable answer `output` begins with, one of `choices`.
         choices: the admissible answers; empty when the row is not checkable.
         continues: the text goes on behind the end of `output`, where it was cut: no EOS is learned there.
+        chat: a conversation for a chat template, as `chats.Chat.to_json` writes it; of such a row the texts above are
+            empty, and its first turn that is learned begins with `answer`.
     """
 
     instruction: str
@@ -47,58 +45,79 @@ class Row:
     answer: str | None = None
     choices: tuple[str, ...] = ()
     continues: bool = False
+    chat: str = ""
 
     @property
     def plain(self) -> bool:
         """Whether this is a text without a prompt, of which every token is learned."""
-        return not (self.instruction.strip() or self.input.strip())
+        return not (self.chat or self.instruction.strip() or self.input.strip())
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is text in its answer."""
+        text = self.output if not self.chat else self.conversation.messages[-1]["content"]
+        return bool(text.strip())
+
+    @property
+    def question(self) -> Row:
+        """What is asked, without any answer: what text of a model is sampled for."""
+        if self.chat:
+            chat = self.conversation
+            return Row("", "", "", chat=Chat(chat.asked, (), chat.tools).to_json())
+        return Row(self.instruction, self.input, "")
+
+    @property
+    def conversation(self) -> Chat:
+        """The row as a chat template takes it: instruction and input are what is asked, one below the other."""
+        if self.chat:
+            return Chat.read(self.chat)
+        return Chat.one_round("\n\n".join(text for text in (self.instruction, self.input) if text.strip()), self.output)
 
 
-class BadRow(ValueError):
-    """A row that cannot be mapped; the reader adds the file and the line."""
-
-
-def map_row(raw: object, format_name: str) -> Row | None:
+def map_row(
+    raw: object, format_name: str, *, whole_chats: bool = False, roles: Mapping[str, str] | None = None
+) -> Row | None:
     """Return the `Row` of one raw record, or None when the format's filter leaves it out.
 
     Args:
         raw: what the file held: normally a dict.
-        format_name: a key of `FORMATS`.
+        format_name: a key of `FORMATS` or one of `CHAT_FORMATS`.
+        whole_chats: take conversations whole, for a chat template; False: those of one round, for the paper's prompt.
+        roles: further names of who speaks, and the role of each.
 
     Raises:
         BadRow: a missing key, a wrong type, an empty output, or not an object at all.
     """
-    row = FORMATS[format_name](_object(raw))
+    record = _object(raw)
+    if format_name in CHAT_FORMATS:
+        row = _map_chat(record, format_name, whole_chats, roles or {})
+    else:
+        row = FORMATS[format_name](record)
     if row is not None:
-        _check_unicode(row)
+        for key in ("instruction", "input", "output", "chat"):
+            check_unicode(getattr(row, key), "turns" if key == "chat" else key)
     return row
-
-
-def _check_unicode(row: Row) -> None:
-    """Refuse half characters (`"\\ud83d"`), which JSON can say and no tokenizer can read."""
-    for key, text in (("instruction", row.instruction), ("input", row.input), ("output", row.output)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(text[error.start]):04x}"
-            raise BadRow(
-                f"the text of its {key} has half a character ({half}, at character {error.start + 1}): a surrogate "
-                "without its other half, as when a text is cut inside an emoji"
-            ) from None
 
 
 def has_row_keys(raw: RawRow) -> bool:
     """Whether these are the keys of a row of some format."""
-    return bool({"messages", "conversations", "text"} & set(raw)) or {"output"} < set(raw)
+    keys = set(raw)
+    return bool({*TURN_KEYS, "text"} & keys) or {"output"} < keys or _is_pair(keys)
 
 
-def detect_format(raw: object) -> str:
+def detect_format(raw: object, *, whole_chats: bool = False) -> str:
     """Return the format whose keys this record has (`data.format: auto`).
+
+    Args:
+        whole_chats: as of `map_row`; conversations are then of one format, whatever the key of their turns.
 
     Raises:
         BadRow: not an object, or no known format has such keys; names the keys found and the keys allowed.
     """
-    keys = set(_object(raw))
+    record = _object(raw)
+    keys = set(record)
+    if whole_chats and any(isinstance(record.get(key), list) for key in TURN_KEYS):
+        return "chat"
     if "messages" in keys:
         return "tulu3"
     if "conversations" in keys:
@@ -107,19 +126,28 @@ def detect_format(raw: object) -> str:
         return "pmc" if "source" in keys else "alpaca"
     if {"input", "output"} <= keys:
         return "tulu3"
+    if any(isinstance(record.get(key), list) for key in TURN_KEYS):
+        return "chat"
+    if _is_pair(keys):
+        return "completion"
     if "text" in keys:
         return "text"
-    key_list = ", ".join(sorted(map(str, keys))) or "none"
+    key_list = shortened(", ".join(sorted(map(str, keys))) or "none")
     raise BadRow(
         f"cannot tell the row format from its keys ({key_list}); "
         "expected instruction, input, output (alpaca; with source: pmc), messages or input, output (tulu3), "
-        "conversations (infinity_instruct) or text (text)" + _nearest_key(keys, ("instruction", "output", "input"))
+        f"conversations (infinity_instruct), {', '.join(TURN_KEYS[2:])} (chat), prompt, completion (completion) or "
+        "text (text)" + nearest_key(keys, ("instruction", "output", "input"))
     )
+
+
+def _is_pair(keys: set[str]) -> bool:
+    return PROMPT in keys and any(key in keys for key in COMPLETIONS)
 
 
 def _object(raw: object) -> RawRow:
     if not isinstance(raw, Mapping):
-        raise BadRow(f"the row is {_kind(raw)}; it must be an object (a dictionary of keys)")
+        raise BadRow(f"the row is {kind_of(raw)}; it must be an object (a dictionary of keys)")
     return raw
 
 
@@ -133,7 +161,7 @@ def _map_pmc(raw: RawRow) -> Row:
 
 def _instruction_row(raw: RawRow, format_name: str) -> Row:
     required = ("instruction", "input", "output")
-    if "input" not in raw and not _nearest_key(set(raw) - set(required), ("input",)):
+    if "input" not in raw and not nearest_key(set(raw) - set(required), ("input",)):
         raw = {**raw, "input": ""}  # tasks without an input are often written without the key
     instruction, context, output = (
         _text(raw, key, format_name, required, null_is_empty=key == "input") for key in required
@@ -142,140 +170,63 @@ def _instruction_row(raw: RawRow, format_name: str) -> Row:
         raise BadRow("'instruction' and 'input' are both empty; at least one must have text")
     if not output.strip():
         raise BadRow("'output' is empty; it must hold the response to learn")
-    answer, choices = _answer(raw, output)
+    answer, choices = _answer(raw, output, "'output'")
     return Row(instruction, context, output, answer, choices)
 
 
-def _answer(raw: RawRow, output: str) -> tuple[str | None, tuple[str, ...]]:
-    """Read the optional `answer` and `choices`, by which answer accuracy is measured."""
+def _answer(raw: RawRow, output: str, what: str) -> tuple[str | None, tuple[str, ...]]:
+    """Read the optional `answer` and `choices`, by which accuracy is measured; `output` is `what` of the row."""
     answer, choices = raw.get("answer"), raw.get("choices")
     if answer is None or choices is None:
         return None, ()
     if not isinstance(choices, Sequence) or isinstance(choices, str) or not all(isinstance(c, str) for c in choices):
-        raise BadRow(f"'choices' is {_kind(choices)}; it must be a list of strings")
+        raise BadRow(f"'choices' is {kind_of(choices)}; it must be a list of strings")
     if answer not in choices:
-        raise BadRow(f"'answer' is {answer!r}; it must be one of 'choices' ({', '.join(choices)})")
+        raise BadRow(f"'answer' is {shown(answer)}; it must be one of 'choices' ({shortened(', '.join(choices))})")
     if not output.startswith(answer):
-        raise BadRow(f"'output' must begin with the text of 'answer' ({answer!r}) so that the answer can be checked")
+        raise BadRow(f"{what} must begin with the text of 'answer' ({shown(answer)}) so that the answer can be checked")
     return answer, tuple(choices)
 
 
-def _map_tulu3(raw: RawRow) -> Row | None:
-    if "messages" in raw:
-        return _one_round(_turns(raw, "messages"))
-    required = ("input", "output")
-    user, assistant = (_text(raw, key, "tulu3", required) for key in required)
-    return _one_round([("user", user), ("assistant", assistant)])
-
-
-def _map_infinity_instruct(raw: RawRow) -> Row | None:
-    return _one_round(_turns(raw, "conversations"))
+def _map_chat(raw: RawRow, format_name: str, whole: bool, roles: Mapping[str, str]) -> Row | None:
+    """A conversation, whole or as the paper filters them; of Tulu-3's filtered form the pair that it is."""
+    if format_name == "tulu3" and not any(key in raw for key in TURN_KEYS):
+        user, assistant = (_text(raw, key, "tulu3", ("input", "output")) for key in ("input", "output"))
+        return Row("", user, assistant) if user.strip() and assistant.strip() else None
+    if not whole:
+        pair = read_one_round(raw, roles)
+        return None if pair is None else Row("", *pair)
+    chat = read_chat(raw, roles)
+    if chat is None:
+        return None
+    first = chat.learned[0]
+    answer, choices = _answer(raw, chat.messages[first]["content"], f"what is learned first (turn {first + 1})")
+    return Row("", "", "", answer, choices, chat=chat.to_json())
 
 
 def _map_text(raw: RawRow) -> Row | None:
     text, continues = _text(raw, "text", "text", ("text",)), raw.get("continues", False)
     if not isinstance(continues, bool):
-        raise BadRow(f"'continues' is {_kind(continues)}; it must be true or false")
+        raise BadRow(f"'continues' is {kind_of(continues)}; it must be true or false")
     return Row("", "", text, continues=continues) if text.strip() else None
-
-
-def _turns(raw: RawRow, key: str) -> list[tuple[str, str]]:
-    """Return [(role, text)] of a conversation, each role by its first name in `ROLES`, having checked its types."""
-    if key not in raw:
-        raise BadRow(f"the key '{key}' is missing; it must hold the turns" + _nearest_key(set(raw), (key,)))
-    turns = raw[key]
-    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
-        raise BadRow(f"'{key}' is {_kind(turns)}; it must be a list of turns {{role, content}} or {{from, value}}")
-    checked = []
-    for number, turn in enumerate(turns):
-        turn_key = f"'{key}[{number}]'"
-        if not isinstance(turn, Mapping):
-            raise BadRow(f"{turn_key} is {_kind(turn)}; a turn must be an object with role, content or from, value")
-        role_key = "from" if turn.get("role") is None and "from" in turn else "role"
-        text_key = "value" if turn.get("content") is None and "value" in turn else "content"
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in _ROLE_OF:
-            allowed = ", ".join(_ROLE_OF)
-            raise BadRow(f"{turn_key} has {role_key} {role!r}; allowed are {allowed}")
-        checked.append((_ROLE_OF[role], _turn_text(turn, text_key, turn_key)))
-    return checked
-
-
-def _turn_text(turn: RawRow, text_key: str, turn_key: str) -> str:
-    """The text of a turn; empty where it calls a tool instead, which filters the conversation."""
-    text = turn.get(text_key)
-    if isinstance(text, str):
-        return text
-    if text is None and any(turn.get(call) for call in ("tool_calls", "function_call")):
-        return ""
-    if not isinstance(text, Sequence) or isinstance(text, bytes):
-        raise BadRow(f"{turn_key} has {_kind(text)} as '{text_key}'; it must be a string, or a list of text parts")
-    parts = []
-    for part in text:
-        value = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(value, str):
-            kind = f"of type {part.get('type')!r}" if isinstance(part, Mapping) else f"that is {_kind(part)}"
-            raise BadRow(f"{turn_key} has a part {kind} in '{text_key}'; only text can be trained on")
-        parts.append(value)
-    return "".join(parts)
-
-
-def _one_round(turns: list[tuple[str, str]]) -> Row | None:
-    """Return the row of a one-round conversation with text on both sides, else None (filtered)."""
-    if [role for role, _ in turns] != ["user", "assistant"]:
-        return None
-    (_, user), (_, assistant) = turns
-    return Row("", user, assistant) if user.strip() and assistant.strip() else None
 
 
 def _text(raw: RawRow, key: str, format_name: str, required: tuple[str, ...], *, null_is_empty: bool = False) -> str:
     if key not in raw:
         needs = f"a row of format '{format_name}' needs {', '.join(required)}"
-        raise BadRow(f"the key '{key}' is missing; {needs}" + _nearest_key(set(raw) - set(required), (key,)))
+        raise BadRow(f"the key '{key}' is missing; {needs}" + nearest_key(set(raw) - set(required), (key,)))
     value = raw[key]
     if value is None and null_is_empty:
         return ""
     if not isinstance(value, str):
-        raise BadRow(f"'{key}' is {_kind(value)}; it must be a string")
+        raise BadRow(f"'{key}' is {kind_of(value)}; it must be a string")
     return value
-
-
-# What public data sets call who speaks, the first of each line being the name here.
-ROLES = (
-    ("user", "human"),
-    ("assistant", "gpt", "chatgpt", "model"),
-    ("system", "developer"),
-    ("tool", "function", "function_call", "function_response", "observation"),
-)
-_ROLE_OF = {name: names[0] for names in ROLES for name in names}
-
-
-def _nearest_key(keys: set[str], missing: tuple[str, ...]) -> str:
-    """Return " (is 'outptu' meant to be 'output'?)" when a key that is there resembles one that is missing."""
-    for key in missing:
-        for candidate in sorted(map(str, keys)):
-            if candidate != key and did_you_mean(candidate, (key,)):
-                return f" (is '{candidate}' meant to be '{key}'?)"
-    return ""
-
-
-def _kind(value: object) -> str:
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 FORMATS: dict[str, Callable[[RawRow], Row | None]] = {
     "alpaca": _map_alpaca,
     "pmc": _map_pmc,
-    "tulu3": _map_tulu3,
-    "infinity_instruct": _map_infinity_instruct,
     "text": _map_text,
 }
+CHAT_FORMATS = ("tulu3", "infinity_instruct", "chat", "completion")
+"""Formats of conversations, whose mapping depends on the prompt that rows are put into."""

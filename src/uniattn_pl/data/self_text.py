@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from uniattn_pl.config.sections.data_section import SELF, SelfTextConfig
+from uniattn_pl.config.sections.data_section import SELF, DataConfig, SelfTextConfig
 from uniattn_pl.config.sections.model_section import ModelConfig
+from uniattn_pl.data.chat_template import ChatTemplate
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.sources import SourceRows
@@ -60,7 +61,9 @@ class NotSampledError(UserError):
     """Rows that a fit samples when it starts are not there yet."""
 
 
-def self_rows(options: SelfTextConfig, prompts: Sequence[Row], original: Original) -> SourceRows:
+def self_rows(
+    options: SelfTextConfig, prompts: Sequence[Row], original: Original, config: DataConfig | None = None
+) -> SourceRows:
     """Return `options.rows` rows of the original model's text, from the cache folder as far as they are there.
 
     Of several processes one samples and the others wait for it.
@@ -68,6 +71,7 @@ def self_rows(options: SelfTextConfig, prompts: Sequence[Row], original: Origina
     Args:
         prompts: rows whose prompts are continued, row i that of number i, from the first again behind the last one;
             none: every row begins with BOS.
+        config: of the data, whose template prompts are put into; None: the paper's prompt.
 
     Raises:
         NotSampledError: see `Original.device`.
@@ -76,11 +80,12 @@ def self_rows(options: SelfTextConfig, prompts: Sequence[Row], original: Origina
     prompts = prompts or [FROM_BOS]
     model = original.config
     tokenizer = load_tokenizer(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    folder = cache_folder() / SELF / _key(options, prompts, model, tokenizer)
+    template = None if config is None else ChatTemplate.of(config, tokenizer)
+    folder = cache_folder() / SELF / _key(options, prompts, model, tokenizer, template)
     rows: list[dict[str, Any]] = []
     try:
         with exclusive_lock(folder.with_name(folder.name + ".lock")):
-            for batch in _batches(options, prompts, original, tokenizer, folder):
+            for batch in _batches(options, prompts, original, tokenizer, template, folder):
                 rows += batch
     except OSError as error:
         raise UserError(
@@ -91,17 +96,23 @@ def self_rows(options: SelfTextConfig, prompts: Sequence[Row], original: Origina
 
 
 def _key(
-    options: SelfTextConfig, prompts: Sequence[Row], model: ModelConfig, tokenizer: PreTrainedTokenizerBase
+    options: SelfTextConfig,
+    prompts: Sequence[Row],
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
 ) -> str:
     """A digest of all that a batch of rows depends on; how many there are to be is not of that."""
-    asked = [Row(row.instruction, row.input, "") for row in prompts]
-    about = {
+    asked = [row.question for row in prompts]
+    about: dict[str, Any] = {
         "version": VERSION,
         "model": digests_of(model_identity(tokenizer, model.source, model.revision)),
         "dtype": str(resolve_dtype(model.dtype)),
         "prompts": contents_of(asked, "prompts").digest,
         "options": [options.tokens, options.temperature, options.seed, options.batch_size],
     }
+    if template is not None:
+        about["template"] = template.contents.digest
     return plain_digest(about).hex()
 
 
@@ -110,6 +121,7 @@ def _batches(
     prompts: Sequence[Row],
     original: Original,
     tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
     folder: Path,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows batch by batch; the model is loaded at the first one that is missing."""
@@ -122,7 +134,7 @@ def _batches(
             rows = _kept(file)
             if rows is None:
                 if sampler is None:
-                    sampler, started = _sampler(options, original, tokenizer), time.monotonic()
+                    sampler, started = _sampler(options, original, tokenizer, template), time.monotonic()
                 numbers = range(batch * size, (batch + 1) * size)
                 rows, drawn = sampler.sample([prompts[number % len(prompts)] for number in numbers], numbers)
                 with atomic_file(file) as opened:
@@ -133,7 +145,12 @@ def _batches(
             yield rows
 
 
-def _sampler(options: SelfTextConfig, original: Original, tokenizer: PreTrainedTokenizerBase) -> TextSampler:
+def _sampler(
+    options: SelfTextConfig,
+    original: Original,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate | None,
+) -> TextSampler:
     model = original.config
     if original.device is None:
         raise NotSampledError(f"the text of '{model.source}' (data.source={SELF}) is sampled when the fit starts.")
@@ -145,7 +162,14 @@ def _sampler(options: SelfTextConfig, original: Original, tokenizer: PreTrainedT
         trust_remote_code=model.trust_remote_code,
         device=original.device,
     )
-    return TextSampler(loaded, tokenizer, tokens=options.tokens, temperature=options.temperature, seed=options.seed)
+    return TextSampler(
+        loaded,
+        tokenizer,
+        template,
+        tokens=options.tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
 
 
 def _kept(file: Path) -> list[dict[str, Any]] | None:
@@ -166,8 +190,8 @@ def _kept(file: Path) -> list[dict[str, Any]] | None:
 def _as_source(sampled: Sequence[dict[str, Any]]) -> SourceRows:
     """The rows with text; a text of nothing but white space has nothing to learn and counts as skipped."""
     source = SourceRows(SELF, SELF, read=len(sampled))
-    usable = [(number, row) for number, row in enumerate(sampled, 1) if row["output"].strip()]
-    source.rows = [Row(**row) for _, row in usable]
+    usable = [(number, row) for number, row in enumerate((Row(**row) for row in sampled), 1) if row.answers]
+    source.rows = [row for _, row in usable]
     source.numbers = array("q", (number for number, _ in usable))
     source.skipped = len(sampled) - len(usable)
     return source

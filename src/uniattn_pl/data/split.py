@@ -11,13 +11,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from uniattn_pl.config.sections.data_section import BOS, EMBEDDED, SELF, DataConfig
 from uniattn_pl.data.embedded import EMBEDDED_TRAIN_ROWS
 from uniattn_pl.data.row_contents import contents_of
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.self_text import Original, self_rows
-from uniattn_pl.data.sources import SourceRows, joined_sources, read_source
+from uniattn_pl.data.sources import SourceRows, joined_sources, read_source, record_place
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.identity import Contents
 
@@ -50,9 +51,18 @@ class Split:
         source = self.validation_source or self.source
         return contents_of(self.validation, f"'{source.source}'", self.validation_numbers)
 
+    def place(self, index: int, split: str, *, validation: bool = False) -> str:
+        """Return where a training or a validation row was read, as in "rows.jsonl, line 3".
+
+        Args:
+            split: of a hub data set.
+        """
+        source = (self.validation_source or self.source) if validation else self.source
+        return record_place(source, (self.validation_numbers if validation else self.train_numbers)[index], split)
+
     @property
     def overlap(self) -> int:
-        """Validation rows whose instruction and input, or plain text, are also in the training rows."""
+        """Validation rows whose instruction and input, turns before the last answer, or text train as well."""
         train_prompts = set(map(_asked, self.train))
         return sum(_asked(row) in train_prompts for row in self.validation)
 
@@ -125,17 +135,13 @@ def _joined(config: DataConfig, own: SourceRows, held_out: Sequence[Row], origin
         own: what is left of the source that was split.
         held_out: rows whose prompts are not continued.
     """
-    parts = {
-        name: read_source(name, split=config.split, on_bad_row=config.on_bad_row)
-        for name in config.further_sources or []
-        if name != SELF
-    }
+    parts = {name: _read_other(config, name) for name in config.further_sources or [] if name != SELF}
     if config.source == EMBEDDED:
         own = _part(own, range(min(len(own.rows), EMBEDDED_TRAIN_ROWS)))
     if SELF in config.sources:  # behind the others, whose problems show before anything is sampled
         if original is None:
             raise UserError(f"data.source={SELF} needs a model, whose text it is.")
-        parts[SELF] = self_rows(config.self_text, _prompts(config, own, held_out), original)
+        parts[SELF] = self_rows(config.self_text, _prompts(config, own, held_out), original, config)
     return joined_sources([parts.get(name, own) for name in config.sources])
 
 
@@ -147,7 +153,7 @@ def _prompts(config: DataConfig, own: SourceRows, held_out: Sequence[Row]) -> li
     if asked == config.source or config.source == SELF:
         rows = own.rows
     else:
-        other = read_source(asked, split=config.split, on_bad_row=config.on_bad_row)
+        other = _read_other(config, asked)
         rows = _taken(other, _shuffled(other, config.shuffle_seed))[0]
     never = set(map(_asked, held_out))
     prompts = [row for row in rows if not row.plain and _asked(row) not in never]
@@ -159,7 +165,8 @@ def _prompts(config: DataConfig, own: SourceRows, held_out: Sequence[Row]) -> li
 
 
 def _asked(row: Row) -> tuple[str, ...]:
-    return (row.output,) if row.plain else (row.instruction, row.input)
+    asked = row.question
+    return (row.output,) if row.plain else (asked.instruction, asked.input, asked.chat)
 
 
 def _part(source: SourceRows, order: Sequence[int]) -> SourceRows:
@@ -169,7 +176,20 @@ def _part(source: SourceRows, order: Sequence[int]) -> SourceRows:
 
 
 def _read(config: DataConfig, source: str) -> SourceRows:
-    return read_source(source, split=config.split, format=config.format, on_bad_row=config.on_bad_row)
+    more = (config.more_files or []) if source == config.source else []
+    return _read_other(config, source, more_files=more, format=config.format)
+
+
+def _read_other(config: DataConfig, source: str, **options: Any) -> SourceRows:
+    """The rows of a source whose format is seen from its keys."""
+    return read_source(
+        source,
+        split=config.split,
+        on_bad_row=config.on_bad_row,
+        whole_chats=config.whole_chats,
+        roles=config.role_of,
+        **options,
+    )
 
 
 def _shuffled(source: SourceRows, seed: int) -> list[int]:

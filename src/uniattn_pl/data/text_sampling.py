@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from uniattn_pl.data.chat_template import ChatTemplate, RefusedChat
+from uniattn_pl.data.chat_turns import ASSISTANT
+from uniattn_pl.data.chats import Chat
 from uniattn_pl.data.encoding import prompt_text, text_start
 from uniattn_pl.data.prompt_ids import prompt_ids
 from uniattn_pl.data.rows import Row
+from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.decoding import decoding, own_defaults
 from uniattn_pl.resilience.identity import item_digest
 
@@ -21,6 +26,7 @@ class TextSampler:
 
     Args:
         model, tokenizer: of the original.
+        template: of chats; None: prompts are the paper's.
         tokens: drawn for a row at most.
         temperature: the logits are divided by it; 1 is the model's own distribution, all of it (no top-k, no top-p).
         seed: with a row's number, of what is drawn for it.
@@ -30,22 +36,26 @@ class TextSampler:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate | None = None,
         *,
         tokens: int,
         temperature: float,
         seed: int,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.template = model, tokenizer, template
         self.tokens, self.temperature, self.seed = tokens, temperature, seed
         self.settings = decoding(model, tokenizer, max_new_tokens=tokens)
         self.ends: list[int] = self.settings.eos_token_id or []  # type: ignore[assignment]  # `decoding` gives a list
 
     def sample(self, prompts: Sequence[Row], numbers: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
-        """Return the fields of one `Row` per prompt, its text as `output`, and how many tokens were drawn.
+        """Return the fields of one `Row` per prompt, its text as the answer, and how many tokens were drawn.
 
         Args:
-            prompts: rows whose prompts are continued; a plain one begins with BOS.
+            prompts: rows whose prompts are continued; a plain one begins with BOS, of a chat the last answer is drawn.
             numbers: of the rows, by which their random numbers are found again.
+
+        Raises:
+            UserError: the chat template does not take a prompt.
         """
         encoded = [self._prompt(row) for row in prompts]
         longest = max(map(len, encoded))
@@ -67,7 +77,14 @@ class TextSampler:
         return rows, sum(len(text) for text, _ in texts)
 
     def _prompt(self, row: Row) -> list[int]:
-        return text_start(self.tokenizer) if row.plain else prompt_ids(self.tokenizer, prompt_text(row))
+        if self.template is None or row.plain:
+            return text_start(self.tokenizer) if row.plain else prompt_ids(self.tokenizer, prompt_text(row))
+        chat = row.conversation
+        try:
+            return self.template.prompt_ids(chat.asked, chat.tools)
+        except RefusedChat as refused:
+            asked = json.dumps(chat.asked)[:200]
+            raise UserError(f"data.self_text.prompts: a prompt ({asked}): {refused}.") from refused
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
         """The tokens in front of the one that ends the text, and whether there is one."""
@@ -78,7 +95,16 @@ class TextSampler:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         if not ended:
             text = text.rstrip("\ufffd")  # cut inside a character
+        if self.template is not None and not prompt.plain:
+            return {"instruction": "", "input": "", "output": "", "continues": not ended} | _answered(prompt, text)
         return {"instruction": prompt.instruction, "input": prompt.input, "output": text, "continues": not ended}
+
+
+def _answered(prompt: Row, text: str) -> dict[str, str]:
+    """The conversation of a prompt with this answer."""
+    chat = prompt.conversation
+    messages = [*chat.asked, {"role": ASSISTANT, "content": text}]
+    return {"chat": Chat(messages, (len(chat.asked),), chat.tools).to_json()}
 
 
 def random_numbers(seed: int, row: int, count: int) -> Tensor:

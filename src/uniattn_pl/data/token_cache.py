@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uniattn_pl.data import encoding, prompt_ids, prompts, row_layout, scored_spans
-from uniattn_pl.data.encoded_rows import EncodedRows
+from uniattn_pl.data import chat_encoding, chat_template, chats, encoding, prompt_ids, prompts, row_layout, scored_spans
+from uniattn_pl.data.chat_template import ChatTemplate
+from uniattn_pl.data.encoded_rows import EncodedRows, RowCounts
 from uniattn_pl.data.encoded_sources import EncodedSources
 from uniattn_pl.data.encoding import encode_rows
 from uniattn_pl.data.row_contents import contents_of
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENS, _CHECKSUM = "tokens.safetensors", "checksum"
-_COUNTS = ("truncated", "dropped", "ambiguous", "special_text", "special_tokens")
 _CHUNK = 2**22
+# The modules whose code decides what tokens are; of others a change makes none anew.
+_MAKERS = (encoding, row_layout, scored_spans, prompt_ids, prompts, chats, chat_template, chat_encoding)
 
 
 def encode_cached(
@@ -47,6 +50,8 @@ def encode_cached(
     max_length: int,
     *,
     with_choices: bool = False,
+    template: ChatTemplate | None = None,
+    skip_refused: bool = False,
     contents: Contents | None = None,
 ) -> EncodedRows:
     """As `encode_rows`, but from the cache folder where these rows have been tokenised before, and into it otherwise.
@@ -56,32 +61,32 @@ def encode_cached(
     not one of transformers' own on the `tokenizers` library is never cached: nothing tells what its code does.
 
     Args:
-        rows, tokenizer, max_length, with_choices: as of `encode_rows`.
+        rows, tokenizer, max_length, with_choices, template, skip_refused: as of `encode_rows`.
         contents: of the rows, where they are known already.
 
     Raises:
-        UserError: as `encode_rows`.
+        UserError, RefusedRow: as `encode_rows`.
     """
     contents = contents_of(rows, "rows") if contents is None else contents
-    key = _fingerprint(contents, tokenizer, max_length, with_choices)
+    options: dict[str, Any] = {"with_choices": with_choices, "template": template, "skip_refused": skip_refused}
+    about = [max_length, with_choices] + ([] if template is None else [template.contents.digest, skip_refused])
+    key = _fingerprint(contents, tokenizer, about)
     if key is None:
-        return encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
+        return encode_rows(rows, tokenizer, max_length, **options)
     folder = cache_folder() / "tokens" / key
     encoded: EncodedRows | None = None
     try:
         with exclusive_lock(folder.with_name(folder.name + ".lock")):
             encoded = _load(folder)
             if encoded is None:
-                encoded = encode_rows(rows, tokenizer, max_length, with_choices=with_choices)
+                encoded = encode_rows(rows, tokenizer, max_length, **options)
                 _store(encoded, folder)
     except OSError as error:
         warnings.warn(f"tokens are not kept: {error}. (data.token_cache=false does without them.)", stacklevel=2)
-    return encode_rows(rows, tokenizer, max_length, with_choices=with_choices) if encoded is None else encoded
+    return encode_rows(rows, tokenizer, max_length, **options) if encoded is None else encoded
 
 
-def _fingerprint(
-    contents: Contents, tokenizer: PreTrainedTokenizerBase, max_length: int, with_choices: bool
-) -> str | None:
+def _fingerprint(contents: Contents, tokenizer: PreTrainedTokenizerBase, options: list[Any]) -> str | None:
     """Return a hash of all that tokens depend on, the same in every process; None for a tokenizer of unknown code."""
     parts = tokenizer_parts(tokenizer)
     if parts is None:
@@ -89,12 +94,9 @@ def _fingerprint(
     about = {
         "tokenizer": {name: digest.hex() for name, digest in parts.items()},
         "rows": contents.digest,
-        "options": [max_length, with_choices, decoder_start(tokenizer)],
+        "options": [*options, decoder_start(tokenizer)],
         "versions": [transformers.__version__, tokenizers.__version__, sys.byteorder],
-        "code": [
-            inspect.getsource(module)
-            for module in (encoding, row_layout, scored_spans, prompt_ids, prompts, sys.modules[__name__])
-        ],
+        "code": [inspect.getsource(module) for module in (*_MAKERS, sys.modules[__name__])],
     }
     return plain_digest(about).hex()
 
@@ -115,7 +117,7 @@ def _store(encoded: EncodedRows, folder: Path) -> None:
     if encoded.sources is not None:
         tensors |= {"source_tokens": encoded.sources.tokens, "source_lengths": encoded.sources.lengths}
     with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / _TOKENS, {name: str(getattr(encoded, name)) for name in _COUNTS})
+        save_file(tensors, temporary / _TOKENS, {name: str(count) for name, count in asdict(encoded.counts).items()})
         (temporary / _CHECKSUM).write_bytes(_checksum(temporary / _TOKENS))
 
 
@@ -137,14 +139,14 @@ def _read(file: Path) -> EncodedRows:
     # The tensors are views of the mapped file, whose pages all ranks and workers of a machine use.
     with safe_open(file, framework="pt") as opened:
         tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
-        counts: dict[str, Any] = {name: int(opened.metadata()[name]) for name in _COUNTS}
+        counts = {field.name: int(opened.metadata()[field.name]) for field in fields(RowCounts)}
     parts = tensors.pop("choice_ids").split(tensors.pop("num_choices").tolist())
     answers = tensors.pop("answers").tolist()
     if "source_tokens" in tensors:
         tensors["sources"] = EncodedSources(tensors.pop("source_tokens"), tensors.pop("source_lengths"))
     tensors["spans"] = ScoredSpans(tensors.pop("span_bounds"), tensors.pop("span_counts"))
     choices = [(tuple(ids.tolist()), answer) for ids, answer in zip(parts, answers, strict=True)]
-    return EncodedRows(**tensors, choices=choices, **counts)
+    return EncodedRows(**tensors, choices=choices, counts=RowCounts(**counts))
 
 
 def _checksum(file: Path) -> bytes:

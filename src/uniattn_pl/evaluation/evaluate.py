@@ -122,6 +122,7 @@ class _Parts:
                 return [probes.held_out(model, batches, progress.update)]
 
         settings = {"rows": self.model.rows[HELD_OUT_ROWS], "max_length": config.data.max_length, "num_samples": rows}
+        settings |= self.model.row_template
         return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
 
     def _batches(self, tokenizer: Any, rows: int, size: int) -> list[dict[str, Any]]:
@@ -149,6 +150,7 @@ class _Parts:
             "max_length": config.data.max_length,
             "num_samples": rows,
             "reference": reference.identity(self.loaded),
+            **self.model.row_template,
         }
         longest = ("data.max_length", config.data.max_length)
         return Part(NAME, settings, measure, has_prompts=False, longest=longest)

@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.sections.data_section import PAPER
 from uniattn_pl.data import InstructionDataModule, load_split, prompt_ids
+from uniattn_pl.data.chat_template import ChatTemplate, template_contents
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
@@ -133,6 +135,12 @@ class LoadedModel:
         return digests_of(contents)
 
     @cached_property
+    def row_template(self) -> dict[str, str]:
+        """The digest of the chat template that rows are put into; nothing of the paper's prompt."""
+        data = self.loaded.config.data
+        return {} if data.template == PAPER else digests_of(template_contents(ChatTemplate.of(data, self.tokenizer)))
+
+    @cached_property
     def original(self) -> Original:
         """The experiment's model, where rows of its data are text of it."""
         return Original(self.loaded.config.model, trainer_device(self.loaded.config))
@@ -179,7 +187,7 @@ class LoadedModel:
     @cached_property
     def _importance(self) -> Result:
         config = self.loaded.config
-        about = {"rows": self.rows[TRAINING_ROWS], "max_length": config.data.max_length}
+        about = {"rows": self.rows[TRAINING_ROWS], "max_length": config.data.max_length, **self.row_template}
         settings = {"model": self.identity, "seed": config.seed, **about}
         results = self.files.find(IMPORTANCE, settings)
         if results is None:

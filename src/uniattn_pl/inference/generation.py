@@ -13,6 +13,7 @@ from uniattn_pl.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from uniattn_pl.data.prompt_file import AskedPrompt
     from uniattn_pl.inference.token_choice import Sampling
 
 
@@ -139,7 +140,8 @@ def generate(
         max_new_tokens: tokens generated at most.
         temperature: 0 takes the likeliest token every time, above 0 draws from the whole distribution.
         seed: of what is drawn; None: another text every time.
-        instruction: wrap each prompt in the training prompt (paper Appendix A) as an instruction without input.
+        instruction: put each prompt into what the rows of the folder's run were put into: the paper's prompt, as an
+            instruction without input, or the chat template, as the user's turn.
         quantization: None, or "8bit" or "4bit" weights.
         h2o_retain_rate: fraction of each prompt's cache that is kept while decoding; None: all of it.
         compiled: decode by a compiled step over a static cache (a CUDA graph on a card); not with H2O.
@@ -147,12 +149,15 @@ def generate(
     Raises:
         UserError: a prompt without a token, or as `load_folder`.
     """
-    from uniattn_pl.data.prompts import format_prompt
+    from uniattn_pl.config.sections.data_section import PAPER
+    from uniattn_pl.data.prompt_file import AskedPrompt
+    from uniattn_pl.inference.chat_prompt import learned_template
     from uniattn_pl.inference.token_choice import Sampling
     from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
 
     tokenizer = load_folder_tokenizer(folder)
-    encoded = encoded_prompts(tokenizer, [format_prompt(prompt) if instruction else prompt for prompt in prompts])
+    asked = [AskedPrompt.of(prompt, instruction=instruction) for prompt in prompts]
+    encoded = encoded_prompts(tokenizer, asked, in_chat=learned_template(folder) != PAPER)
     room = max(map(len, encoded)) + max_new_tokens
     model = load_text_model(
         folder,
@@ -185,24 +190,36 @@ def load_text_model(
     return TextModel(model, tokenizer, h2o_retain_rate=h2o_retain_rate, compiled_tokens=compiled_tokens)
 
 
-def encoded_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+def encoded_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[AskedPrompt], *, in_chat: bool = False
+) -> list[list[int]]:
     """The ids of every prompt, as training makes them; what is odd about one is told once.
 
+    Args:
+        in_chat: prompts that a template is asked for are put into the model's chat template.
+
     Raises:
-        UserError: a prompt without a token.
+        UserError: a prompt without a token, or that the chat template refuses; there is no such template.
     """
     from uniattn_pl.data.prompt_ids import prompt_ids, special_text
     from uniattn_pl.display.notices import tell_once
+    from uniattn_pl.inference.chat_prompt import chat_ids, check_chat
 
     special = special_text(tokenizer)
     encoded = []
     for prompt in prompts:
-        found = special.search(prompt)
+        found = special.search(prompt.shown)
         if found:
             tell_once(f"'{found[0]}' in a prompt is text, as in training rows, and not this model's special token.")
-        ids = prompt_ids(tokenizer, prompt)
+        if prompt.messages is not None and (in_chat or not prompt.text):
+            check_chat(tokenizer, str(tokenizer.name_or_path))
+            ids = chat_ids(tokenizer, prompt.messages)
+        else:
+            ids = prompt_ids(tokenizer, prompt.text)
         if not ids:
-            raise UserError(f"--prompt {prompt!r} has no token, and this model's tokenizer begins a text with none.")
+            raise UserError(
+                f"--prompt {prompt.shown!r} has no token, and this model's tokenizer begins a text with none."
+            )
         encoded.append(ids)
     return encoded
 

@@ -18,13 +18,14 @@ from typing import Any
 from uniattn_pl.files import atomic_file
 
 TRAINING_ROWS, HELD_OUT_ROWS, MODEL, TOKENIZER = "training_rows", "held_out_rows", "model", "tokenizer"
-TEACHER = "teacher"
+TEACHER, TEMPLATE = "teacher", "template"
 NAMES = {
     TRAINING_ROWS: "the training rows",
     HELD_OUT_ROWS: "the held-out rows",
     MODEL: "the model",
     TOKENIZER: "the tokenizer",
     TEACHER: "the teacher",
+    TEMPLATE: "the chat template",
 }
 FILE = "identity.json"
 WIDTH = 16  # bytes of one item's digest

@@ -15,12 +15,12 @@ from typing import Any
 
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.sections.calibration_section import RefineConfig
-from uniattn_pl.config.sections.data_section import SELF
+from uniattn_pl.config.sections.data_section import CHAT, PAPER, SELF
 from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TEACHER, TRAINING_ROWS
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TEACHER, TEMPLATE, TRAINING_ROWS
 from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.tracking.journal import FILE as JOURNAL
 from uniattn_pl.tracking.journal import FOLDER as JOURNAL_FOLDER
@@ -59,7 +59,7 @@ OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
 ADDED_KEYS = frozenset(
     {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"}
-    | {"training.eval_every_steps", "training.lora.quantization"}
+    | {"data.more_files", "data.roles", "training.eval_every_steps", "training.lora.quantization"}
     | {f"training.stage{number}.w_c_learning_rate" for number in (1, 2)}
     | {f"calibration.refine.{field.name}" for field in fields(RefineConfig)}
 )
@@ -79,6 +79,8 @@ ADDED_VALUES = {
     "training.early_stop.monitor": "training_loss",
     "training.early_stop.stages": [1],
     "training.lora.dora": False,
+    "data.template": PAPER,
+    "data.loss_turns": "all",
 }
 # Without a teacher nothing of its section matters.
 DISTILLATION = "training.distillation."
@@ -88,11 +90,13 @@ SOURCES = {
     "model.source": MODEL,
     "model.revision": MODEL,
     "data.source": TRAINING_ROWS,
+    "data.more_files": TRAINING_ROWS,
     "data.further_sources": TRAINING_ROWS,
     "data.self_text.prompts": TRAINING_ROWS,
     "data.validation_source": HELD_OUT_ROWS,
     TEACHER_KEY: TEACHER,
 }
+TEMPLATE_KEY = "data.template"  # a file, whose contents count, or the model's own, or none
 LOCK_NAME = ".lock"
 ROLES_KEY = "architecture.kinds"
 
@@ -193,11 +197,18 @@ class Manifest:
         """
         before, now = (self._without_names(compared(one)) for one in (self.config, config))
         missing = "(not set)"
-        pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in sorted({*before, *now})}
-        return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+        pairs = {
+            key: tuple(values.get(key, ADDED_VALUES.get(key, missing)) for values in (before, now))
+            for key in sorted({*before, *now})
+        }
+        return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not self._same_template(key, a, b)}
 
     def _without_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
+
+    def _same_template(self, key: str, before: Any, now: Any) -> bool:
+        """Whether these are names of files of which the contents decide."""
+        return key == TEMPLATE_KEY and TEMPLATE in self.identity and not {PAPER, CHAT} & {before, now}
 
     def has_begun(self, folder: Path) -> bool:
         """Whether anything was done here: a fit that was refused at its start has only written down what it was."""

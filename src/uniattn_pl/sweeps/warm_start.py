@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.files import atomic_folder
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TOKENIZER, TRAINING_ROWS
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TEMPLATE, TOKENIZER, TRAINING_ROWS
 from uniattn_pl.resilience.manifest import PHASES, Manifest, compared
 from uniattn_pl.tracking.fit_result import INITIAL, ORIGINAL
 from uniattn_pl.tracking.journal import ARTIFACTS, FILE, FOLDER, Journal, entries
@@ -72,7 +72,8 @@ def _same(sections: tuple[str, ...], config: Mapping[str, Any], other: Mapping[s
 
 def _rests_on(names: tuple[str, ...], identity: Mapping[str, str], manifest: Manifest) -> bool:
     """Whether a run rests on the same contents, all of which must be known."""
-    return all(name in identity and manifest.identity.get(name) == identity[name] for name in names)
+    known = all(name in identity and manifest.identity.get(name) == identity[name] for name in names)
+    return known and manifest.identity.get(TEMPLATE) == identity.get(TEMPLATE)  # which rows in the paper's prompt lack
 
 
 def _of_original(operation: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.data.chat_template import use_template
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.feed_forward import output_of_feed_forward
@@ -66,6 +67,7 @@ class Experiment:
         check_encoder(loaded, self.shape, self.compiled_plan)
         check_weights(source, revision=self.config.model.revision)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, **origin)
+        use_template(self.config.data, self.tokenizer)  # model folders are saved with it
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
         check_optimizer(loaded, self.compiled_plan, self.strategy, cluster.device)

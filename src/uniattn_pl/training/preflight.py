@@ -14,7 +14,8 @@ import lightning.pytorch as pl
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
-from uniattn_pl.data.data_module import no_usable_row
+from uniattn_pl.data.chat_template import ChatTemplate, template_contents
+from uniattn_pl.data.data_module import check_chats, no_usable_row
 from uniattn_pl.data.encoding import encode_rows
 from uniattn_pl.data.row_layout import check_packing
 from uniattn_pl.data.self_text import NotSampledError, Original
@@ -188,24 +189,35 @@ def _check_trainer(loaded: LoadedConfig, cluster: Cluster, shape: ModelShape) ->
 
 
 def _check_rows(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that there are rows to train on, to calibrate on and to validate."""
+    """Check that there are rows to train on, to calibrate on and to validate, and that the chat template takes them."""
     config = loaded.config
     check_packing(config.data.packing, tokenizer)
+    template = ChatTemplate.of(config.data, tokenizer)
+    if template is not None:
+        check_chats(split, template, config.data)
     skipped = config.calibration.skip_samples
-    usable = _usable(split.train, tokenizer, config.data.max_length, wanted=skipped + 1)
+    usable = _usable(split.train, tokenizer, config.data.max_length, template, wanted=skipped + 1)
     if not usable:
         raise no_usable_row("training", config.data)
-    if not _usable(split.validation, tokenizer, config.data.max_length, wanted=1):
+    if not _usable(split.validation, tokenizer, config.data.max_length, template, wanted=1):
         raise no_usable_row("validation", config.data)
     if usable <= skipped:
         raise skips_all(skipped, usable)
 
 
-def _usable(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, wanted: int) -> int:
+def _usable(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    template: ChatTemplate | None,
+    *,
+    wanted: int,
+) -> int:
     """How many rows can be used; counting ends when there are enough."""
     found = 0
     for start in range(0, len(rows), SAMPLE):
-        found += len(encode_rows(rows[start : start + SAMPLE], tokenizer, max_length))
+        part = rows[start : start + SAMPLE]
+        found += len(encode_rows(part, tokenizer, max_length, template=template, skip_refused=True))
         if found >= wanted:
             break
     return found
@@ -231,6 +243,7 @@ def _check_resumption(
         identity |= {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
     if tokenizer is not None:
         identity |= model_identity(tokenizer, model.source, model.revision)
+        identity |= template_contents(ChatTemplate.of(loaded.config.data, tokenizer))
     changed = changes(identity, manifest.identity, folder)
     if changed:
         raise UserError(*changed.values(), f"put back what {folder} was started with, or see --allow-changes.")

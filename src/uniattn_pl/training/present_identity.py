@@ -6,14 +6,26 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+from transformers import PreTrainedTokenizerBase
+
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.config.sections.data_section import SELF
+from uniattn_pl.config.sections.data_section import PAPER, SELF
+from uniattn_pl.data.chat_template import ChatTemplate, template_contents
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.data.split import load_split
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, NAMES, TEACHER, TOKENIZER, TRAINING_ROWS, Contents
+from uniattn_pl.resilience.identity import (
+    HELD_OUT_ROWS,
+    MODEL,
+    NAMES,
+    TEACHER,
+    TEMPLATE,
+    TOKENIZER,
+    TRAINING_ROWS,
+    Contents,
+)
 from uniattn_pl.training.teacher_checks import teacher_contents
 
 Look = Callable[[LoadedConfig], dict[str, Contents]]
@@ -35,6 +47,7 @@ class PresentIdentities:
             (TRAINING_ROWS, [asdict(config.data), *sampled], _rows),
             (MODEL, asdict(config.model), _model),
             (TOKENIZER, asdict(config.model), _tokenizer),
+            (TEMPLATE, [asdict(config.data), asdict(config.model)], _template),
             (TEACHER, asdict(config.training.distillation), teacher_contents),
         )
         for name, section, look in looks:
@@ -63,7 +76,14 @@ def _model(loaded: LoadedConfig) -> dict[str, Contents]:
 
 
 def _tokenizer(loaded: LoadedConfig) -> dict[str, Contents]:
+    return {TOKENIZER: tokenizer_contents(_loaded_tokenizer(loaded), loaded.config.model.source)}
+
+
+def _template(loaded: LoadedConfig) -> dict[str, Contents]:
+    data = loaded.config.data
+    return template_contents(ChatTemplate.of(data, _loaded_tokenizer(loaded))) if data.template != PAPER else {}
+
+
+def _loaded_tokenizer(loaded: LoadedConfig) -> PreTrainedTokenizerBase:
     model = loaded.config.model
-    origin = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    tokenizer = load_tokenizer(model.source, **origin)  # type: ignore[arg-type]
-    return {TOKENIZER: tokenizer_contents(tokenizer, model.source)}
+    return load_tokenizer(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)

@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from uniattn_pl.config.sections.limits import LARGEST_BATCH, LARGEST_SEED, LONGEST, MOST_PROCESSES
 from uniattn_pl.options import option
 
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_CHATS = "embedded", "embedded_chats"
 SELF, BOS = "self", "bos"
 TEXT_SUFFIXES = (".txt", ".raw")
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet", *TEXT_SUFFIXES)
-ROW_FORMATS = ("auto", "alpaca", "pmc", "tulu3", "infinity_instruct", "text")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+JSON_SUFFIXES = (".json", ".jsonl")
+PACKED_SUFFIXES = tuple(f"{kind}{packed}" for packed in COMPRESSIONS for kind in JSON_SUFFIXES)
+DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES, *PACKED_SUFFIXES)
+DATA_KINDS = ".json, .jsonl, .parquet, .txt, .raw, and .json or .jsonl packed as .gz or .zst"  # the same in words
+ROW_FORMATS = ("auto", "alpaca", "pmc", "tulu3", "infinity_instruct", "chat", "completion", "text")
+CHAT_ROLES = ("user", "assistant", "system", "tool")
+PAPER, CHAT = "paper", "chat"  # prompts that rows are put into; anything else is a file with a Jinja template
 
 
 @dataclass
@@ -35,8 +41,18 @@ class DataConfig:
     )
     further_sources: list[str] | None = option(None, "further sources of training rows, besides `source`", path=True)
     self_text: SelfTextConfig = field(default_factory=SelfTextConfig)
+    more_files: list[str] | None = option(
+        None, "files read as one with `source`; in short `source: [a.jsonl, b.jsonl]`", path=True
+    )
     split: str = option("train", "split of a hub data set")
     format: str = option("auto", "row format of `source`; auto looks at the keys", allowed=ROW_FORMATS)
+    roles: list[str] | None = option(
+        None, f"unusual names of who speaks, as in [doctor=assistant, patient=user]; {', '.join(CHAT_ROLES)}"
+    )
+    template: str = option(
+        PAPER, "what rows are put into: paper (its prompt), chat (the model's chat template) or a Jinja file", path=True
+    )
+    loss_turns: str = option("all", "turns of the assistant that a chat is learned from", allowed=("all", "last"))
     validation_source: str | None = option(None, "a source for validation; default: split off the first", path=True)
     validation_size: int = option(200, "rows held out for validation", minimum=1)
     num_samples: int | None = option(None, "rows used, shuffled (train + validation); default: all", minimum=1)
@@ -48,6 +64,16 @@ class DataConfig:
     num_workers: int = option(0, "processes that make batches ahead", minimum=0, maximum=MOST_PROCESSES)
     packing: bool = option(False, "several rows in one training sequence of max_length; none sees another")
     token_cache: bool = option(True, "keep tokens on disk, so that the same rows are not tokenised again")
+
+    @property
+    def role_of(self) -> dict[str, str]:
+        """What `roles` says: name -> one of `CHAT_ROLES`."""
+        return {name: role for name, _, role in (entry.rpartition("=") for entry in self.roles or [])}
+
+    @property
+    def whole_chats(self) -> bool:
+        """Whether conversations are taken whole, for a chat template."""
+        return self.template != PAPER
 
     @property
     def sources(self) -> list[str]:
