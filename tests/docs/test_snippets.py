@@ -20,7 +20,7 @@ import uniattn_pl
 from uniattn_pl import architectures
 from uniattn_pl.cli import main
 from uniattn_pl.config.sections.data_section import DataConfig
-from uniattn_pl.data.rows import FORMATS
+from uniattn_pl.data.rows import CHAT_FORMATS, FORMATS
 from uniattn_pl.data.sources import read_source
 
 # What a reader has instead: models of a size to use, and their own module and data.
@@ -41,11 +41,9 @@ def snippets() -> Iterator[Any]:
             yield pytest.param("\n" * (line - 1) + match[1], place, id=place)
 
 
-def extending(beginning: str) -> str:
-    """The snippet of docs/extending.md that has this text."""
-    (found,) = (
-        param.values[0] for param in snippets() if "extending" in param.values[1] and beginning in param.values[0]
-    )
+def shown(beginning: str, page: str = "docs/extending.md") -> str:
+    """The snippet of a page that has this text."""
+    (found,) = (param.values[0] for param in snippets() if page in param.values[1] and beginning in param.values[0])
     return str(found)
 
 
@@ -100,7 +98,7 @@ def test_a_snippet_runs(code: str, place: str, names: dict[str, Any]) -> None:
 def test_the_architecture_is_known_to_the_command_line(
     names: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(extending("class EveryOther"), "docs/extending.md", names)
+    run(shown("class EveryOther"), "docs/extending.md", names)
     assert main(["plan", "model.source=tiny-llama", "architecture.name=every_other"]) == 0
     printed = capsys.readouterr().out
     assert "every_other on tiny-llama" in printed
@@ -110,14 +108,14 @@ def test_the_architecture_is_known_to_the_command_line(
 
 
 def test_own_rows_are_taken_as_they_are_written(names: dict[str, Any]) -> None:
-    run(extending("my_rows.jsonl"), "docs/extending.md", names)
+    run(shown("my_rows.jsonl", "docs/data.md"), "docs/data.md", names)
     source = read_source("my_rows.jsonl")
     assert source.format == "alpaca"
     assert [row.choices for row in source.rows] == [("yes", "no")]
 
 
 def test_a_new_row_format_reads_a_file(names: dict[str, Any]) -> None:
-    run(extending("def map_question"), "docs/extending.md", names)
+    run(shown("def map_question"), "docs/extending.md", names)
     rows = [{"question": "Why?", "answers": ["Because."]}, {"question": "When?"}, {"answers": ["Now."]}]
     Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = read_source("questions.jsonl", format="question", on_bad_row="skip")
@@ -127,9 +125,10 @@ def test_a_new_row_format_reads_a_file(names: dict[str, Any]) -> None:
 
 
 def test_the_page_lists_the_formats_that_the_config_and_the_reader_know() -> None:
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     table = re.findall(
         r"^\| `(\w+)` \|", text.partition("| format | keys of a row |")[2].split("\n\n")[0], re.MULTILINE
     )
     (field,) = (field for field in dataclasses.fields(DataConfig) if field.name == "format")
-    assert table == list(FORMATS) == [name for name in field.metadata["allowed"] if name != "auto"]
+    assert table == [name for name in field.metadata["allowed"] if name != "auto"]
+    assert sorted(table) == sorted([*FORMATS, *CHAT_FORMATS])

@@ -1,4 +1,4 @@
-"""How many inputs are drawn: 100 a reader by default, 10,000 by `pytest tests/fuzz --hypothesis-profile=long`."""
+"""How many inputs are drawn: 100 a reader by default, 10,000 with `--hypothesis-profile=long`, 100,000 with `=deep`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uniattn_pl.families.catalogue import named_model
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("long", max_examples=10_000, **QUIET)
+settings.register_profile("deep", max_examples=100_000, **QUIET)
 
 
 @pytest.fixture(scope="session")
