@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from uniattn_pl.config.sections.training_section import StageConfig
+from uniattn_pl.modeling.attention.compensation_layer import COMPENSATION
 from uniattn_pl.modeling.loading.quantization import quiet_bitsandbytes
 from uniattn_pl.plan.optimizer_memory import ADAMW, ADAMW_8BIT, MUON
-from uniattn_pl.training.callbacks.stage_freezing import COMPENSATION
 
 # By which a group's learning rate is logged; without it under the name of the stage's.
 RATE_NAME, LEARNING_RATE, W_C_LEARNING_RATE = "rate_name", "learning_rate", "w_c_learning_rate"

@@ -11,6 +11,9 @@ from uniattn_pl.families.attention_parts import heads_of
 from uniattn_pl.families.inspection import output_projection
 from uniattn_pl.plan import Compensation
 
+COMPENSATION = ".w_c."
+"""In the names of its parameters."""
+
 
 class LowRankLinear(nn.Module):
     """`up(down(x))`: a map [.., in] -> [.., out] of rank r with r * (in + out) weights."""

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.encoder_decoder import sees_images
 from uniattn_pl.families.inspection import decoder_of
-
-COMPENSATION = ".w_c."
+from uniattn_pl.modeling.attention.compensation_layer import COMPENSATION
 
 
 def freeze_for_stage(module: nn.Module, stage: int, besides: Iterable[nn.Parameter] = ()) -> int:
