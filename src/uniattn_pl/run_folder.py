@@ -32,6 +32,7 @@ RUN_ENTRIES = (
     "adapter",
     "final",
     "tracking",
+    "loggers",
     "analysis",
     "bench",
     "evaluation",

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -14,6 +15,7 @@ from mlflow.tracking._tracking_service import utils
 from tests.tiny_fit import BASE, ROWS
 
 from uniattn_pl.cli import main
+from uniattn_pl.inference.generation import generate
 from uniattn_pl.resilience.checkpoints import CheckpointStore
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.tracking.moved_store import follow
@@ -126,6 +128,29 @@ def test_a_moved_project_resumes_and_ends_as_one_that_was_never_touched(
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert artifacts.is_relative_to(place / "moved")
     assert {"final_table.txt", "plan.txt", "config.yaml"} <= {path.name for path in artifacts.iterdir()}
+
+
+def test_a_model_that_was_moved_with_its_store_loads_where_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "whole").rename(place / "moved")
+    monkeypatch.chdir(place / "moved")
+    store = f"sqlite:///{place}/moved/mlruns/mlflow.db"
+    assert main([*FIT, "tracking.register_as=moved"]) == 0, "which is finished, and registered now"
+    (run,) = runs(place / "moved")
+    (output,) = run.outputs.model_outputs
+    model = MlflowClient(store).get_logged_model(output.model_id)
+    assert model.artifact_location.removeprefix("file://").startswith(f"{place}/moved/")
+    assert model.tags["uniattn_pl.final_model"] == str(place / "moved" / RUN / "final")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    loaded = mlflow.pyfunc.load_model("models:/moved/1")
+    assert loaded.predict(["Count."], params={"max_new_tokens": 2}) == generate(
+        place / "moved" / RUN / "final", ["Count."], max_new_tokens=2
+    )
+    (place / "moved").rename(place / "again")
+    follow(place / "again/mlruns/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/again/mlruns/mlflow.db")
+    (version,) = MlflowClient().search_model_versions("name = 'moved'")
+    assert version.source == MlflowClient().get_logged_model(output.model_id).artifact_location
+    assert Path(version.source.removeprefix("file://"), "MLmodel").is_file()
 
 
 def test_a_copied_project_resumes_and_leaves_the_original_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,24 @@ from mlflow.tracking import MlflowClient
 
 from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.tracking import delivery, mlflow_store
+from uniattn_pl.tracking.data_inputs import DataInput
 from uniattn_pl.tracking.delivery_state import DeliveryState
+from uniattn_pl.tracking.logged_model import ModelRecord
 from uniattn_pl.tracking.mlflow_run import MLflowRun
 
 STEPS, KEYS = 60, ("stage1/loss", "stage1/lr")
+MODEL = ModelRecord(
+    name="killed",
+    kind="uniattn",
+    folder="/runs/killed/final",
+    dtype="float32",
+    params={f"key{n}": str(n) for n in range(150)},  # more than one request takes
+    tags={"kind": "driven"},
+    what="a model",
+    step=STEPS,
+    held_out=None,
+    register_as="killed",
+)
 
 
 def kill() -> None:
@@ -68,8 +82,10 @@ def log(uri: str, folder: Path) -> None:
     run = MLflowRun.open(config, name="killed", fit_id="killed", run_id=None, tags={"kind": "driven"}, folder=folder)
     run.log_params({f"key{n}": n for n in range(5)})
     run.log_text("what it is", "note.txt")
+    run.log_input(DataInput.of(["rows"], "0" * 64, 4, "training"))
     for step in range(1, STEPS + 1):
         run.log_metrics({key: float(step) for key in KEYS}, step)
+    run.log_model(MODEL)
     if not run.end("FINISHED"):
         raise SystemExit(run.leftover())
 
@@ -96,10 +112,14 @@ def kill_points() -> list[Callable[[], None]]:
         on_call(1, mlflow_store, "find_or_create_run", after=True),  # created and not recorded
         on_call(1, MlflowClient, "log_batch", after=True),  # the params
         on_call(1, MlflowClient, "log_artifact", after=True),
+        on_call(1, MlflowClient, "log_inputs", after=True),
         on_call(1, MlflowClient, "log_batch", after=True),  # sent and not recorded
         on_call(2, MlflowClient, "log_batch", after=True),
         on_call(2, MlflowClient, "log_batch"),
         *(on_call(anywhere.randint(2, 3), DeliveryState, "write", after=anywhere.random() < 0.5) for _ in range(6)),
+        on_call(1, MlflowClient, "create_logged_model", after=True),
+        on_call(1, MlflowClient, "log_outputs", after=True),
+        on_call(1, MlflowClient, "create_model_version", after=True),
         on_call(1, MlflowClient, "set_terminated", after=True),
     ]
 

@@ -30,6 +30,7 @@ data: {source: rows.jsonl, validation_size: 2}
 training: {batch_size: 2, micro_batch_size: 2, stage2: {max_steps: 2}}
 trainer: {accelerator: cpu, devices: 1}
 evaluation: {num_samples: 2}
+tracking: {register_as: offline}
 """
 ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))
 
@@ -203,14 +204,20 @@ def test_a_server_that_dies_in_the_middle_misses_nothing(timeline: Timeline) -> 
 
 
 def test_a_process_killed_while_it_delivers_leaves_no_gap_and_sends_nothing_twice(timeline: Timeline) -> None:
-    assert timeline.seen["kills"] == 13
+    assert timeline.seen["kills"] == 17
     for key in KEYS:
         assert timeline.history("killed", key) == expected(range(1, 61))
     run = timeline.run("killed")
     assert run.data.params == {f"key{n}": str(n) for n in range(5)}
     assert run.info.status == "FINISHED"
-    items = MlflowClient(timeline.uri).list_artifacts(run.info.run_id)
-    assert [item.path for item in items] == ["note.txt"]
+    client = MlflowClient(timeline.uri)
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+    assert [one.dataset.name for one in run.inputs.dataset_inputs] == ["rows"]
+    (output,) = run.outputs.model_outputs
+    (model,) = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    assert (model.model_id, len(model.params), str(model.status)) == (output.model_id, 150, "READY")
+    (version,) = client.search_model_versions("name = 'killed'")
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "killed", "version": int(version.version)}]
 
 
 def test_a_fit_without_its_server_finishes_and_is_delivered_by_the_same_command(timeline: Timeline) -> None:
@@ -226,3 +233,10 @@ def test_a_fit_without_its_server_finishes_and_is_delivered_by_the_same_command(
     assert run.data.params["training.stage2.max_steps"] == "2"
     items = {item.path for item in MlflowClient(timeline.uri).list_artifacts(run.info.run_id)}
     assert {"config.yaml", "plan.txt", "final_table.txt", "plots"} <= items
+    assert [one.tags[0].value for one in run.inputs.dataset_inputs] == ["training", "validation"]
+    (version,) = MlflowClient(timeline.uri).search_model_versions("name = 'offline'")
+    assert version.run_id == run.info.run_id
+    stored = MlflowClient(timeline.uri).get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert version.source == stored.artifact_location
+    assert {metric.key for metric in stored.metrics} >= {"val/response_loss", "cost/kv_retain_rate"}
+    assert timeline.history("offline", "val/response_loss")[-1] == (2, run.data.metrics["val/response_loss"])

@@ -115,6 +115,9 @@ def test_there_is_one_finished_mlflow_run(runs: tuple[Path, Path]) -> None:
     assert run.data.tags["uniattn_pl.run_folder"] == str(runs[1] / "runs/killed")
     assert json.loads((runs[1] / "runs/killed/manifest.json").read_text())["mlflow_run_id"] == run.info.run_id
     assert run.data.params == _run(runs[0])[1].data.params
+    inputs = [[(one.dataset.digest, one.tags[0].value) for one in _run(f)[1].inputs.dataset_inputs] for f in runs]
+    assert sorted(inputs[0]) == sorted(inputs[1])
+    assert (len(run.inputs.dataset_inputs), len(run.outputs.model_outputs)) == (2, 1), "logged once"
 
 
 def test_the_history_has_no_gaps_and_no_duplicates(runs: tuple[Path, Path]) -> None:

@@ -17,6 +17,7 @@ from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
+from uniattn_pl.config.sections.tracking_section import OTHER_LOGGERS
 from uniattn_pl.config.source_paths import missing_path
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.training_checks import TRAINING_CHECKS
@@ -227,3 +228,16 @@ def _h2o(config: ExperimentConfig) -> str | None:
 def _drop(config: ExperimentConfig) -> str | None:
     counts = config.evaluation.drop
     return _counts(counts) if counts else None
+
+
+@_check("tracking.also")
+def _other_loggers(config: ExperimentConfig) -> str | None:
+    return _some_of(config.tracking.also, OTHER_LOGGERS, maybe_none=True)
+
+
+@_check("tracking.register_as")
+def _registered_name(config: ExperimentConfig) -> str | None:
+    name = config.tracking.register_as
+    if name is None or (name.strip() and not {"/", ":"} & set(name)):
+        return None
+    return f"expected a name of MLflow's model registry, without / and :; got {name!r}."

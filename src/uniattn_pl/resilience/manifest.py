@@ -47,6 +47,9 @@ PLACEMENT = frozenset(
         "tracking.experiment",
         "tracking.artifact_location",
         "tracking.parent_run",
+        "tracking.register_as",
+        "tracking.system_metrics",
+        "tracking.also",
     }
 )
 # What is measured once the fit is done: changed without a change of the fit.

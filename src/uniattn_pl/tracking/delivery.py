@@ -17,6 +17,7 @@ from uniattn_pl.tracking import mlflow_store
 from uniattn_pl.tracking.delivery_state import FILE, DeliveryState
 from uniattn_pl.tracking.journal import ARTIFACTS, Journal, JournalEntry, entries
 from uniattn_pl.tracking.mlflow_requests import RunRequests, short_reason
+from uniattn_pl.tracking.model_registry import check_registry
 
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
 INTERVAL_S = 5.0  # what is journaled is in MLflow so much later at most, while the server answers
@@ -24,8 +25,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 ANSWERING_S, ANSWER_S, SILENT_S = 30.0, 10.0, 5.0
 
 
-class ArtifactsNotStoredError(Exception):
-    """The store answers, but the place where it keeps artifacts cannot be written to."""
+class NotStoredError(Exception):
+    """The store answers, but the place where it keeps artifacts, inputs or models cannot be written to."""
 
 
 class Delivery:
@@ -148,6 +149,8 @@ class Delivery:
     def _connected(self) -> RunRequests:
         if self._requests is None:
             client = mlflow_store.connect(self.config)
+            if self._attempts == 0:  # later it ends no fit: the model is then told to be refused
+                check_registry(client, self.config)
 
             def find_run() -> tuple[str, bool]:
                 return mlflow_store.find_or_create_run(
@@ -175,10 +178,10 @@ class Delivery:
             not_stored = requests.send([entry.operation for entry in batch])
             self._advance(len(batch), offset=batch[-1].end, held=[*self._progress.held, *not_stored])
             self._answered()
-        for name in () if self._stopped else self._progress.held:
-            if not requests.upload(name):
-                raise ArtifactsNotStoredError
-            self._advance(held=[other for other in self._progress.held if other != name])
+        for held in () if self._stopped else self._progress.held:
+            if not requests.store(held):
+                raise NotStoredError
+            self._advance(held=[other for other in self._progress.held if other != held])
 
     def _next_batch(self) -> list[JournalEntry]:
         """The next operations of one kind that fit into one request."""
@@ -213,7 +216,7 @@ class Delivery:
             self._answering = False
             if self._requests is None and self._attempts == 0:
                 self.refused = mlflow_store.refusal(error, self.config)
-        if self.refused is None and not isinstance(error, ArtifactsNotStoredError):
+        if self.refused is None and not isinstance(error, NotStoredError):
             self._tell_silence(short_reason(error))
 
     def _tell_silence(self, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from uniattn_pl.files import atomic_file
 
@@ -19,13 +20,18 @@ class DeliveryState:
         place: the store it went to; delivery into another one begins anew.
         run_id: the MLflow run, once known.
         offset: bytes of the journal that are delivered.
-        held: artifacts behind the offset that could not be stored yet.
+        held: operations before the offset whose own place (of artifacts, data sets, models) could not take them yet.
     """
 
     place: str
     run_id: str | None = None
     offset: int = 0
-    held: list[str] = field(default_factory=list)
+    held: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Take the names of artifacts, which is what a former version wrote."""
+        names = [{"op": "artifact", "path": held} if isinstance(held, str) else held for held in self.held]
+        object.__setattr__(self, "held", names)
 
     @classmethod
     def read(cls, path: Path) -> DeliveryState | None:

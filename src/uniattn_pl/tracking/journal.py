@@ -24,11 +24,11 @@ class JournalEntry(NamedTuple):
 
 
 class Journal:
-    """An append-only file with one operation per line: metrics, params, tags, artifacts and statuses.
+    """An append-only file with one operation per line: metrics, params, tags, artifacts, inputs, a model, statuses.
 
     A line is complete or, after a kill, cut off on opening. What is there already is not journaled again: a
-    metric's step that is not past the key's last one, a param, an unchanged tag or artifact. So a fit that
-    repeats the steps after its last checkpoint leaves neither gaps nor duplicates.
+    metric's step that is not past the key's last one, a param, an input, an unchanged tag, artifact or model. So a
+    fit that repeats the steps after its last checkpoint leaves neither gaps nor duplicates.
 
     Args:
         folder: the run folder; the journal is in its `tracking/`.
@@ -45,6 +45,8 @@ class Journal:
         self._params: set[str] = set()
         self._tags: dict[str, str] = {}
         self._artifacts: set[str] = set()
+        self._inputs: set[tuple[str, str]] = set()
+        self._model: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._move_foreign_aside(fit_id)
         self._read()
@@ -81,6 +83,10 @@ class Journal:
                 self._tags[operation["key"]] = operation["value"]
             case "artifact":
                 self._artifacts.add(operation["path"])
+            case "input":
+                self._inputs.add((operation["name"], operation["digest"]))
+            case "model":
+                self._model = operation
 
     def _append(self, operations: list[dict[str, Any]]) -> None:
         if not operations:
@@ -100,11 +106,11 @@ class Journal:
         for operation in operations:
             self._learn(operation)
 
-    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Journal the metrics whose last step is before `step`."""
+    def metrics(self, metrics: Mapping[str, float], step: int, **about: Any) -> None:
+        """Journal the metrics whose last step is before `step`; `about`: further fields of their operations."""
         now = _now()
         new = [(key, float(value)) for key, value in metrics.items() if step > self._last_step.get(key, -1)]
-        self._append([{"op": "metric", "key": k, "value": v, "timestamp": now, "step": step} for k, v in new])
+        self._append([{"op": "metric", "key": k, "value": v, "timestamp": now, "step": step, **about} for k, v in new])
 
     def params(self, params: Mapping[str, str]) -> None:
         """Journal the params that are not: the first value stays, as it does in MLflow."""
@@ -126,6 +132,24 @@ class Journal:
             file.write(content)
         self._append([{"op": "artifact", "path": name}])
 
+    def input(self, data: Mapping[str, Any]) -> None:
+        """Journal rows that the run has read, once; MLflow knows them by name and digest."""
+        operation = {"op": "input", **redact(dict(data))}
+        if (operation["name"], operation["digest"]) not in self._inputs:
+            self._append([operation])
+
+    def model(self, record: Mapping[str, Any]) -> None:
+        """Journal what the run's model is, where it has changed."""
+        operation = {"op": "model", **redact(dict(record))}
+        if operation != self._model:
+            self._append([operation])
+
+    def follow_model(self) -> None:
+        """Journal where the model is now, where its run folder was moved."""
+        if self._model is not None:
+            folder = self.folder.parent / Path(self._model["folder"]).name
+            self.model({**self._model, "folder": str(folder.resolve())})
+
     def status(self, status: str) -> None:
         """Journal the run's status: RUNNING, FINISHED, FAILED or KILLED."""
         self._append([{"op": "status", "status": status, "timestamp": _now()}])
@@ -144,6 +168,20 @@ class Journal:
         """The (step, value) points of a metric, in order of steps."""
         points = (o for o, _ in entries(self.path) if o["op"] == "metric" and o["key"] == key)
         return [(operation["step"], operation["value"]) for operation in points]
+
+    def last_points(self) -> list[dict[str, Any]]:
+        """The last point of every metric, as it was journaled."""
+        points = {o["key"]: o for o, _ in entries(self.path) if o["op"] == "metric"}
+        return list(points.values())
+
+    def next_step(self, prefix: str) -> int:
+        """The step behind the last one of the metrics whose keys begin so."""
+        steps = list(self._last_step.items())  # other threads log, too
+        return 1 + max((step for key, step in steps if key.startswith(prefix)), default=-1)
+
+    def tag_value(self, key: str) -> str | None:
+        """A tag as it was journaled last."""
+        return self._tags.get(key)
 
     def count_until(self, offset: int) -> int:
         """How many operations end at or before a byte offset."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +14,15 @@ from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store
+from uniattn_pl.tracking.data_inputs import DataInput
 from uniattn_pl.tracking.delivery import Delivery
 from uniattn_pl.tracking.journal import Journal, journal_owner
+from uniattn_pl.tracking.logged_model import ModelRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TABLES = "mlflow.loggedArtifacts"  # MLflow's tag: which artifacts are tables
 MAX_PARAM_LENGTH = 250  # the shortest limit of the stores MLflow has had; a longer value fails on some of them
 FIRST_ANSWER_S = 4.0
 
@@ -90,6 +96,19 @@ class MLflowRun:
         """Record parameters the run does not have yet (MLflow refuses to change one); long values are cut."""
         self._journal.params({key: _cut(str(redact(value))) for key, value in params.items()})
 
+    def log_model_metrics(self, metrics: Mapping[str, float], step: int, rows: DataInput | None) -> None:
+        """Record metrics of the run's logged model, where it has one, measured on these rows."""
+        about = {} if rows is None else {"data": list(rows.key)}
+        self._journal.metrics(metrics, step, of_model=True, **about)
+
+    def log_input(self, data: DataInput) -> None:
+        """Record rows that the run has read, once."""
+        self._journal.input(data.to_dict())
+
+    def log_model(self, record: ModelRecord) -> None:
+        """Record the model that the run has made, or where it is now, with its last metrics."""
+        self._journal.model(record.to_dict(self._journal.last_points()))
+
     def set_tag(self, key: str, value: str) -> None:
         self._journal.tag(key, value)
 
@@ -101,6 +120,20 @@ class MLflowRun:
         """Store a small file as an artifact under its own name, in `folder` of the artifacts."""
         self._journal.artifact(str(Path(folder or "", path.name)), path.read_bytes())
 
+    def log_table(self, rows: Sequence[Mapping[str, Any]], artifact: str) -> None:
+        """Store rows as a table that MLflow's pages show and `mlflow.load_table` reads, replacing an earlier one.
+
+        Args:
+            rows: each with its values by column; a value that one lacks is null.
+            artifact: a .json file.
+        """
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        table = {"columns": columns, "data": [[_cell(row.get(column)) for column in columns] for row in rows]}
+        self.log_text(json.dumps(table), artifact)
+        listed = json.loads(self._journal.tag_value(TABLES) or "[]")
+        if (entry := {"path": artifact, "type": "table"}) not in listed:
+            self.set_tag(TABLES, json.dumps([*listed, entry]))
+
     def log_figure(self, figure: Figure, artifact: str) -> None:
         """Store a figure as a PNG, without touching pyplot's global state."""
         image = BytesIO()
@@ -110,6 +143,10 @@ class MLflowRun:
     def history(self, key: str) -> list[tuple[int, float]]:
         """The (step, value) points of a metric, in order of steps."""
         return self._journal.history(key)
+
+    def next_step(self, prefix: str) -> int:
+        """The step behind the last one of the metrics whose keys begin so."""
+        return self._journal.next_step(prefix)
 
     def flush(self) -> None:
         """Make everything logged so far survive a power cut; delivery is not waited for."""
@@ -136,6 +173,43 @@ class MLflowRun:
         )
 
 
+@contextmanager
+def reopened(
+    config: TrackingConfig,
+    folder: Path,
+    *,
+    name: str,
+    fit_id: str,
+    run_id: str | None,
+    tell: Callable[[str], None] = print,
+    deliver: bool = True,
+) -> Iterator[MLflowRun]:
+    """Yield a run that has ended, to log more to it: its status and its end stay as they are.
+
+    What is journaled and not in MLflow is delivered as the block ends, half a minute at most; see `pending`.
+
+    Args:
+        deliver: False: only journal, for a later delivery; of a store that is known not to answer.
+
+    Raises:
+        UserError: as `MLflowRun.open`, as the block ends.
+    """
+    journal, delivery = _opened(config, fit_id, name, run_id, folder, tell)
+    journal.follow_model()
+    if not journal.resumed:  # its journal is gone, and maybe its run with it
+        journal.status("FINISHED")
+    try:
+        yield MLflowRun(journal, delivery)
+    except BaseException:
+        journal.close()
+        raise
+    if delivery.pending and deliver:
+        _start(journal, delivery)
+        _finish(journal, delivery)
+    else:
+        journal.close()
+
+
 def deliver_pending(
     config: TrackingConfig, folder: Path, *, run_id: str | None = None, tell: Callable[[str], None] = print
 ) -> int:
@@ -147,13 +221,9 @@ def deliver_pending(
     owner = journal_owner(folder)
     if owner is None:
         return 0
-    journal, delivery = _opened(config, owner["fit_id"], owner["name"], run_id, folder, tell)
-    if delivery.pending == 0:
-        journal.close()
-        return 0
-    _start(journal, delivery)
-    _finish(journal, delivery)
-    return delivery.pending
+    with reopened(config, folder, name=owner["name"], fit_id=owner["fit_id"], run_id=run_id, tell=tell) as run:
+        pass
+    return run.pending
 
 
 def _opened(
@@ -187,6 +257,11 @@ def _finish(journal: Journal, delivery: Delivery) -> bool:
     delivery.stop()
     journal.close()
     return delivered
+
+
+def _cell(value: Any) -> Any:
+    """A value of a table; JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cut(value: str) -> str:

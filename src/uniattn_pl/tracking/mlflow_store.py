@@ -16,6 +16,7 @@ from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import exclusive_lock
 from uniattn_pl.printed_commands import mlflow_on
 from uniattn_pl.redaction import redact
+from uniattn_pl.tracking.model_registry import check_registry
 from uniattn_pl.tracking.moved_store import STORE_TAG, follow
 
 if TYPE_CHECKING:
@@ -189,13 +190,14 @@ def check_experiment(config: TrackingConfig) -> None:
     A server that does not answer is waited for later.
 
     Raises:
-        UserError: the store cannot be opened, or its experiment is deleted.
+        UserError: the store cannot be opened, its experiment is deleted, or it has no registry and is to register.
     """
     from mlflow.exceptions import MlflowException
 
     client = connect(config)
     try:
         experiment = client.get_experiment_by_name(config.experiment)
+        check_registry(client, config)
     except (MlflowException, OSError) as error:  # requests' own errors are OSErrors
         mistake = refusal(error, config)
         if mistake is not None:

@@ -12,6 +12,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+OF_RUNS = "run_id IN (SELECT run_uuid FROM runs WHERE experiment_id = ?)"
+# Table, column and rows of what lies among an experiment's artifacts: of runs, logged models and registered versions.
+PLACES = (
+    ("runs", "artifact_uri", "experiment_id = ?"),
+    ("logged_models", "artifact_location", "experiment_id = ?"),
+    ("model_versions", "storage_location", OF_RUNS),
+    ("model_versions", "source", OF_RUNS),
+)
 STORE_TAG = "uniattn_pl.store"  # of an experiment: the database file it was last opened in
 
 
@@ -41,11 +49,12 @@ def follow(database: Path) -> None:
             connection.execute(
                 "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment)
             )
-            connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                (new, len(location) + 1, experiment, len(location), location),
-            )
+            for table, column, rows in PLACES:
+                moving = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                connection.execute(
+                    f"{moving} WHERE {rows} AND substr({column}, 1, ?) = ?",
+                    (new, len(location) + 1, experiment, len(location), location),
+                )
 
 
 def _moved(location: str, former: Path, here: Path) -> str | None:

@@ -17,7 +17,15 @@ PLAN = "uniattn_pl.plan"  # digest: a benchmark of a plan is one of every fit wi
 EXPERIMENT = "uniattn_pl.experiment"  # key of what a fit computes: a point of a sweep is found by it under any name
 VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop_2`
 FOLDER = "uniattn_pl.run_folder"
+FINAL_MODEL = "uniattn_pl.final_model"  # its folder
+RETAINED = "uniattn_pl.retained_cache"  # bytes of a long text's cache over the unmodified model's, as 62.5%
+TEACHER = "uniattn_pl.teacher"  # what a fit is distilled from, as a short name
+TEACHER_RUN = "uniattn_pl.teacher_run"  # the teacher's MLflow run, where it has one in this store
+SWEEP = "uniattn_pl.sweep"  # of a point: the sweep's name
+RANK = "uniattn_pl.rank_in_sweep"  # of a finished point by its held-out loss; 1 is the least
+BEST = "uniattn_pl.best_of_sweep"  # true of one point of a sweep, false of the others
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
+NOTE = "mlflow.note.content"  # MLflow's own: a description in Markdown
 SOURCE = "mlflow.source.name"  # MLflow's own, a column of its table of runs
 BASELINE = "baseline"  # architecture of a benchmark of the unmodified plan
 STOCK = "stock"  # architecture of a benchmark of the model without this package
@@ -37,6 +45,11 @@ def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[s
 def short_name(source: str) -> str:
     """A source without its folders or its organisation."""
     return PurePath(source).name or source
+
+
+def retained(rate: float) -> str:
+    """A share of the cache as a tag, by which MLflow's pages group runs."""
+    return f"{rate:.1%}"
 
 
 def plan_digest(plan: LayerPlan) -> str:

@@ -146,6 +146,7 @@ def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemptio
     cluster = record.cluster
     with fit_tracking(experiment.loaded, record, preemption, console) as tracking:
         context = FitContext(cluster, preemption, record, tracking, console)
+        tracking.log_rows(experiment.config.data, experiment.data.contents)
         model = experiment.identity.get(MODEL) if cluster.is_main else None
         commit = cluster.broadcast(None if model is None else model.commit)
         models, milestones = FitModels(experiment, cluster.device, commit), Milestones(experiment, context)
@@ -192,6 +193,7 @@ def prepare(
     context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
     context.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
     context.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))
+    context.tracking.set_tag(tags.RETAINED, tags.retained(cache.retain_rate))
     _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, context)
     context.tracking.flush()
     return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict()}
@@ -238,7 +240,8 @@ def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
         losses = {m.label: m.response_loss for m in result.milestones}
         tracking.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
     tracking.log_text(table, TABLE_FILE)
-    tracking.set_tag("uniattn_pl.final_model", str(result.model_folder.resolve()))
+    tracking.set_tag(tags.FINAL_MODEL, str(result.model_folder.resolve()))
+    tracking.log_model(experiment.loaded)
     tracking.end("FINISHED")
     return {}
 

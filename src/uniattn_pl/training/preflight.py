@@ -34,7 +34,7 @@ from uniattn_pl.resilience.devices import LIGHTNING_RAISES
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Contents, changes
 from uniattn_pl.resilience.manifest import Manifest, check_free
 from uniattn_pl.run_folder import check_run_folder
-from uniattn_pl.tracking.store_check import check_store
+from uniattn_pl.tracking.store_check import check_beside, check_store
 from uniattn_pl.training.encoder_checks import check_encoder
 from uniattn_pl.training.experiment import accumulated, check_updates, model_origin, skips_all, trainer_precision
 from uniattn_pl.training.optimizer_checks import check_optimizer
@@ -113,6 +113,7 @@ def check_fit(
         found.of(check_reuse_mode, config.model.reuse, cluster.device)
     found.of(check_run_folder, folder)
     found.of(check_store, config.tracking)
+    found.of(check_beside, config.tracking)
     planned = found.of(_planned, loaded)
     if planned is not None:
         found.of(check_positions, loaded, planned[1])
