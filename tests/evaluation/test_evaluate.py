@@ -268,6 +268,19 @@ def test_another_model_gets_a_run_of_its_own(folder: Path) -> None:
     (run,) = client.search_runs([experiment.experiment_id], "run_name = 'other-evaluation'")
     assert run.data.tags["uniattn_pl.model"] == "tiny-llama"
     assert run.data.metrics["eval/social_iqa/acc"] == results("other")["social_iqa"]["figures"]["acc"]["value"]
+    (rows,) = run.inputs.dataset_inputs
+    assert (rows.dataset.name, rows.tags[0].value, rows.dataset.profile) == (
+        "social_iqa",
+        "evaluation",
+        '{"num_rows": 9}',
+    )
+    assert json.loads(rows.dataset.source) == {"uri": str((folder / "sets/social_iqa").resolve())}
+    assert run.outputs.model_outputs == []
+    path = client.download_artifacts(run.info.run_id, "evaluation/tables/social_iqa.json", str(folder))
+    table = json.loads(Path(path).read_text())
+    assert table["columns"][0] == "row"
+    right = table["columns"].index("acc")
+    assert sum(row[right] for row in table["data"]) / 9 == run.data.metrics["eval/social_iqa/acc"]
 
 
 def test_h2o_scores_as_the_harness_until_tokens_go() -> None:

@@ -29,6 +29,7 @@ from uniattn_pl.evaluation.variants import Variant, variants_of
 from uniattn_pl.files import atomic_file
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, changes
 from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.tracking.data_inputs import EVALUATION, DataInput
 
 FOLDER = "evaluation"
 COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
@@ -62,7 +63,7 @@ def evaluate(
     model.check(variants)
     results = [result for variant in variants for result in model.measured(variant, parts)]
     _write(results, subject, folder)
-    track(loaded, subject, results, folder, retain_rates=model.retain_rates(variants))
+    track(loaded, subject, results, folder, scored=model.scored, retain_rates=model.retain_rates(variants))
     return results
 
 
@@ -98,11 +99,12 @@ class _Parts:
         def measure(variant: Variant) -> list[Result]:
             from uniattn_pl.evaluation.harness import score_task
 
-            count = sum(map(len, rows.values()))
             self.console.print(f"{name}{variant.suffix}: {count} rows", highlight=False, markup=False)
             return score_task(self.model.harness(variant), task, rows, options.num_fewshot)
 
-        return Part(name, settings, measure)
+        count = sum(map(len, rows.values()))
+        scored = DataInput.of(task.sources(options.data_dir), str(settings["rows"]), count, EVALUATION, name=name)
+        return Part(name, settings, measure, scored=scored)
 
     def _held_out(self) -> Part:
         config, rows = self.loaded.config, self.options.held_out_rows or self.options.num_samples
@@ -123,7 +125,8 @@ class _Parts:
 
         settings = {"rows": self.model.rows[HELD_OUT_ROWS], "max_length": config.data.max_length, "num_samples": rows}
         settings |= self.model.row_template
-        return Part("held_out", settings, measure, longest=("data.max_length", config.data.max_length))
+        longest = ("data.max_length", config.data.max_length)
+        return Part("held_out", settings, measure, longest=longest, scored=self.model.held_out)
 
     def _batches(self, tokenizer: Any, rows: int, size: int) -> list[dict[str, Any]]:
         """The first held-out rows of the experiment's data, so many together."""
@@ -153,7 +156,7 @@ class _Parts:
             **self.model.row_template,
         }
         longest = ("data.max_length", config.data.max_length)
-        return Part(NAME, settings, measure, has_prompts=False, longest=longest)
+        return Part(NAME, settings, measure, has_prompts=False, longest=longest, scored=self.model.held_out)
 
     def _tell_other_rows(self, data: InstructionDataModule) -> None:
         """Say so where a run is scored on other rows than those it was fitted with: both are called `held_out`."""
@@ -179,7 +182,8 @@ class _Parts:
                 return [probes.loss_by_position(model, tokenizer, Path(text), **choice, progress=progress.update)]
 
         settings, longest = {"text": file_or_name(text), **choice}, ("evaluation.lengths", max(options.lengths))
-        return Part("positions", settings, measure, has_prompts=False, longest=longest)
+        scored = DataInput.of([text], str(settings["text"]), None, EVALUATION)
+        return Part("positions", settings, measure, has_prompts=False, longest=longest, scored=scored)
 
     def _retrieval(self) -> Part:
         settings: dict[str, Any] = {

@@ -27,7 +27,8 @@ from uniattn_pl.inference.device import trainer_device
 from uniattn_pl.modeling.conversion.aliased_copy import aliased_copy
 from uniattn_pl.modeling.conversion.convert import drop_attention, plan_of, unmodified_copy
 from uniattn_pl.plan import LayerPlan, costs
-from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, digests_of
+from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Contents, digests_of
+from uniattn_pl.tracking.data_inputs import EVALUATION, DataInput, held_out_rows
 
 IMPORTANCE_ROWS = 16  # of the training data
 
@@ -40,6 +41,7 @@ class Part:
         settings: all that its results depend on besides the model.
         has_prompts: what H2O compresses; a part without is left out where the cache is compressed.
         longest: the config key that says how long its texts may be, and the tokens it allows; None: the task cuts them.
+        scored: the rows it scores, None where it makes its texts itself.
     """
 
     name: str
@@ -47,10 +49,15 @@ class Part:
     measure: Callable[[Variant], list[Result]]
     has_prompts: bool = True
     longest: tuple[str, int] | None = None
+    scored: DataInput | None = None
 
 
 class LoadedModel:
-    """The model to evaluate: loaded when first needed, in all variants, with the results that were kept before."""
+    """The model to evaluate: loaded when first needed, in all variants, with the results that were kept before.
+
+    Attributes:
+        scored: name of each result measured so far -> the rows it is of.
+    """
 
     def __init__(
         self,
@@ -61,6 +68,7 @@ class LoadedModel:
         server: OpenServer | None = None,
     ) -> None:
         self.loaded, self.subject, self.console, self.files, self.server = loaded, subject, console, files, server
+        self.scored: dict[str, DataInput] = {}
         self._without, self.harness = cache(self._made_without), cache(self._made_harness)
 
     def check(self, variants: Sequence[Variant]) -> None:
@@ -83,7 +91,7 @@ class LoadedModel:
                 self.files.keep(part.name, settings, part_results)
             else:
                 self._tell(f"{part.name}{variant.suffix}: measured before")
-            results += [replace(result, name=result.name + variant.suffix) for result in part_results]
+            results += self._named(part_results, part, variant)
         return results
 
     def _from_server(self, variant: Variant, parts: Sequence[Part]) -> list[Result]:
@@ -91,9 +99,14 @@ class LoadedModel:
         results = []
         for part in parts:
             own = self.files.find(part.name, self._settings(Variant()) | part.settings) or []
-            served = [replace(result, name=result.name + variant.suffix) for result in part.measure(variant)]
-            results += own + served
+            results += [*self._named(own, part, Variant()), *self._named(part.measure(variant), part, variant)]
         return results
+
+    def _named(self, results: Sequence[Result], part: Part, variant: Variant) -> list[Result]:
+        named = [replace(result, name=result.name + variant.suffix) for result in results]
+        if part.scored is not None:
+            self.scored |= dict.fromkeys((result.name for result in named), part.scored)
+        return named
 
     def _check_positions(self, parts: Sequence[Part]) -> None:
         """Raise UserError, before anything is measured, with every key that allows texts beyond the positions."""
@@ -128,11 +141,21 @@ class LoadedModel:
         return self.subject.identity(self.loaded)
 
     @cached_property
-    def rows(self) -> dict[str, str]:
-        """Digests of the experiment's rows. Raises UserError where they cannot be read."""
+    def contents(self) -> dict[str, Contents]:
+        """The experiment's rows. Raises UserError where they cannot be read."""
         split = load_split(self.loaded.config.data, self.original)
-        contents = {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
-        return digests_of(contents)
+        return {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Digests of them."""
+        return digests_of(self.contents)
+
+    @property
+    def held_out(self) -> DataInput:
+        """Those that are held out, as MLflow is told of them."""
+        contents = self.contents[HELD_OUT_ROWS]
+        return held_out_rows(self.loaded.config.data, contents.digest, len(contents.labels), EVALUATION)
 
     @cached_property
     def row_template(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from uniattn_pl.evaluation.subject import Subject
 from uniattn_pl.resilience.manifest import Manifest, exclusive
 from uniattn_pl.resilience.moved_run import is_copy, settle
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.data_inputs import DataInput
 from uniattn_pl.tracking.lost_run import continued_run
-from uniattn_pl.tracking.mlflow_run import MLflowRun
+from uniattn_pl.tracking.mlflow_run import MLflowRun, reopened
 from uniattn_pl.tracking.mlflow_store import check_experiment, connect, find_or_create_run, is_local
 from uniattn_pl.tracking.one_off_run import one_off_run
 
 FILES = ("results.json", "table.txt")
+LONGEST_TABLE = 1000  # rows; MLflow's pages load a table whole, and results.json has every row
 
 
 def check_store(loaded: LoadedConfig, subject: Subject) -> None:
@@ -39,24 +42,31 @@ def check_store(loaded: LoadedConfig, subject: Subject) -> None:
 
 
 def track(
-    loaded: LoadedConfig, subject: Subject, results: list[Result], folder: Path, *, retain_rates: Mapping[str, float]
+    loaded: LoadedConfig,
+    subject: Subject,
+    results: list[Result],
+    folder: Path,
+    *,
+    scored: Mapping[str, DataInput],
+    retain_rates: Mapping[str, float],
 ) -> None:
-    """Log `eval/TASK/METRIC`, with `_low` and `_high` where there is an interval, and the result files.
+    """Log `eval/TASK/METRIC`, with `_low` and `_high` where there is an interval, the rows, tables and result files.
 
     Args:
+        scored: name of a result -> the rows it is of.
         retain_rates: suffix of a variant with less cache -> its bytes over the unmodified model's.
 
     Raises:
         UserError: the store does not have the fit's run, or another process works in its folder.
     """
-    metrics = _metrics(results) | {f"cost/kv_retain_rate{suffix}": rate for suffix, rate in retain_rates.items()}
+    costs = {f"cost/kv_retain_rate{suffix}": rate for suffix, rate in retain_rates.items()}
     if subject.run is None:
         run_tags = tags.describing(loaded.config, "evaluation", loaded.architecture.name)
         run_tags[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
         name = f"{loaded.config.name}-evaluation"
         with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=run_tags) as run:
             run.log_params(loaded.flatten())
-            _log(run, metrics, 0, folder)
+            _log(run, results, scored, costs, 0, folder)
         return
     with exclusive(subject.run):
         manifest = Manifest.read(subject.run)
@@ -64,38 +74,55 @@ def track(
         moved = settle(manifest, subject.run, loaded.config.tracking)
         if moved is not None:
             print(moved)
-        fit = MLflowRun.open(
+        with reopened(
             loaded.config.tracking,
+            subject.run,
             name=str(manifest.config.get("name", loaded.config.name)),
             fit_id=manifest.fit_id,
             run_id=manifest.mlflow_run_id,
-            tags={tags.FOLDER: str(subject.run.resolve())},
-            folder=subject.run,
-        )
+        ) as fit:
+            fit.set_tag(tags.FOLDER, str(subject.run.resolve()))
+            _log(fit, results, scored, costs, manifest.step_offset, folder)
         if fit.run_id is not None:
             manifest.mlflow_run_id = fit.run_id
         manifest.write(subject.run)
-        _log(fit, metrics, manifest.step_offset, folder)
-        if not fit.end("FINISHED" if manifest.phase == "done" else "KILLED"):
+        if fit.pending:
             print(f"{fit.leftover()}; the same command delivers them later.")
 
 
-def _metrics(results: list[Result]) -> dict[str, float]:
+def _metrics(result: Result) -> dict[str, float]:
     metrics = {}
-    for result in results:
-        for metric, figure in result.figures.items():
-            key = f"eval/{result.name}/{metric}"
-            metrics[key] = figure.value
-            if figure.low is not None and figure.high is not None:
-                metrics |= {f"{key}_low": figure.low, f"{key}_high": figure.high}
+    for metric, figure in result.figures.items():
+        key = f"eval/{result.name}/{metric}"
+        metrics[key] = figure.value
+        if figure.low is not None and figure.high is not None:
+            metrics |= {f"{key}_low": figure.low, f"{key}_high": figure.high}
     return metrics
 
 
-def _log(run: MLflowRun, metrics: dict[str, float], step: int, folder: Path) -> None:
+def _log(
+    run: MLflowRun,
+    results: list[Result],
+    scored: Mapping[str, DataInput],
+    costs: Mapping[str, float],
+    step: int,
+    folder: Path,
+) -> None:
+    for rows in scored.values():
+        run.log_input(rows)
+    for result in results:
+        _log_anew(run, _metrics(result), step, scored.get(result.name))
+        if 0 < len(result.details) <= LONGEST_TABLE:
+            name = re.sub(r"[^\w.=-]", "_", result.name)
+            run.log_table(result.details, f"{folder.name}/tables/{name}.json")
+    _log_anew(run, costs, step, None)
+    for name in FILES:
+        run.log_file(folder / name, folder.name)
+
+
+def _log_anew(run: MLflowRun, metrics: Mapping[str, float], step: int, rows: DataInput | None) -> None:
     """A metric that was logged before, with another value, gets the next step: a run's steps only go forward."""
     for key, value in metrics.items():
         history = run.history(key)
         if not history or history[-1][1] != value:
-            run.log_metrics({key: value}, history[-1][0] + 1 if history else step)
-    for name in FILES:
-        run.log_file(folder / name, folder.name)
+            run.log_model_metrics({key: value}, history[-1][0] + 1 if history else step, rows)

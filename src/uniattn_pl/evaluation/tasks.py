@@ -40,6 +40,12 @@ class OpenTask:
             chosen[name] = choose_rows(len(docs), limit, seed=seed, answers=answers)
         return chosen
 
+    def sources(self, data_dir: str | None) -> list[str]:
+        """Where its rows are: its folder in `data_dir`, else the names of the hub's data sets."""
+        if data_dir is not None:
+            return [str(Path(data_dir) / self.name)]
+        return list(dict.fromkeys(str(task.config.dataset_path) for task in self.tasks.values()))
+
     def contents(self, rows: Mapping[str, list[int]], num_fewshot: int | None) -> str:
         """A hash of the rows' contents, and of the rows that examples are drawn from."""
         parts = []
