@@ -49,7 +49,7 @@ def test_only_some_points_are_run(
 ) -> None:
     small.write("{points: {wide: {seed: 1}, cla: {architecture.superblock_size: 2}, 'size=2,seed=0': {seed: 2}}}")
     calls = []
-    monkeypatch.setattr("uniattn_pl.sweeps.worker.run_sweep", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("uniattn_pl.sweeps.worker.run_sweep", lambda *arguments, whole: calls.append(arguments))
     assert main([*SWEEP, "--only", words, "seed=3"]) == 0
     ((_, points, rates, arguments),) = calls
     assert [point.name for point in points] == names

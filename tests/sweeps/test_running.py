@@ -37,7 +37,16 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     }
     losses = {run.info.run_name: run.data.metrics["stage2/response_loss"] for run in children}
     assert parent.data.metrics["sweep/best_response_loss"] == min(losses.values())
-    assert f"* {min(losses, key=lambda name: losses[name])} " in small.table()
+    best, *others = sorted(losses, key=lambda name: losses[name])
+    assert f"* {best} " in small.table()
+    tags = {run.info.run_name: run.data.tags for run in children}
+    assert [tags[name]["uniattn_pl.rank_in_sweep"] for name in (best, *others)] == ["1", "2", "3", "4", "5", "6"]
+    assert {name for name, one in tags.items() if one["uniattn_pl.best_of_sweep"] == "true"} == {best}
+    assert {one["uniattn_pl.sweep"] for one in tags.values()} == {"small"}
+    assert all(f"#/runs/{parent.info.run_id}" in one["mlflow.note.content"] for one in tags.values())
+    (best_id,) = (run.info.run_id for run in children if run.info.run_name == best)
+    assert f"[{best}](#/runs/{best_id})" in parent.data.tags["mlflow.note.content"]
+    assert len({one["uniattn_pl.retained_cache"] for one in tags.values()}) == 2, "of those that took over a start, too"
 
     # points 2, 3 and 5, 6 began with what 1 and 4 had calibrated, 4 with the original's loss that 1 had measured
     assert printed.count("starts from the calibrated model of") == 4

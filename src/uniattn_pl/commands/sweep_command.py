@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
-    run_sweep(loaded, points, rates, words)
+    run_sweep(loaded, points, rates, words, whole=arguments.only is None)
     return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
+from uniattn_pl.sweeps.view import ViewRow
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.mlflow_run import MLflowRun
+from uniattn_pl.tracking.notes import linked, sweep_note
 
 Tell = Callable[[str], None]
 
@@ -36,13 +39,17 @@ def close_parent(
     sweep_id: str,
     *,
     status: str,
-    metrics: Mapping[str, float],
+    best: ViewRow | None,
     table: str,
     tell: Tell,
 ) -> None:
-    """Give the sweep's run its table and figures, and end it; the caller keeps other workers out."""
+    """Give the sweep's run its table and its best point, and end it; the caller keeps other workers out."""
     run = _opened(base, folder, sweep_id, tell)
-    run.log_metrics(metrics, 0)
+    if best is not None and best.loss is not None:
+        run.log_metrics({"sweep/best_response_loss": best.loss}, 0)
+        manifest = Manifest.read(best.folder)
+        run_id = None if manifest is None else manifest.mlflow_run_id
+        run.set_tag(tags.NOTE, sweep_note(linked(best.name, run_id), best.loss))
     run.log_text(table, folder.table.name)
     _leave(run, status, tell)
 

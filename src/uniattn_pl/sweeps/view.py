@@ -162,10 +162,15 @@ def _event(row: ViewRow, state: PointState) -> str:
     return row.state
 
 
+def ranked(rows: Sequence[ViewRow]) -> list[ViewRow]:
+    """The finished points, that of the least held-out loss first."""
+    finished = [row for row in rows if row.state == "finished" and row.loss is not None and math.isfinite(row.loss)]
+    return sorted(finished, key=lambda row: row.loss or 0.0)
+
+
 def best_of(rows: Sequence[ViewRow]) -> ViewRow | None:
     """The finished point with the least held-out loss."""
-    finished = [row for row in rows if row.state == "finished" and row.loss is not None and math.isfinite(row.loss)]
-    return min(finished, key=lambda row: row.loss or 0.0, default=None)
+    return next(iter(ranked(rows)), None)
 
 
 def final_table(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None) -> Group:

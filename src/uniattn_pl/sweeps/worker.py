@@ -27,6 +27,7 @@ from uniattn_pl.sweeps.lost_points import lost_model, run_lost
 from uniattn_pl.sweeps.parent_run import close_parent, open_parent
 from uniattn_pl.sweeps.point_contents import changed_meanwhile, rows_digest
 from uniattn_pl.sweeps.point_state import PointState
+from uniattn_pl.sweeps.point_tags import tag_points
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.shared_sweep import SharedSweep
 from uniattn_pl.sweeps.view import ENDED, best_of, final_table, result_of
@@ -52,6 +53,8 @@ def run_sweep(
     points: Sequence[Point],
     rates: Mapping[str, float | None],
     arguments: Sequence[str],
+    *,
+    whole: bool = True,
 ) -> None:
     """Work on a sweep until every point is finished, pruned or given up; any number of processes may.
 
@@ -60,6 +63,7 @@ def run_sweep(
         points: checked, in the order to run them.
         rates: key -> KV retain rate, where it is known before the fit.
         arguments: the words of a command line that load `base`.
+        whole: whether these are all of its points: a rank among some of them says nothing.
 
     Raises:
         RunFailure: points failed or can be evaluated only elsewhere, or the ledger does not answer.
@@ -69,7 +73,7 @@ def run_sweep(
     try:
         # only noted: an exception out of a handler may come where Python swallows it
         with preemption.watch(), preemption.deferred():
-            _Worker(base, points, rates, arguments, preemption).run()
+            _Worker(base, points, rates, arguments, preemption, whole).run()
     except LedgerSilentError as error:
         raise RunFailure(f"the ledger of the sweep does not answer: {in_a_line(error)}") from error
 
@@ -82,8 +86,9 @@ class _Worker:
         rates: Mapping[str, float | None],
         arguments: Sequence[str],
         preemption: Preemption,
+        whole: bool,
     ) -> None:
-        self.preemption, self.arguments = preemption, list(arguments)
+        self.preemption, self.arguments, self.whole = preemption, list(arguments), whole
         self.sweep = sweep = SharedSweep(base, points, rates)
         self.base, self.jobs, self.identities, self.folder = base, sweep.jobs, sweep.identities, sweep.folder
         self.folders, self.ledger, self.view = sweep.folders, sweep.ledger, sweep.view
@@ -220,14 +225,15 @@ class _Worker:
         with locked(self.folder.lock), atomic_file(self.folder.table) as file:  # other workers end here, too
             file.write(as_text(report).encode())
         problems = self.sweep.problems(states)
-        best = best_of(rows)
         with self.ledger.alone():
+            if self.whole:
+                tag_points(self.base.config.tracking, self.base.config.name, rows, self.view.tell)
             close_parent(
                 self.base,
                 self.folder,
                 self.ledger.sweep_id,
                 status="FAILED" if problems else "FINISHED",
-                metrics={} if best is None or best.loss is None else {"sweep/best_response_loss": best.loss},
+                best=best_of(rows),
                 table=as_text(report),
                 tell=self.view.tell,
             )
