@@ -96,8 +96,8 @@ def test_a_model_that_is_sent_again_and_moved_stays_one(
 ) -> None:
     folder = tmp_path / "run"
     run = opened(tracking, folder)
-    run.log_metrics({"val/response_loss": 3.0, "stage1/loss": 4.0}, 3)
-    run.log_metrics({"val/response_loss": 2.0, "cost/kv_retain_rate": 0.5}, 7)
+    run.log_metrics({"final/response_loss": 3.0, "stage1/loss": 4.0}, 3)
+    run.log_metrics({"final/response_loss": 2.0, "cost/kv_retain_rate": 0.5}, 7)
     run.log_model(record(folder, register_as="registered"))
     assert run.end("FINISHED")
     (folder / "tracking/delivered.json").write_text("{torn")  # nobody knows what has arrived
@@ -113,13 +113,13 @@ def test_a_model_that_is_sent_again_and_moved_stays_one(
     assert str(folder / "final") in model.tags["mlflow.note.content"]
     points = {metric.key: metric for metric in model.metrics}
     assert {key: (point.step, point.value) for key, point in points.items()} == {
-        "val/response_loss": (7, 2.0),
+        "final/response_loss": (7, 2.0),
         "cost/kv_retain_rate": (7, 0.5),
         "eval/held_out/loss": (7, 1.5),
     }
-    assert points["val/response_loss"].dataset_digest == DIGEST[:12]
+    assert points["final/response_loss"].dataset_digest == DIGEST[:12]
     assert points["eval/held_out/loss"].dataset_name == "b"
-    for key, steps in {"val/response_loss": [3, 7], "cost/kv_retain_rate": [7], "stage1/loss": [3]}.items():
+    for key, steps in {"final/response_loss": [3, 7], "cost/kv_retain_rate": [7], "stage1/loss": [3]}.items():
         assert [point.step for point in client.get_metric_history(str(run.run_id), key)] == steps
     (version,) = client.search_model_versions("name = 'registered'")
     assert (version.run_id, version.source) == (run.run_id, model.artifact_location)

@@ -238,5 +238,5 @@ def test_a_fit_without_its_server_finishes_and_is_delivered_by_the_same_command(
     assert version.run_id == run.info.run_id
     stored = MlflowClient(timeline.uri).get_logged_model(run.outputs.model_outputs[0].model_id)
     assert version.source == stored.artifact_location
-    assert {metric.key for metric in stored.metrics} >= {"val/response_loss", "cost/kv_retain_rate"}
-    assert timeline.history("offline", "val/response_loss")[-1] == (2, run.data.metrics["val/response_loss"])
+    assert {metric.key for metric in stored.metrics} >= {"final/response_loss", "cost/kv_retain_rate"}
+    assert timeline.history("offline", "final/response_loss")[-1] == (2, run.data.metrics["final/response_loss"])

@@ -101,11 +101,11 @@ def test_its_model_is_logged_once_with_what_made_it_and_its_figures(tracked: Tra
     assert model.params["training.stage2.learning_rate"] == run.data.params["training.stage2.learning_rate"]
     assert not any(key.startswith(("tracking.", "trainer.")) for key in model.params)
     figures = {metric.key: metric for metric in model.metrics}
-    assert figures["val/response_loss"].value == run.data.metrics["stage2/response_loss"]
+    assert figures["final/response_loss"].value == run.data.metrics["stage2/response_loss"]
     assert figures["cost/kv_retain_rate"].value == run.data.metrics["cost/kv_retain_rate"]
     held_out = next(one.dataset.digest for one in run.inputs.dataset_inputs if one.tags[0].value == "validation")
-    assert figures["val/response_loss"].dataset_digest == figures["eval/held_out/response_loss"].dataset_digest
-    assert figures["val/response_loss"].dataset_digest == held_out
+    assert figures["final/response_loss"].dataset_digest == figures["eval/held_out/response_loss"].dataset_digest
+    assert figures["final/response_loss"].dataset_digest == held_out
     (version,) = tracked.client.search_model_versions("name = 'tiny'")[-1:]
     assert (version.version, version.run_id) == (1, run.info.run_id)
     stored = Path(model.artifact_location.removeprefix("file://"))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOADER = "uniattn_pl.inference.mlflow_loader"
 PLACE_FILE, CODE_FILE = "place.json", "load.py"
-OF_HELD_OUT = "val/"
+OF_HELD_OUT = "final/"
 OF_MODEL = (OF_HELD_OUT, "cost/", "eval/")  # a run's metrics that describe what comes out
 NOT_IN_NAMES = str.maketrans(dict.fromkeys("/:.%\"'", "-"))  # of a logged model, which MLflow refuses
 

@@ -29,7 +29,7 @@ from uniattn_pl.tracking.other_loggers import OtherLoggers
 from uniattn_pl.tracking.store_check import check_beside
 from uniattn_pl.tracking.system_metrics import SystemMetrics
 from uniattn_pl.training.callbacks.provenance import Provenance
-from uniattn_pl.training.model_record import model_record
+from uniattn_pl.training.model_record import final_figures, model_record
 from uniattn_pl.training.teacher_checks import teacher_folder
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class FitTracking:
     def log_model(self, loaded: LoadedConfig) -> None:
         """The final model, once all is measured."""
         if self.mlflow_run is not None:
-            self.mlflow_run.log_model(model_record(loaded, self.record.manifest, self.record.folder))
+            _log_model(self.mlflow_run, loaded, self.record)
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """The points of a metric logged so far."""
@@ -171,10 +171,15 @@ def deliver_rest(loaded: LoadedConfig, record: RunRecord, console: Console) -> N
         tell=tell,
     ) as run:
         if not manifest.changes(plain_config(loaded)):  # else that is not what was fitted
-            run.log_model(model_record(loaded, manifest, record.folder))
+            _log_model(run, loaded, record)
     if run.pending:
         kept = f"they are kept in {run.journal_folder}"
         tell(f"{run.pending} entries are not in MLflow yet, as it does not answer; {kept}.")
+
+
+def _log_model(run: MLflowRun, loaded: LoadedConfig, record: RunRecord) -> None:
+    run.log_metrics(final_figures(record.manifest, record.folder), record.manifest.step_offset)
+    run.log_model(model_record(loaded, record.manifest, record.folder))
 
 
 def printer(console: Console) -> Callable[[str], None]:

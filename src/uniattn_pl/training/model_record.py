@@ -1,4 +1,4 @@
-"""What MLflow is told of the model that a fit makes."""
+"""What MLflow is told of the model that a fit has made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.run_folder import FINAL
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.data_inputs import held_out_rows
-from uniattn_pl.tracking.logged_model import ModelRecord
+from uniattn_pl.tracking.logged_model import OF_HELD_OUT, ModelRecord
 
 MADE_BY = ("seed", "model.", "architecture.", "data.", "calibration.", "training.")  # keys that make a model what it is
 LONGEST_VALUE = 250
+
+
+def final_figures(manifest: Manifest, folder: Path) -> dict[str, float]:
+    """Held-out figures of the final model as metrics of the run.
+
+    The last points of `val/` may be of other weights: a stage can leave its best ones.
+    """
+    last = manifest.result(folder, "").milestones[-1]
+    figures = {"response_loss": last.response_loss, "answer_accuracy": last.answer_accuracy}
+    return {f"{OF_HELD_OUT}{name}": value for name, value in figures.items() if value is not None}
 
 
 def model_record(loaded: LoadedConfig, manifest: Manifest, folder: Path) -> ModelRecord:
