@@ -77,6 +77,7 @@ def test_rows_are_inputs_by_source_and_digest(
         run.log_input(training_rows(config, DIGEST, 40))
         run.log_input(held_out_rows(config, other, 2))
         run.log_input(training_rows(DataConfig(source="rows.jsonl"), other, 3))
+        run.log_input(training_rows(DataConfig(source="r*.jsonl", more_files=["a", "b", "c", "d"]), DIGEST, 9))
     assert run.end("FINISHED")
     logged = client.get_run(str(run.run_id)).inputs.dataset_inputs
     sources = {one.dataset.name: mlflow.data.get_source(one) for one in logged}
@@ -84,6 +85,7 @@ def test_rows_are_inputs_by_source_and_digest(
         ("rows.jsonl + self", DIGEST[:12], "training"),
         ("rows", other[:12], "validation"),
         ("rows.jsonl", other[:12], "training"),
+        ("r*.jsonl + a + b + 2 more", DIGEST[:12], "training"),
     }
     assert {one.dataset.name: one.dataset.profile for one in logged}["rows"] == '{"num_rows": 2}'
     assert Path(sources["rows.jsonl"].load()) == tmp_path / "rows.jsonl"

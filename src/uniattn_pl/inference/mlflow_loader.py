@@ -20,11 +20,13 @@ class LoggedTextModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        from uniattn_pl.config.sections.data_section import PAPER
+        from uniattn_pl.inference.chat_prompt import learned_template
         from uniattn_pl.inference.generation import load_text_model
         from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
 
         self.tokenizer = load_folder_tokenizer(folder)
-        self.model = load_text_model(folder, self.tokenizer)
+        self.model, self.in_chat = load_text_model(folder, self.tokenizer), learned_template(folder) != PAPER
 
     def predict(self, prompts: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """Continue the prompts, one after the other.
@@ -33,16 +35,16 @@ class LoggedTextModel:
             prompts: the data frame that MLflow makes of texts, of one column.
             params: max_new_tokens, temperature, and whether a prompt is an instruction, as those of `generate`.
         """
-        from uniattn_pl.data.prompts import format_prompt
+        from uniattn_pl.data.prompt_file import AskedPrompt
         from uniattn_pl.inference.generation import encoded_prompts
         from uniattn_pl.inference.token_choice import Sampling
 
         options = {**DEFAULTS, **(params or {})}
-        texts = [format_prompt(text) if options["instruction"] else text for text in prompts.iloc[:, 0]]
+        asked = [AskedPrompt.of(text, instruction=bool(options["instruction"])) for text in prompts.iloc[:, 0]]
         sampling, limit = Sampling(temperature=options["temperature"]), int(options["max_new_tokens"])
         return [
             "".join(self.model.stream(ids, sampling, max_new_tokens=limit, number=number))
-            for number, ids in enumerate(encoded_prompts(self.tokenizer, texts))
+            for number, ids in enumerate(encoded_prompts(self.tokenizer, asked, in_chat=self.in_chat))
         ]
 
 

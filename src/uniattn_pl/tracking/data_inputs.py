@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.config.sections.data_section import EMBEDDED, SELF, DataConfig
+from uniattn_pl.config.sections.data_section import EMBEDDED, EMBEDDED_CHATS, SELF, DataConfig
+from uniattn_pl.config.source_paths import is_pattern
 from uniattn_pl.tracking.tags import short_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 TRAINING, VALIDATION, EVALUATION = "training", "validation", "evaluation"
 CONTEXT = "mlflow.data.context"  # the tag by which MLflow's pages and filters tell what a data set is for
 SHOWN = 12  # characters of a digest: MLflow takes 36, and shows them in its tables
+
+MOST_NAMES, LONGEST_SOURCE = 3, 10_000  # of sources that a name joins; characters
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class DataInput:
             name: default: those of the sources.
         """
         kind, source = _source(sources, split)
-        return cls(name or " + ".join(map(short_name, sources)), digest[:SHOWN], rows, context, kind, source)
+        return cls(name or _joined_names(sources), digest[:SHOWN], rows, context, kind, source)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,19 +75,33 @@ class DataInput:
 
 def training_rows(config: DataConfig, digest: str, count: int) -> DataInput:
     """The rows that a fit trains on; `digest` is of their contents."""
-    return DataInput.of(config.sources, digest, count, TRAINING, split=config.split)
+    sources = [*_files(config, config.source), *(config.further_sources or [])]
+    return DataInput.of(sources, digest, count, TRAINING, split=config.split)
 
 
 def held_out_rows(config: DataConfig, digest: str, count: int, context: str = VALIDATION) -> DataInput:
     """The rows that are held out of training."""
     source = config.validation_source or config.split_source or SELF
-    return DataInput.of([source], digest, count, context, split=config.split)
+    return DataInput.of(_files(config, source), digest, count, context, split=config.split)
+
+
+def _files(config: DataConfig, source: str) -> list[str]:
+    """A source with the files that are read as one with it."""
+    return [source, *((config.more_files or []) if source == config.source else [])]
+
+
+def _joined_names(sources: Sequence[str]) -> str:
+    names = list(map(short_name, sources))
+    rest = len(names) - MOST_NAMES
+    return " + ".join(names) if rest <= 0 else f"{' + '.join(names[:MOST_NAMES])} + {rest} more"
 
 
 def _source(sources: Sequence[str], split: str) -> tuple[str, dict[str, Any]]:
     (first, *others) = sources
-    if others or first in (EMBEDDED, SELF):
-        return "code", {"tags": {"mlflow.source.name": f"uniattn_pl data.source={' + '.join(sources)}"}}
+    if others or first in (EMBEDDED, EMBEDDED_CHATS, SELF) or is_pattern(first):
+        return "code", {
+            "tags": {"mlflow.source.name": f"uniattn_pl data.source={' + '.join(sources)}"[:LONGEST_SOURCE]}
+        }
     path = Path(first).expanduser()
     if path.exists():
         return "local", {"uri": str(path.resolve())}

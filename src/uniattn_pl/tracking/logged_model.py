@@ -58,7 +58,9 @@ class ModelRecord:
 
     def to_dict(self, last_points: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain data for the journal, with those of the run's last points that describe the model."""
-        points = [_of_model(point, self.held_out) for point in last_points if point["key"].startswith(OF_MODEL)]
+        of_model = [point for point in last_points if point["key"].startswith(OF_MODEL)]
+        of_model.sort(key=lambda point: not point["key"].startswith(OF_HELD_OUT))  # pages show them in this order
+        points = [_of_model(point, self.held_out) for point in of_model]
         return {**asdict(self), "name": self.name.translate(NOT_IN_NAMES), "metrics": points}
 
 
