@@ -75,7 +75,9 @@ def test_the_report_says_what_was_cut_of_chats(tmp_path):
     assert f"(chat, template {jinja})" in printed[0]
     assert "1 rows left out because the chat template does not take them" in printed
     assert "10 chats cut between turns at 120 tokens, 20 turns in all" in printed
-    assert "1 rows left out (conversations in which the assistant says nothing, empty texts)" in printed
+    assert (
+        "1 rows left out (conversations in which the assistant says nothing, empty texts, pairs of equals)" in printed
+    )
 
 
 @pytest.mark.parametrize("packing", [False, True])

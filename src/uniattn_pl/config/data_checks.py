@@ -17,6 +17,8 @@ from uniattn_pl.config.sections.data_section import (
     DATA_SUFFIXES,
     EMBEDDED,
     EMBEDDED_CHATS,
+    EMBEDDED_PAIRS,
+    MADE,
     PAPER,
     SELF,
 )
@@ -24,7 +26,7 @@ from uniattn_pl.config.source_paths import missing_path
 from uniattn_pl.config.yaml_documents import nearest_file
 from uniattn_pl.errors import did_you_mean
 
-OTHER_SOURCES = f"'{EMBEDDED}', '{EMBEDDED_CHATS}', a file ({DATA_KINDS}) or a hub data set name"
+OTHER_SOURCES = f"'{EMBEDDED}', '{EMBEDDED_CHATS}', '{EMBEDDED_PAIRS}', a file ({DATA_KINDS}) or a hub data set name"
 
 
 def _source(config: ExperimentConfig) -> str | None:
@@ -48,7 +50,7 @@ def _further(config: ExperimentConfig) -> str | None:
 
 def _more_files(config: ExperimentConfig) -> str | None:
     data = config.data
-    if data.more_files and data.source in (SELF, EMBEDDED, EMBEDDED_CHATS):
+    if data.more_files and data.source in (SELF, *MADE):
         return f"'{data.source}' is no file that others could be read with; data.further_sources takes other sources."
     problems = [missing_path(file, DATA_SUFFIXES, "data file") for file in data.more_files or []]
     return next((problem for problem in problems if problem), None)

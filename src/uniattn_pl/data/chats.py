@@ -81,7 +81,16 @@ def read_chat(raw: RawRow, roles: Mapping[str, str]) -> Chat | None:
     Raises:
         BadRow: as `read_turns`; no key of a conversation, or tools that are none.
     """
-    turns, first = _turns(raw, roles)
+    return chat_of(raw, *_turns(raw, roles))
+
+
+def chat_of(raw: RawRow, turns: Sequence[Turn], first: int) -> Chat | None:
+    """As `read_chat`, of a row's turns.
+
+    Args:
+        raw: may have tools and a system turn besides.
+        first: the number of the first turn that may be learned.
+    """
     messages = [turn.message for turn in turns]
     spoken = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
     learned = tuple(number for number in spoken if number >= first and turns[number].learned)
@@ -105,7 +114,11 @@ def read_one_round(raw: RawRow, roles: Mapping[str, str]) -> tuple[str, str] | N
     Raises:
         BadRow: as `read_chat`.
     """
-    turns, _ = _turns(raw, roles)
+    return one_round_of(_turns(raw, roles)[0])
+
+
+def one_round_of(turns: Sequence[Turn]) -> tuple[str, str] | None:
+    """As `read_one_round`, of turns."""
     if [turn.speaker for turn in turns] != [USER, ASSISTANT]:
         return None
     asked, answer = (turn.message["content"] for turn in turns)
@@ -128,11 +141,16 @@ def _pair(raw: RawRow, roles: Mapping[str, str]) -> tuple[list[Turn], int]:
     if key is None:
         nearest = nearest_key(set(raw) - {PROMPT}, COMPLETIONS)
         raise BadRow(f"the key '{COMPLETIONS[0]}' is missing; a row with 'prompt' needs it (or response)" + nearest)
-    asked = _side(raw, PROMPT, USER, roles)
-    return asked + _side(raw, key, ASSISTANT, roles), len(asked)
+    asked = read_side(raw, PROMPT, USER, roles)
+    return asked + read_side(raw, key, ASSISTANT, roles), len(asked)
 
 
-def _side(raw: RawRow, key: str, role: str, roles: Mapping[str, str]) -> list[Turn]:
+def read_side(raw: RawRow, key: str, role: str, roles: Mapping[str, str]) -> list[Turn]:
+    """Return the turns under a key that holds turns, or the text of one turn of `role`.
+
+    Raises:
+        BadRow: an empty text, neither text nor turns, or as `read_turns`.
+    """
     value = raw[key]
     if isinstance(value, str):
         if not value.strip():

@@ -93,6 +93,7 @@ class InstructionDataModule(pl.LightningDataModule):
         if self.config.packing:
             self._packs = PackedRows(self._train, max_length, self.seed)
         self._report = _report(self.config, split, self._train, self._validation, self._packs)
+        self._keep(split, template)
 
     def _encoded(
         self, split: Split, template: ChatTemplate | None, contents: Contents, *, validation: bool = False
@@ -110,6 +111,9 @@ class InstructionDataModule(pl.LightningDataModule):
         except RefusedRow as refused:
             raise refused_row(split, refused, config, validation=validation) from None
 
+    def _keep(self, split: Split, template: ChatTemplate | None) -> None:
+        """Take what else is wanted of the rows as they were read; by itself nothing."""
+
     @property
     def contents(self) -> dict[str, Contents]:
         """The rows that train and are held out, and their chat template, under the names of `resilience.identity`."""
@@ -125,18 +129,24 @@ class InstructionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return a new loader at the beginning of epoch 0; Lightning restores its position from a checkpoint."""
-        rank, world_size = self._place_among_ranks()
         rows, collator = self._rows("train"), self._collator("train")
         return ResumableLoader(
             rows if self._packs is None else self._packs,
             collator if self._packs is None else PackCollator(collator.pad_id),
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.config.num_workers,
+            **self._loading(),
         )
+
+    def _loading(self) -> dict[str, Any]:
+        """How a loader deals out what is trained on."""
+        rank, world_size = self._place_among_ranks()
+        return {
+            "batch_size": self.batch_size,
+            "micro_batch_size": self.micro_batch_size,
+            "seed": self.seed,
+            "rank": rank,
+            "world_size": world_size,
+            "num_workers": self.config.num_workers,
+        }
 
     def val_dataloader(self) -> FixedBatches:
         """Return this rank's validation batches, sorted by length; every rank gets the same number.

@@ -110,10 +110,11 @@ class DataReport:
     def _filtered_because(self) -> str:
         if self.template == PAPER:
             return (
-                "rows left out (conversations of more than one round or with an empty turn, empty texts); "
+                "rows left out (conversations of more than one round or with an empty turn, empty texts, pairs of "
+                "equals); "
                 f"data.template={CHAT} takes conversations whole"
             )
-        return "rows left out (conversations in which the assistant says nothing, empty texts)"
+        return "rows left out (conversations in which the assistant says nothing, empty texts, pairs of equals)"
 
     def _dropped_because(self) -> str:
         train, validation = self.dropped_train, self.dropped - self.dropped_train

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.encoded_rows import Example
 from uniattn_pl.data.packing import Pack, PackCollator
+from uniattn_pl.data.preference_pairs import Pair, PairCollator
 from uniattn_pl.data.workers import iterate
 from uniattn_pl.errors import UserError
 
@@ -19,7 +20,7 @@ MEGA_BATCH = 50  # global batches that are sorted by length together, as in tran
 
 
 class Items(Protocol):
-    """What a loader draws from: `EncodedRows`, or `PackedRows`."""
+    """What a loader draws from: `EncodedRows`, `PackedRows` or `PairedRows`."""
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -27,7 +28,7 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example | Pack: ...
+    def __getitem__(self, index: int) -> Example | Pack | Pair: ...
 
     def identity(self) -> dict[str, int | str]:
         """Return what must be unchanged for the items to be the same ones: counts, and a digest of their contents."""
@@ -95,7 +96,7 @@ class ResumableLoader:
     def __init__(
         self,
         items: Items,
-        collator: Collator | PackCollator,
+        collator: Collator | PackCollator | PairCollator,
         *,
         batch_size: int,
         micro_batch_size: int,
@@ -206,7 +207,7 @@ class _Places:
     def __init__(self, items: Items) -> None:
         self.items = items
 
-    def __getitem__(self, place: int) -> Example | Pack:
+    def __getitem__(self, place: int) -> Example | Pack | Pair:
         return self.items[place] if place >= 0 else self.items[~place].blank()
 
 

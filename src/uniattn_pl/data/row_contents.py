@@ -27,5 +27,8 @@ def contents_of(rows: Sequence[Row], place: str, numbers: Sequence[int] | None =
 
 def _row_digest(row: Row) -> bytes:
     """All that the row says; what it leaves at its default does not count, so that a later field changes no digest."""
-    said = {name: getattr(row, name) for name, default in _DEFAULTS.items() if getattr(row, name) != default}
-    return item_digest(json.dumps(said, sort_keys=True).encode())
+    return item_digest(json.dumps(_said(row), sort_keys=True, default=_said).encode())
+
+
+def _said(row: Row) -> dict[str, object]:
+    return {name: getattr(row, name) for name, default in _DEFAULTS.items() if getattr(row, name) != default}

@@ -8,6 +8,7 @@
 | infinity_instruct | `conversations` (ShareGPT) | input, output; instruction empty | all turns |
 | chat | turns under any key of `chats.TURN_KEYS` | input, output; instruction empty | all turns |
 | completion | prompt and completion, texts or turns | input, output; instruction empty | all turns |
+| preference | prompt, chosen, rejected (`data/preference_turns.py`) | as completion, of each response | all turns |
 | text | text, optionally continues | output; no prompt at all | the same |
 
 Turns are read in every spelling (`data/chat_turns.py`). Under the paper's prompt conversations follow its filter: one
@@ -18,9 +19,22 @@ raises `BadRow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from uniattn_pl.data.chats import COMPLETIONS, PROMPT, TURN_KEYS, Chat, RawRow, read_chat, read_one_round
+from uniattn_pl.config.sections.data_section import PREFERENCE
+from uniattn_pl.data.chat_turns import Turn
+from uniattn_pl.data.chats import (
+    COMPLETIONS,
+    PROMPT,
+    TURN_KEYS,
+    Chat,
+    RawRow,
+    chat_of,
+    one_round_of,
+    read_chat,
+    read_one_round,
+)
+from uniattn_pl.data.preference_turns import SIDES, read_preference
 from uniattn_pl.data.row_problems import BadRow, check_unicode, kind_of, nearest_key, shortened, shown
 
 
@@ -37,6 +51,7 @@ class Row:
         continues: the text goes on behind the end of `output`, where it was cut: no EOS is learned there.
         chat: a conversation for a chat template, as `chats.Chat.to_json` writes it; of such a row the texts above are
             empty, and its first turn that is learned begins with `answer`.
+        rejected: the same question with a worse response, where preferences are told; this row has the chosen one.
     """
 
     instruction: str
@@ -46,6 +61,7 @@ class Row:
     choices: tuple[str, ...] = ()
     continues: bool = False
     chat: str = ""
+    rejected: Row | None = None
 
     @property
     def plain(self) -> bool:
@@ -89,20 +105,22 @@ def map_row(
         BadRow: a missing key, a wrong type, an empty output, or not an object at all.
     """
     record = _object(raw)
-    if format_name in CHAT_FORMATS:
+    if format_name == PREFERENCE:
+        row = _map_preference(record, whole_chats, roles or {})
+    elif format_name in CHAT_FORMATS:
         row = _map_chat(record, format_name, whole_chats, roles or {})
     else:
         row = FORMATS[format_name](record)
-    if row is not None:
-        for key in ("instruction", "input", "output", "chat"):
-            check_unicode(getattr(row, key), "turns" if key == "chat" else key)
+    for one in (row, row and row.rejected):
+        for key in ("instruction", "input", "output", "chat") if one is not None else ():
+            check_unicode(getattr(one, key), "turns" if key == "chat" else key)
     return row
 
 
 def has_row_keys(raw: RawRow) -> bool:
     """Whether these are the keys of a row of some format."""
     keys = set(raw)
-    return bool({*TURN_KEYS, "text"} & keys) or {"output"} < keys or _is_pair(keys)
+    return bool({*TURN_KEYS, "text"} & keys) or {"output"} < keys or _is_pair(keys) or _has_sides(raw)
 
 
 def detect_format(raw: object, *, whole_chats: bool = False) -> str:
@@ -116,6 +134,8 @@ def detect_format(raw: object, *, whole_chats: bool = False) -> str:
     """
     record = _object(raw)
     keys = set(record)
+    if _has_sides(record):
+        return PREFERENCE
     if whole_chats and any(isinstance(record.get(key), list) for key in TURN_KEYS):
         return "chat"
     if "messages" in keys:
@@ -136,13 +156,17 @@ def detect_format(raw: object, *, whole_chats: bool = False) -> str:
     raise BadRow(
         f"cannot tell the row format from its keys ({key_list}); "
         "expected instruction, input, output (alpaca; with source: pmc), messages or input, output (tulu3), "
-        f"conversations (infinity_instruct), {', '.join(TURN_KEYS[2:])} (chat), prompt, completion (completion) or "
-        "text (text)" + nearest_key(keys, ("instruction", "output", "input"))
+        f"conversations (infinity_instruct), {', '.join(TURN_KEYS[2:])} (chat), prompt, completion (completion), "
+        "prompt, chosen, rejected (preference) or text (text)" + nearest_key(keys, ("instruction", "output", "input"))
     )
 
 
 def _is_pair(keys: set[str]) -> bool:
     return PROMPT in keys and any(key in keys for key in COMPLETIONS)
+
+
+def _has_sides(raw: RawRow) -> bool:
+    return all(isinstance(raw.get(side), str | list) for side in SIDES)
 
 
 def _object(raw: object) -> RawRow:
@@ -197,11 +221,31 @@ def _map_chat(raw: RawRow, format_name: str, whole: bool, roles: Mapping[str, st
         pair = read_one_round(raw, roles)
         return None if pair is None else Row("", *pair)
     chat = read_chat(raw, roles)
-    if chat is None:
-        return None
+    return None if chat is None else _chat_row(raw, chat)
+
+
+def _chat_row(raw: RawRow, chat: Chat) -> Row:
     first = chat.learned[0]
     answer, choices = _answer(raw, chat.messages[first]["content"], f"what is learned first (turn {first + 1})")
     return Row("", "", "", answer, choices, chat=chat.to_json())
+
+
+def _map_preference(raw: RawRow, whole: bool, roles: Mapping[str, str]) -> Row | None:
+    """The chosen conversation, which may have a checkable answer, with the rejected one."""
+    pair = read_preference(raw, roles)
+    if pair is None:
+        return None
+    chosen = _conversation(raw, pair.chosen, pair.first, whole)
+    rejected = _conversation({**raw, "answer": None}, pair.rejected, pair.first, whole)
+    return None if chosen is None or rejected is None else replace(chosen, rejected=rejected)
+
+
+def _conversation(raw: RawRow, turns: Sequence[Turn], first: int, whole: bool) -> Row | None:
+    if whole:
+        chat = chat_of(raw, turns, first)
+        return None if chat is None else _chat_row(raw, chat)
+    pair = one_round_of(turns)
+    return None if pair is None else Row("", *pair, *_answer(raw, pair[1], "the response"))
 
 
 def _map_text(raw: RawRow) -> Row | None:
@@ -228,5 +272,5 @@ FORMATS: dict[str, Callable[[RawRow], Row | None]] = {
     "pmc": _map_pmc,
     "text": _map_text,
 }
-CHAT_FORMATS = ("tulu3", "infinity_instruct", "chat", "completion")
+CHAT_FORMATS = ("tulu3", "infinity_instruct", "chat", "completion", PREFERENCE)
 """Formats of conversations, whose mapping depends on the prompt that rows are put into."""

@@ -15,6 +15,8 @@ from uniattn_pl.config.sections.data_section import (
     DATA_SUFFIXES,
     EMBEDDED,
     EMBEDDED_CHATS,
+    EMBEDDED_PAIRS,
+    MADE,
     SELF,
     TEXT_SUFFIXES,
 )
@@ -22,6 +24,7 @@ from uniattn_pl.config.source_paths import is_pattern, looks_like_path, matching
 from uniattn_pl.data.data_files import read_file
 from uniattn_pl.data.embedded import embedded_rows
 from uniattn_pl.data.embedded_chats import embedded_chats
+from uniattn_pl.data.embedded_pairs import embedded_pairs
 from uniattn_pl.data.hub import read_hub
 from uniattn_pl.data.records import Record
 from uniattn_pl.data.row_problems import BadRow
@@ -30,6 +33,7 @@ from uniattn_pl.errors import UserError, did_you_mean
 
 # No rows are read from these, but a source that ends so is a missing file, not a hub name.
 OTHER_SUFFIXES = (".csv", ".tsv", ".gz", ".zip", ".arrow")
+MADE_HERE = {EMBEDDED_CHATS: embedded_chats, EMBEDDED_PAIRS: embedded_pairs}
 SKIPPING = "data.on_bad_row=skip leaves bad rows out and counts them."
 
 
@@ -73,7 +77,7 @@ def read_source(
     """Read every row of a source (`data.source`).
 
     Args:
-        source: "embedded", "embedded_chats", a path, a pattern that files match (`rows/*.jsonl`, in the order of their
+        source: one of `MADE`, a path, a pattern that files match (`rows/*.jsonl`, in the order of their
             names), or a hub data set name.
         more_files: files, or patterns, that are read as one with it.
         split: split of a hub data set.
@@ -185,14 +189,15 @@ def _take(
             result.numbers.append(result.read)
 
 
-def _embedded_chats() -> Iterator[Record]:
-    for number, raw in enumerate(embedded_chats(), 1):
-        yield Record(raw, partial("{}, row {}".format, EMBEDDED_CHATS, number))
+def _made(source: str) -> Iterator[Record]:
+    """The records that this package writes itself."""
+    for number, raw in enumerate(MADE_HERE[source](), 1):
+        yield Record(raw, partial("{}, row {}".format, source, number))
 
 
 def _records(source: str, split: str) -> Iterator[Record]:
-    if source == EMBEDDED_CHATS:
-        return _embedded_chats()
+    if source in MADE_HERE:
+        return _made(source)
     path = Path(source).expanduser()
     if path.is_file():
         return read_file(path)
@@ -209,7 +214,7 @@ def _records(source: str, split: str) -> Iterator[Record]:
     in_a_folder = "/" in source and path.parent.is_dir()
     if in_a_folder or looks_like_path(source, (*DATA_SUFFIXES, *OTHER_SUFFIXES)):
         raise UserError(_no_such_file(source, path))
-    return read_hub(source, split, hint=did_you_mean(source, (EMBEDDED, EMBEDDED_CHATS, SELF)))
+    return read_hub(source, split, hint=did_you_mean(source, (*MADE, SELF)))
 
 
 def _no_such_file(source: str, path: Path) -> str:

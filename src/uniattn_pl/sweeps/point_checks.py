@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uniattn_pl.config.sections.data_section import EMBEDDED, EMBEDDED_CHATS, DataConfig
+from uniattn_pl.config.sections.data_section import MADE, DataConfig
 from uniattn_pl.config.source_paths import is_pattern
 from uniattn_pl.errors import UserError
 from uniattn_pl.sweeps.points import Point
@@ -39,7 +39,7 @@ def check_points(points: Sequence[Point]) -> list[str]:
 
 def _are_here(data: DataConfig) -> bool:
     sources = [source for source in (*data.sources, data.validation_source) if source is not None]
-    found = [source in (EMBEDDED, EMBEDDED_CHATS) or Path(source).exists() or is_pattern(source) for source in sources]
+    found = [source in MADE or Path(source).exists() or is_pattern(source) for source in sources]
     return all(found)
 
 

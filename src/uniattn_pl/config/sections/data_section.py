@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from uniattn_pl.config.sections.limits import LARGEST_BATCH, LARGEST_SEED, LONGEST, MOST_PROCESSES
 from uniattn_pl.options import option
 
-EMBEDDED, EMBEDDED_CHATS = "embedded", "embedded_chats"
+EMBEDDED, EMBEDDED_CHATS, EMBEDDED_PAIRS = MADE = ("embedded", "embedded_chats", "embedded_pairs")
 SELF, BOS = "self", "bos"
 TEXT_SUFFIXES = (".txt", ".raw")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -15,7 +15,8 @@ JSON_SUFFIXES = (".json", ".jsonl")
 PACKED_SUFFIXES = tuple(f"{kind}{packed}" for packed in COMPRESSIONS for kind in JSON_SUFFIXES)
 DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", *TEXT_SUFFIXES, *PACKED_SUFFIXES)
 DATA_KINDS = ".json, .jsonl, .parquet, .txt, .raw, and .json or .jsonl packed as .gz or .zst"  # the same in words
-ROW_FORMATS = ("auto", "alpaca", "pmc", "tulu3", "infinity_instruct", "chat", "completion", "text")
+PREFERENCE = "preference"
+ROW_FORMATS = ("auto", "alpaca", "pmc", "tulu3", "infinity_instruct", "chat", "completion", PREFERENCE, "text")
 CHAT_ROLES = ("user", "assistant", "system", "tool")
 PAPER, CHAT = "paper", "chat"  # prompts that rows are put into; anything else is a file with a Jinja template
 
