@@ -118,6 +118,7 @@ SLOW = (
     "training/test_mixtures.py",
     "training/test_kill_and_resume.py",
     "training/test_measured_fit.py",
+    "training/test_preference_fits.py",
     "training/test_runner.py",
     "training/test_saved_model.py",
     "training/test_distilled_fits.py",

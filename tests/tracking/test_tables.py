@@ -68,7 +68,7 @@ def test_it_says_which_step_the_final_model_is_of() -> None:
     assert "stage2 ends with the weights of step 12, its last." in as_text(final_table(result()))
     stage = {**RESULTS["stage2"]["stage"], "kept_step": 8, "kept_loss": 2.5}  # type: ignore[dict-item]
     best = {"stage2": {**RESULTS["stage2"], "stage": stage}}
-    words = "stage2 ends with the weights of step 8 of 12, of the lowest held-out response loss, 2.5000."
+    words = "stage2 ends with the weights of step 8 of 12, of the lowest held-out loss, 2.5000."
     assert words in as_text(final_table(result(best)))
 
 

@@ -14,6 +14,7 @@ from uniattn_pl.config.calibration_checks import CALIBRATION_CHECKS
 from uniattn_pl.config.data_checks import DATA_CHECKS
 from uniattn_pl.config.distillation_checks import DISTILLATION_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
+from uniattn_pl.config.preference_checks import PREFERENCE_CHECKS
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
@@ -29,7 +30,7 @@ from uniattn_pl.run_folder import name_problem
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
 FIRST_CHECKS = (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS)
-LAST_CHECKS = (*KERNEL_CHECKS, *TRAINING_CHECKS, *DISTILLATION_CHECKS, *SWEEP_CHECKS)
+LAST_CHECKS = (*KERNEL_CHECKS, *TRAINING_CHECKS, *DISTILLATION_CHECKS, *PREFERENCE_CHECKS, *SWEEP_CHECKS)
 
 
 def _check(*keys: str) -> Callable[[Check], Check]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uniattn_pl.evaluation.held_out_preferences import HeldOutPreferences
 from uniattn_pl.losses.response_loss import IGNORED, logits_at
 from uniattn_pl.losses.row_logits import inputs_on
 
@@ -22,19 +23,26 @@ class HeldOut:
         answer_accuracy: fraction of rows with choices whose right choice scores highest; None without such rows.
         tokens: response tokens scored.
         sequences: rows scored.
+        preferences: of held-out pairs, in a fit that learns preferences.
     """
 
     response_loss: float
     answer_accuracy: float | None
     tokens: int
     sequences: int
+    preferences: HeldOutPreferences | None = None
+
+    @property
+    def watched(self) -> float:
+        """By what stages end early and leave their best weights: the loss of preferences, where they are learned."""
+        return self.response_loss if self.preferences is None else self.preferences.loss
 
     def named(self, prefix: str) -> dict[str, float]:
         """The metrics for a logger, each with `prefix`; accuracy only where there is one."""
         metrics = {f"{prefix}response_loss": self.response_loss}
         if self.answer_accuracy is not None:
             metrics[f"{prefix}answer_accuracy"] = self.answer_accuracy
-        return metrics
+        return metrics if self.preferences is None else metrics | self.preferences.named(prefix)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -16,6 +16,7 @@ from typing import Any
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.sections.calibration_section import RefineConfig
 from uniattn_pl.config.sections.data_section import CHAT, PAPER, SELF
+from uniattn_pl.config.sections.dpo_section import DPO, SFT
 from uniattn_pl.config.sections.measuring_sections import EvaluationConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
@@ -84,10 +85,13 @@ ADDED_VALUES = {
     "training.lora.dora": False,
     "data.template": PAPER,
     "data.loss_turns": "all",
+    "training.objective": SFT,
 }
 # Without a teacher nothing of its section matters.
 DISTILLATION = "training.distillation."
 TEACHER_KEY = DISTILLATION + "teacher"
+# Nor does anything of the other section where preferences are not learned.
+PREFERENCES, OBJECTIVE_KEY = "training.dpo.", "training.objective"
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -249,6 +253,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(others)}
     if values.get(TEACHER_KEY) is None:
         values = {k: v for k, v in values.items() if not k.startswith(DISTILLATION)}
+    if values.get(OBJECTIVE_KEY) != DPO:
+        values = {k: v for k, v in values.items() if not k.startswith(PREFERENCES)}
     former = {**dict.fromkeys(ADDED_KEYS), **ADDED_VALUES}
     return {k: v for k, v in values.items() if k not in former or v != former[k]}
 

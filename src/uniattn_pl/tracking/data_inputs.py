@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.config.sections.data_section import EMBEDDED, EMBEDDED_CHATS, SELF, DataConfig
+from uniattn_pl.config.sections.data_section import MADE, SELF, DataConfig
 from uniattn_pl.config.source_paths import is_pattern
 from uniattn_pl.tracking.tags import short_name
 
@@ -98,7 +98,7 @@ def _joined_names(sources: Sequence[str]) -> str:
 
 def _source(sources: Sequence[str], split: str) -> tuple[str, dict[str, Any]]:
     (first, *others) = sources
-    if others or first in (EMBEDDED, EMBEDDED_CHATS, SELF) or is_pattern(first):
+    if others or first in (*MADE, SELF) or is_pattern(first):
         return "code", {
             "tags": {"mlflow.source.name": f"uniattn_pl data.source={' + '.join(sources)}"[:LONGEST_SOURCE]}
         }

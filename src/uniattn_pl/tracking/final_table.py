@@ -13,6 +13,12 @@ from uniattn_pl.printed_commands import mlflow_ui, uniattn
 from uniattn_pl.tracking.fit_result import FitResult
 
 PLAIN_WIDTH = 110
+# Of a milestone what some fits have: its name there, the column's title, how it is written.
+QUALITIES = (
+    ("answer_accuracy", "answer accuracy", ".1%"),
+    ("preference_loss", "dpo loss", ".4f"),
+    ("reward_accuracy", "rewards right", ".1%"),
+)
 EXAMPLE_PROMPT = "Name two causes of chest pain."
 
 
@@ -63,14 +69,13 @@ def _quality(result: FitResult) -> Table:
     table = Table(title="Held-out quality", title_justify="left")
     table.add_column("model")
     table.add_column("response loss", justify="right")
-    with_answers = any(m.answer_accuracy is not None for m in result.milestones)
-    if with_answers:
-        table.add_column("answer accuracy", justify="right")
+    shown = [one for one in QUALITIES if any(getattr(m, one[0]) is not None for m in result.milestones)]
+    for _, title, _ in shown:
+        table.add_column(title, justify="right")
     for milestone in result.milestones:
-        row = [milestone.label, f"{milestone.response_loss:.4f}"]
-        if with_answers:
-            row.append("-" if milestone.answer_accuracy is None else f"{milestone.answer_accuracy:.1%}")
-        table.add_row(*row)
+        values = [(getattr(milestone, name), form) for name, _, form in shown]
+        cells = ["-" if value is None else format(value, form) for value, form in values]
+        table.add_row(milestone.label, f"{milestone.response_loss:.4f}", *cells)
     return table
 
 

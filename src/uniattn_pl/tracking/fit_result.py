@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,20 @@ class CacheCost:
 
 @dataclass(frozen=True)
 class Milestone:
-    """Held-out quality of the model at one point of the fit."""
+    """Held-out quality of the model at one point of the fit; that of preferences where they are learned."""
 
     name: str
     response_loss: float
     answer_accuracy: float | None
+    preference_loss: float | None = None
+    reward_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, name: str, quality: Mapping[str, Any]) -> Milestone:
+        """What the manifest has of it."""
+        pairs = quality.get("preferences") or {}
+        accuracy = pairs.get("metrics", {}).get("rewards/accuracies")
+        return cls(name, quality["response_loss"], quality["answer_accuracy"], pairs.get("loss"), accuracy)
 
     @property
     def label(self) -> str:
@@ -66,7 +76,7 @@ class StageSummary:
         """Which step its weights are of, in words."""
         if self.kept_step is None or self.kept_loss is None:
             return f"ends with the weights of step {self.steps}, its last"
-        lowest = f"of the lowest held-out response loss, {self.kept_loss:.4f}"
+        lowest = f"of the lowest held-out loss, {self.kept_loss:.4f}"
         return f"ends with the weights of step {self.kept_step} of {self.steps}, {lowest}"
 
 
@@ -106,10 +116,6 @@ class FitResult:
         quality: dict[str, dict[str, Any]] = {}
         for phase in results.values():
             quality.update(phase.get("milestones", {}))
-        milestones = tuple(
-            Milestone(name, quality[name]["response_loss"], quality[name]["answer_accuracy"])
-            for name in LABELS
-            if name in quality
-        )
+        milestones = tuple(Milestone.of(name, quality[name]) for name in LABELS if name in quality)
         stages = tuple(StageSummary(**results[n]["stage"]) for n in (STAGE1, STAGE2) if "stage" in results.get(n, {}))
         return cls(milestones=milestones, cache=CacheCost(**results["prepare"]["cache"]), stages=stages, **places)

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.data.chat_template import use_template
+from uniattn_pl.data.preference_data import PreferenceDataModule
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.feed_forward import output_of_feed_forward
@@ -71,7 +73,8 @@ class Experiment:
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
         check_optimizer(loaded, self.compiled_plan, self.strategy, cluster.device)
-        self.data = InstructionDataModule(
+        module = PreferenceDataModule if training.objective == DPO else InstructionDataModule
+        self.data: InstructionDataModule = module(
             self.config.data,
             self.tokenizer,
             batch_size=training.batch_size,

@@ -70,6 +70,10 @@ class FitModels:
         kernel, device = self.config.attn_implementation, None if self.offload is not None else self.device
         return self._placed(load_folder(folder, attn_implementation=kernel, device=device))
 
+    def alone(self, folder: Path | None) -> PreTrainedModel:
+        """What a phase has left (None: the original), to compute with beside no other, in the dtype of training."""
+        return self._load(self.config.source, **self._origin()) if folder is None else self._load(str(folder))
+
     def skeleton(self, folder: Path) -> PreTrainedModel:
         """The same without weights, for a strategy that shards."""
         kernel = self.config.attn_implementation

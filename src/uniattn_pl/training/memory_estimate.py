@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.distillation_section import TermWeights
+from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.optimizer_memory import ADAMW_8BIT
 from uniattn_pl.plan.roles import MAP
@@ -34,17 +35,18 @@ def stage_memory(
     distills = learns_from_teacher(config, stage)
     trains_maps = training.stage1.enabled and learns_from_maps(config, 1)
     quantized = training.lora.enabled and training.lora.quantization is not None
+    in_pairs = stage == 2 and training.objective == DPO
     activation_bytes = 2 if training.precision.endswith("-mixed") else weight_bytes
     memory = training_memory(
         plan,
         shape,
         stage=stage,
-        micro_batch_size=training.micro_batch_size,
+        micro_batch_size=training.micro_batch_size * (2 if in_pairs else 1),
         length=config.data.max_length,
         weight_bytes=weight_bytes,
         activation_bytes=activation_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
-        loss_chunk=LOSS_CHUNK if training.chunked_loss or distills else None,
+        loss_chunk=LOSS_CHUNK if training.chunked_loss or distills or in_pairs else None,
         num_devices=num_devices,
         lora_rank=training.lora.rank if training.lora.enabled else None,
         frozen_bytes=frozen_bytes,

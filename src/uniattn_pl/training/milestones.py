@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
+from uniattn_pl.evaluation.held_out_preferences import HeldOutPreferences
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 
@@ -19,10 +22,14 @@ class Milestones:
     Args:
         experiment: whose validation rows are taken.
         context: where the measurements are logged and printed.
+
+    Attributes:
+        judge: measures held-out pairs, too, from where there is a reference on.
     """
 
     def __init__(self, experiment: Experiment, context: FitContext) -> None:
         self.experiment, self.context = experiment, context
+        self.judge: Callable[[nn.Module], HeldOutPreferences] | None = None
 
     @cached_property
     def validation(self) -> list[dict[str, torch.Tensor]]:
@@ -35,7 +42,8 @@ class Milestones:
     def score(self, model: nn.Module) -> HeldOut:
         """Held-out quality of a model."""
         cluster = self.context.cluster
-        return held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
+        held_out = held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
+        return held_out if self.judge is None else replace(held_out, preferences=self.judge(model))
 
     def measure(self, name: str, model: nn.Module, *, step: int | None = None) -> dict[str, Any]:
         """Measure the model, log and print it; returns {name: metrics} for the manifest.
@@ -51,5 +59,7 @@ class Milestones:
             self.context.tracking.log_metrics(metrics.named("val/"), step)
         accuracy = "" if metrics.answer_accuracy is None else f", answer accuracy {metrics.answer_accuracy:.1%}"
         line = f"{name}: held-out response loss {metrics.response_loss:.4f}{accuracy}"
+        if metrics.preferences is not None:
+            line += f", dpo loss {metrics.preferences.loss:.4f}, rewards right {metrics.preferences.accuracy:.1%}"
         self.context.console.print(line, highlight=False)
         return {name: metrics.to_dict()}

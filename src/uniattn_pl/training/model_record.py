@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.evaluation.held_out_preferences import ACCURACY, LOSS
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS
 from uniattn_pl.resilience.manifest import Manifest
@@ -24,7 +25,12 @@ def final_figures(manifest: Manifest, folder: Path) -> dict[str, float]:
     The last points of `val/` may be of other weights: a stage can leave its best ones.
     """
     last = manifest.result(folder, "").milestones[-1]
-    figures = {"response_loss": last.response_loss, "answer_accuracy": last.answer_accuracy}
+    figures = {
+        "response_loss": last.response_loss,
+        "answer_accuracy": last.answer_accuracy,
+        LOSS: last.preference_loss,
+        ACCURACY: last.reward_accuracy,
+    }
     return {f"{OF_HELD_OUT}{name}": value for name, value in figures.items() if value is not None}
 
 

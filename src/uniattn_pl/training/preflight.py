@@ -14,9 +14,11 @@ import lightning.pytorch as pl
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
 from uniattn_pl.data.data_module import check_chats, no_usable_row
 from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.preference_data import rejected_split
 from uniattn_pl.data.row_layout import check_packing
 from uniattn_pl.data.self_text import NotSampledError, Original
 from uniattn_pl.data.split import Split, load_split
@@ -194,8 +196,9 @@ def _check_rows(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokeniz
     config = loaded.config
     check_packing(config.data.packing, tokenizer)
     template = ChatTemplate.of(config.data, tokenizer)
-    if template is not None:
-        check_chats(split, template, config.data)
+    for part in (split, rejected_split(split)) if config.training.objective == DPO else (split,):
+        if template is not None:
+            check_chats(part, template, config.data)
     skipped = config.calibration.skip_samples
     usable = _usable(split.train, tokenizer, config.data.max_length, template, wanted=skipped + 1)
     if not usable:

@@ -30,6 +30,7 @@ from uniattn_pl.training.objectives.stage_objective import stage_objective
 from uniattn_pl.training.saved_model import InMemory, reread
 from uniattn_pl.training.stage_callbacks import StageCallbacks, stage_callbacks
 from uniattn_pl.training.stage_model import build_model, fill_shards, fills_shards, save_result
+from uniattn_pl.training.stage_preferences import StagePreferences, stage_preferences
 from uniattn_pl.training.strategies import build_strategy
 
 MIXED = "bf16-mixed"
@@ -97,7 +98,11 @@ def run_stage(
     """
     if stage.options is None:
         return _copied(stage, context) if stage.target.name == FINAL else {}, None
-    module, summary = _train(stage, stage.options, experiment, plan, models, milestones, context)
+    preferences: StagePreferences | None = None
+    if stage.number == 2:
+        preferences = stage_preferences(stage.source, stage.source_phase, experiment, plan, models, context)
+    milestones.judge = None if preferences is None else preferences.score
+    module, summary = _train(stage, stage.options, experiment, plan, models, milestones, context, preferences)
     offset = context.record.manifest.step_offset + summary.steps
     restore_frozen(module.hosted)
     if not _shards(experiment):
@@ -154,20 +159,22 @@ def _train(
     models: FitModels,
     milestones: Milestones,
     context: FitContext,
+    preferences: StagePreferences | None,
 ) -> tuple[PostTrainingModule, StageSummary]:
     """One Trainer's fit of a stage, resuming from its newest good checkpoint if there is one."""
     training, store = experiment.config.training, _store(stage, context)
     pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
-    loader = experiment.data.train_dataloader()
+    loader = experiment.data.train_dataloader() if preferences is None else preferences.loader
     loader.takes_other_items = bool(context.record.manifest.accepted)
     halves = experiment.precision == MIXED and not _shards(experiment)  # a unit of shards holds one dtype
+    objective = preferences and preferences.objective
     module = PostTrainingModule(
         lambda: build_model(stage.number, experiment, plan, models, stage.source),
         stage=stage.number,
         options=options,
         optimizer=training.optimizer,
         max_grad_norm=training.max_grad_norm,
-        objective=stage_objective(stage.number, experiment, models, halves=halves),
+        objective=objective or stage_objective(stage.number, experiment, models, halves=halves),
         router_loss=training.router_loss,
         halves_frozen=halves,
         fill=partial(fill_shards, experiment, models, source=stage.source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from uniattn_pl.config.sections.distillation_section import DistillationConfig
+from uniattn_pl.config.sections.dpo_section import OBJECTIVES, SFT, DpoConfig
 from uniattn_pl.config.sections.limits import LARGEST_BATCH
 from uniattn_pl.options import option
 from uniattn_pl.plan.optimizer_memory import ADAMW, ADAMW_8BIT, MUON
@@ -24,7 +25,7 @@ OPTIMIZERS = {
 TRAINING_LOSS, HELD_OUT_LOSS = "training_loss", "held_out_loss"
 MONITORS = {
     TRAINING_LOSS: "the moving average of the training loss, at every step",
-    HELD_OUT_LOSS: "the held-out response loss, whenever it is measured",
+    HELD_OUT_LOSS: "the held-out loss (of dpo that of preferences), whenever it is measured",
 }
 LAST, BEST = "last", "best"
 KEPT_WEIGHTS = {
@@ -87,10 +88,20 @@ class LoraConfig:
 class TrainingConfig:
     """The two-stage post-training."""
 
-    batch_size: int = option(
-        48, "sequences per optimizer step, over all devices (paper Table 4: 48)", minimum=1, maximum=LARGEST_BATCH
+    objective: str = option(
+        SFT,
+        "what stage 2 learns; " + "; ".join(f"{name}: {text}" for name, text in OBJECTIVES.items()),
+        allowed=tuple(OBJECTIVES),
     )
-    micro_batch_size: int = option(4, "sequences per forward on one device", minimum=1, maximum=LARGEST_BATCH)
+    batch_size: int = option(
+        48,
+        "sequences (of dpo: pairs) per optimizer step, over all devices (paper Table 4: 48)",
+        minimum=1,
+        maximum=LARGEST_BATCH,
+    )
+    micro_batch_size: int = option(
+        4, "sequences (of dpo: pairs) per forward on one device", minimum=1, maximum=LARGEST_BATCH
+    )
     precision: str = option("auto", "auto: true precision in the model's dtype", allowed=PRECISIONS)
     strategy: str = option("auto", "how the work is divided over devices", allowed=tuple(STRATEGIES))
     cpu_offload: bool = option(False, "fsdp: keep the shards in main memory between uses")
@@ -110,3 +121,4 @@ class TrainingConfig:
     stage2: StageConfig = field(default_factory=StageConfig)
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)

@@ -66,7 +66,9 @@ class DivergenceStop(pl.Callback):
 
 
 def _exploded(module: Any) -> float:
-    """Nats per token that no useful model reaches; infinite where the vocabulary is not known."""
+    """Nats per token that no useful model reaches; infinite where the vocabulary is not known, or of another loss."""
+    if not getattr(getattr(module, "objective", None), "per_token", True):
+        return math.inf
     vocabulary = getattr(getattr(getattr(module, "model", None), "config", None), "vocab_size", None)
     return EXPLODED * math.log(vocabulary) if vocabulary else math.inf
 

@@ -66,11 +66,11 @@ class HeldOutLoss(pl.Callback):
         started = time.perf_counter()
         hosted = getattr(pl_module, "model", None)
         metrics = self.score(hosted if isinstance(hosted, nn.Module) else pl_module)
-        self.last = metrics.response_loss
+        self.last = metrics.watched
         for logger in trainer.loggers:
             logger.log_metrics(metrics.named("val/"), trainer.global_step)
         for watcher in self.watchers:
-            watcher.measured(trainer, metrics.response_loss)
+            watcher.measured(trainer, metrics.watched)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput):
                 callback.leave_out(time.perf_counter() - started)

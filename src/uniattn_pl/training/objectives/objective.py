@@ -33,9 +33,11 @@ class Objective:
 
     Attributes:
         terms: names of what the loss is made of, by which each is logged.
+        per_token: the loss is in nats per token, so that one that is far beyond guessing has exploded.
     """
 
     terms: tuple[str, ...] = ()
+    per_token = True
 
     def begin(self, model: nn.Module, shard: Callable[[nn.Module], None] | None) -> None:
         """Learn, before the first step, what trains, and how other models are sharded like it (None: not at all)."""
