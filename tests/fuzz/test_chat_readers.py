@@ -48,9 +48,11 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "completion": "b"},
     {"prompt": TURNS[:2], "response": TURNS[2:3]},
     {"instruction": "a", "input": "", "output": "b"},
+    {"prompt": "a", "chosen": "b", "rejected": TURNS[2:3], "answer": "b", "choices": ["b", "c"]},
+    {"chosen": TURNS[:3], "rejected": [*TURNS[:2], {"role": "assistant", "content": "No."}]},
 ]
 rows = st.one_of(changed_json(row) for row in ROWS) | values
-formats = st.sampled_from(["auto", "chat", "completion", "tulu3", "infinity_instruct"])
+formats = st.sampled_from(["auto", "chat", "completion", "tulu3", "infinity_instruct", "preference"])
 families, tags, turns = st.sampled_from(list(TEMPLATES)), st.booleans(), st.sampled_from(["all", "last"])
 skipping = st.sampled_from(["error", "skip"])
 
