@@ -116,6 +116,7 @@ SLOW = (
     "training/test_encoder_fits.py",
     "training/test_refused_start.py",
     "training/test_mixtures.py",
+    "training/test_mixed_and_streamed_fits.py",
     "training/test_kill_and_resume.py",
     "training/test_measured_fit.py",
     "training/test_preference_fits.py",

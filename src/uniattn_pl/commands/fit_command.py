@@ -62,9 +62,8 @@ def _dry_run(loaded: LoadedConfig, *, allow_changes: bool) -> None:
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
     print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({found.shape.num_layers} layers)")
     print(drawing)
-    if found.split is not None:
-        train, validation = len(found.split.train), len(found.split.validation)
-        print(f"data: {config.data.source}, {train} rows to train on, {validation} to validate")
+    if found.rows is not None:
+        print(f"data: {config.data.name}, {found.rows.counted()}")
     if found.unsampled is not None:
         print(f"data: {found.unsampled}")
     if compensated != "0":

@@ -21,7 +21,15 @@ STORE = ("tracking.uri", "tracking.artifact_location")
 SQLITE = "sqlite:///"
 # Sections of other commands, and where the fit ran.
 ELSEWHERE = (*OTHERS, "trainer.", "tracking.parent_run")
-ROWS = ("data.source", "data.more_files", "data.further_sources", "data.validation_source", "data.self_text.prompts")
+ROWS = (
+    "data.source",
+    "data.more_files",
+    "data.further_sources",
+    "data.sources",
+    "data.validation_source",
+    "data.self_text.prompts",
+)
+SOURCE = "source"  # of an entry of data.sources
 
 
 def load_of_run(arguments: argparse.Namespace, source: Path | None) -> LoadedConfig:
@@ -74,9 +82,10 @@ def check_rows(loaded: LoadedConfig) -> None:
         )
 
 
-def _places(value: str | list[str] | None) -> list[str]:
+def _places(value: str | list[Any] | None) -> list[str]:
     """The sources that the value of a key names."""
-    return value if isinstance(value, list) else [value] if value else []
+    items = value if isinstance(value, list) else [value] if value else []
+    return [item[SOURCE] if isinstance(item, dict) else item for item in items]
 
 
 def _project(config: Mapping[str, Any], run: Path) -> Path:
@@ -91,6 +100,8 @@ def _from_here(key: str, value: Any, root: Path) -> Any:
     """A path of a run's config as it is named from the present working folder, where there is something at it."""
     if isinstance(value, list):
         return [_from_here(key, item, root) for item in value]
+    if isinstance(value, dict):
+        return {**value, SOURCE: _from_here(key, value[SOURCE], root)}
     path = _path_in(value)
     if root == Path.cwd() or key not in (*PLACES, *STORE) or path.is_absolute() or not is_there(str(root / path)):
         return value

@@ -20,6 +20,7 @@ from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
 from uniattn_pl.config.sections.tracking_section import OTHER_LOGGERS
 from uniattn_pl.config.source_paths import missing_path
+from uniattn_pl.config.streaming_checks import STREAMING_CHECKS
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.training_checks import TRAINING_CHECKS
 from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
@@ -29,7 +30,7 @@ from uniattn_pl.run_folder import name_problem
 
 Check = Callable[[ExperimentConfig], str | None]
 CHECKS: list[tuple[tuple[str, ...], Check]] = []
-FIRST_CHECKS = (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS)
+FIRST_CHECKS = (*REPORT_CHECKS, *CALIBRATION_CHECKS, *DATA_CHECKS, *STREAMING_CHECKS)
 LAST_CHECKS = (*KERNEL_CHECKS, *TRAINING_CHECKS, *DISTILLATION_CHECKS, *PREFERENCE_CHECKS, *SWEEP_CHECKS)
 
 

@@ -8,7 +8,7 @@ layers gave to the former one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.paths import path_argument
 from uniattn_pl.config.plain_layer import PLACES
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.section_fields import Field, section_fields
+from uniattn_pl.config.section_lists import fit_sections, section_of
 from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
 from uniattn_pl.config.yaml_documents import (
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 NAME = (ARCHITECTURE, "name")
 DATA_SOURCE, SELF_TEXT, MORE_FILES = ("data", "source"), ("data", "self_text"), ("data", "more_files")
-Field = tuple[Any, dataclasses.Field[Any]]
 
 
 def load_config(
@@ -63,7 +64,7 @@ class _Assembly:
     """The state of one `load_config`: what was set, where, and what is wrong with it."""
 
     def __init__(self) -> None:
-        self.fields: dict[KeyPath, Field] = dict(_schema(ExperimentConfig, ()))
+        self.fields: dict[KeyPath, Field] = dict(section_fields(ExperimentConfig))
         self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
         self.entries: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
@@ -162,11 +163,15 @@ class _Assembly:
         return None if default is dataclasses.MISSING else default
 
     def _fitted(self, entry: Entry, value: Any, text: str | None, field: Field) -> Any:
-        value, problem = fit_to_type(value, text, *field)
-        if problem:
+        section = section_of(field[0])
+        if section is not None:
+            value, problems = fit_sections(value, section)
+        else:
+            value, problem = fit_to_type(value, text, *field)
+            problems = [problem] if problem else []
+        for problem in problems:
             self._report(entry, problem)
-            return self._fallback(entry.path)
-        return value
+        return self._fallback(entry.path) if problems else value
 
     def _architecture_class(self, values: dict[KeyPath, Any]) -> type[Architecture] | None:
         from uniattn_pl.architectures import get_architecture
@@ -253,25 +258,6 @@ def _spell_out(entry: Entry) -> list[Entry]:
         named = dataclasses.replace(entry, value=first, text=text)
         return [named, dataclasses.replace(entry, path=MORE_FILES, value=more or None, text=None)]
     return [entry]
-
-
-def _schema(cls: type, path: KeyPath) -> Iterable[tuple[KeyPath, Field]]:
-    for name, (hint, field) in field_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _with_defaults(hint, (*path, name), field)
-        else:
-            yield (*path, name), (hint, field)
-
-
-def _with_defaults(hint: Any, path: KeyPath, section: dataclasses.Field[Any]) -> Iterable[tuple[KeyPath, Field]]:
-    """Yield the fields of a section, with the defaults that its parent gives it."""
-    defaults = default_of(section)
-    for inner, (inner_hint, field) in _schema(hint, path):
-        value = defaults
-        for key in inner[len(path) :]:
-            value = getattr(value, key)
-        replacement: dataclasses.Field[Any] = dataclasses.field(default=value, metadata=field.metadata)
-        yield inner, (inner_hint, replacement)
 
 
 def _nest(values: dict[KeyPath, Any]) -> dict[str, Any]:

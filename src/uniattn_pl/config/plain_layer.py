@@ -17,6 +17,7 @@ PLACES = (
     "data.source",
     "data.more_files",
     "data.further_sources",
+    "data.sources",
     "data.template",
     "data.validation_source",
     "data.self_text.prompts",

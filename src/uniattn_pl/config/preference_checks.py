@@ -53,8 +53,21 @@ def _packing(config: ExperimentConfig) -> str | None:
 def _sources(config: ExperimentConfig) -> str | None:
     if not _learns(config):
         return None
-    without = [source for source in config.data.sources if _has_no_pairs(source)]
+    without = [source for source in config.data.training_sources if _has_no_pairs(source)]
     return f"'{without[0]}' has no pairs; training.objective={DPO} learns from {ROWS}." if without else None
+
+
+def _weights(config: ExperimentConfig) -> str | None:
+    entries = config.data.sources or []
+    if not _learns(config) or all(entry.weight is None for entry in entries):
+        return None
+    return f"training.objective={DPO} takes every pair once an epoch; leave the weights of the entries out."
+
+
+def _streams(config: ExperimentConfig) -> str | None:
+    if not _learns(config) or not config.data.streaming:
+        return None
+    return f"training.objective={DPO} has the reference read all pairs once before; set data.streaming=false."
 
 
 def _has_no_pairs(source: str) -> bool:
@@ -88,7 +101,9 @@ PREFERENCE_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ExperimentConfig], str
     ((OBJECTIVE, "training.stage2.enabled"), _stage),
     ((OBJECTIVE, "training.distillation.stage2"), _teacher),
     (("data.packing", OBJECTIVE), _packing),
-    (("data.source", "data.further_sources", OBJECTIVE), _sources),
+    (("data.source", "data.further_sources", "data.sources", OBJECTIVE), _sources),
+    (("data.sources", OBJECTIVE), _weights),
+    (("data.streaming", OBJECTIVE), _streams),
     (("data.format", OBJECTIVE), _format),
     ((f"{SECTION}.beta",), _beta),
     ((f"{SECTION}.label_smoothing", f"{SECTION}.loss_type"), _smoothing),

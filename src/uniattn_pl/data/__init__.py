@@ -16,7 +16,8 @@ from uniattn_pl.data.resumed_progress import ResumedProgress
 from uniattn_pl.data.rows import Row
 from uniattn_pl.data.scored_spans import ScoredSpans
 from uniattn_pl.data.sources import SourceRows, read_source
-from uniattn_pl.data.split import Split, load_split
+from uniattn_pl.data.split import load_split
+from uniattn_pl.data.split_rows import Split
 
 __all__ = [
     "Collator",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -74,6 +74,10 @@ class RowCounts:
     shortened: int = 0
     turns_cut: int = 0
     open_answers: int = 0
+
+    def plus(self, other: RowCounts) -> RowCounts:
+        """The sums of both."""
+        return RowCounts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 class EncodedRows:

@@ -5,7 +5,7 @@ A plain text has no prompt: it is cut into as many sequences as it needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 
 from uniattn_pl.data.chat_encoding import ChatEncoder, EncodedChat
 from uniattn_pl.data.chat_template import ChatTemplate
+from uniattn_pl.data.documents import DocumentPacker
 from uniattn_pl.data.encoded_rows import EncodedRows, RowCounts
 from uniattn_pl.data.prompt_ids import prefix_ids, special_ids, special_text, text_ids
 from uniattn_pl.data.prompts import format_prompt
@@ -49,6 +50,7 @@ def encode_rows(
     with_choices: bool = False,
     template: ChatTemplate | None = None,
     skip_refused: bool = False,
+    pack_documents: bool = False,
 ) -> EncodedRows:
     """Tokenise rows with the paper's prompt, or with a chat template.
 
@@ -62,7 +64,8 @@ def encode_rows(
 
     A plain text is cut into sequences of `max_length` that lose nothing. Each begins as texts do, with BOS where the
     tokenizer itself puts nothing there (EOS where it has none, behind which the next document begins in
-    pre-training): a text's first token is learned too.
+    pre-training): a text's first token is learned too. With `pack_documents` plain texts lie one after another instead
+    (`data/documents.py`).
 
     Beside an encoder the prompt is what the encoder reads, closed as its tokenizer closes texts, and the decoder's
     sequence is what it begins with, response, EOS (`data/row_layout.py`); each has `max_length` tokens at most.
@@ -74,6 +77,7 @@ def encode_rows(
         with_choices: also encode the first token of each choice, for rows that have choices.
         template: a chat template; None: the paper's prompt.
         skip_refused: leave out, and count, rows that the template does not take.
+        pack_documents: sequences of plain texts run over their borders; rows are in document order.
 
     Raises:
         UserError: the tokenizer has no end-of-sequence token, or an encoder would have nothing of a plain text to read.
@@ -82,6 +86,7 @@ def encode_rows(
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token; set `eos_token` in its tokenizer_config.json.")
     encoder = _Encoder(tokenizer, max_length, template, with_choices=with_choices, skip_refused=skip_refused)
+    encoder.documents = DocumentPacker(encoder.text_start, max_length) if pack_documents else None
     for start in range(0, len(rows), _ROWS_PER_CALL):
         encoder.add(rows[start : start + _ROWS_PER_CALL])
     return encoder.finish()
@@ -107,6 +112,7 @@ class _Encoder:
         self.special_text, self.special_ids = special_text(tokenizer), special_ids(tokenizer)
         self.sequences = SequenceBuffer()
         self.choices: list[tuple[tuple[int, ...], int]] = []
+        self.documents: DocumentPacker | None = None
         self.counts, self.read = RowCounts(), 0
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -167,11 +173,21 @@ class _Encoder:
                 f"row {number} is a plain text, of which an encoder would have nothing to read: an encoder-decoder "
                 "model needs rows with a prompt."
             )
+        if self.documents is not None:
+            self._take_packed(self.documents.add(text, number, continues=row.continues))
+            return
         given = len(self.text_start)
         room = self.max_length - given
         for first in range(0, len(text), room):
             sequence = self.text_start + text[first : first + room]
             self._take(row, RowTokens(sequence, [(given, len(sequence))]), number)
+
+    def _take_packed(self, sequences: Iterable[tuple[list[int], int]]) -> None:
+        """Keep sequences that documents fill together: all but the first token of each is learned."""
+        for sequence, number in sequences:
+            self.sequences.add(RowTokens(sequence, [(1, len(sequence))]), number)
+            if self.with_choices:
+                self.choices.append(((), -1))
 
     def _count_special(self, row: Row, ids: list[int]) -> None:
         if not self.special_ids.isdisjoint(ids):
@@ -202,6 +218,9 @@ class _Encoder:
         return self.chats.answer_tokens(row, row.choices, rest)
 
     def finish(self) -> EncodedRows:
+        if self.documents is not None:
+            self._take_packed(self.documents.rest())
+        self.sequences.flush()
         found = self.sequences
         lengths = torch.tensor(found.lengths, dtype=torch.int64)
         return EncodedRows(

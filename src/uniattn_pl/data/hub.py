@@ -50,7 +50,7 @@ def _load(name: str, split: str, hint: str) -> Any:
             return datasets.load_dataset(name, split=split)
     except Exception as error:  # `datasets` raises many types; each becomes one sentence with its own words
         if state == "exists":
-            raise UserError(_cannot_load(name, split, error)) from None
+            raise UserError(cannot_load(name, split, error)) from None
         if state == "unknown":
             raise UserError(
                 f"data source '{name}' is neither 'embedded', nor a local file, nor a data set on the hub "
@@ -79,7 +79,33 @@ def _hub_state(name: str) -> str:
     return "exists"
 
 
-def _cannot_load(name: str, split: str, error: Exception) -> str:
+def hub_commit(name: str) -> str | None:
+    """The commit that a hub data set is at, where the hub tells it.
+
+    Raises:
+        UserError: there is no such data set, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return HfApi().dataset_info(name, timeout=_TIMEOUT_S).sha
+    except GatedRepoError:
+        return None  # loading it explains how to get access
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"data source '{name}' is neither a local file or folder, nor a data set on the hub (or it is private: run "
+            "`hf auth login`)."
+        ) from None
+    except Exception as error:  # offline mode, no name service, a proxy's refusal, a timeout
+        raise UserError(
+            f"data source '{name}' is not a local file or folder, and the hub, from which it would be streamed, cannot "
+            f"be reached ({' '.join(str(error).split())[:200]}); give files, as in data.source='shards/*.parquet'."
+        ) from None
+
+
+def cannot_load(name: str, split: str, error: Exception) -> str:
+    """What to tell of a hub data set that is there and cannot be loaded."""
     reason = " ".join(str(error).split())
     near = did_you_mean(split, re.findall(r"\w+", reason.partition("Should be one of")[2]))
     return f"hub data set '{name}', split '{split}', cannot be loaded: {reason}{near}"

@@ -29,7 +29,7 @@ def read_json(path: Path) -> Iterator[Record]:
     elif (whole := _whole_object(path, first, lines)) is not None:
         yield from _rows_inside(path, whole, one_line=lines == 1)
     else:
-        yield from _lines(path)
+        yield from read_lines(path)
 
 
 class _Decoder:
@@ -128,15 +128,23 @@ def _rows_inside(path: Path, whole: dict[str, Any], *, one_line: bool) -> Iterat
         yield Record(value, partial(row_place, f"{path}, '{key}'", index))
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    """Yield one record per non-empty line; lines are bytes until decoded, so a bad one has a number too."""
-    decoder = _Decoder()
+def read_lines(path: Path, first: int = 0) -> Iterator[Record]:
+    """Yield one record per non-empty line; lines are bytes until decoded, so a bad one has a number too.
+
+    Args:
+        path: of a .jsonl file, or a .json file of such lines.
+        first: records that are passed over, unread.
+    """
+    decoder, passed = _Decoder(), 0
     expected = "each line must be one JSON object"
     if kind_of_file(path) == ".json":
         expected = "a .json file must hold an array of objects, or one JSON object per line"
     with opened_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
+                continue
+            if passed < first:
+                passed += 1
                 continue
 
             place = partial(line_place, path, number)

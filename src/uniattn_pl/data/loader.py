@@ -128,8 +128,21 @@ class ResumableLoader:
         """Items of one micro batch of every rank."""
         return self.micro_batch_size * self.world_size
 
+    @property
+    def epoch_items(self) -> int:
+        """Items of an epoch, over all ranks."""
+        return len(self.items)
+
     def __len__(self) -> int:
-        return -(-len(self.items) // self._items_at_once)
+        return -(-self.epoch_items // self._items_at_once)
+
+    def source_counts(self) -> dict[str, float]:
+        """What was taken so far of each source of a mixture or a stream, by all ranks; otherwise nothing."""
+        return {}
+
+    def source_lines(self) -> list[str]:
+        """What was read of each source of a stream so far, in words; of rows in memory nothing."""
+        return []
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._at_start or self.position >= len(self):
@@ -151,10 +164,14 @@ class ResumableLoader:
 
     def _places(self) -> torch.Tensor:
         """Items of the micro batches of all ranks: int64 [len(self), micro_batch_size * world_size]; ~i is i, blank."""
-        order = epoch_order(self.items.lengths, self.batch_size, self.seed, self.epoch)
+        order = self._order()
         last = (len(order) - 1) // self.batch_size * self.batch_size
         blanks = (~order[last : last + 1]).repeat(-len(order) % self._items_at_once)
         return torch.cat([order[:last], blanks, order[last:]]).view(len(self), self._items_at_once)
+
+    def _order(self) -> torch.Tensor:
+        """The items of this epoch in order, every `batch_size` of them a global batch: int64 [epoch_items]."""
+        return epoch_order(self.items.lengths, self.batch_size, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is, and what must be unchanged for the position to mean the same."""
@@ -187,7 +204,7 @@ class ResumableLoader:
         position, accumulate = state["position"], state["accumulate"]
         if accumulate == self.accumulate:
             return min(position, len(self))
-        if position == -(-len(self.items) // (self.batch_size // accumulate)):
+        if position == -(-self.epoch_items // (self.batch_size // accumulate)):
             return len(self)
         steps, inside = divmod(position, accumulate)
         if inside:
@@ -219,6 +236,14 @@ class FixedBatches:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def source_counts(self) -> dict[str, float]:
+        """What was taken so far of each source of a mixture or a stream, by all ranks; otherwise nothing."""
+        return {}
+
+    def source_lines(self) -> list[str]:
+        """What was read of each source of a stream so far, in words; of rows in memory nothing."""
+        return []
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)

@@ -32,15 +32,24 @@ class PackedRows:
         rows: the encoded rows, none longer than `max_length`.
         max_length: tokens of a sequence at most.
         seed: of the choice which rows are packed together.
+        parts: rows of each source of a mixture, which are packed apart; default: all together.
 
     Attributes:
         packs: the rows of each sequence.
+        parts: sequences of each source, one after another.
         lengths: int64 [N], tokens of each sequence.
     """
 
-    def __init__(self, rows: EncodedRows, max_length: int, seed: int) -> None:
+    def __init__(self, rows: EncodedRows, max_length: int, seed: int, parts: Sequence[int] | None = None) -> None:
         self.rows, self.max_length = rows, max_length
-        self.packs = pack_rows(rows.lengths, max_length, seed)
+        self.packs: list[list[int]] = []
+        self.parts: list[int] = []
+        first = 0
+        for lengths in rows.lengths.split([len(rows)] if parts is None else list(parts)):
+            packs = pack_rows(lengths, max_length, seed)
+            self.packs += [[first + row for row in pack] for pack in packs]
+            self.parts.append(len(packs))
+            first += len(lengths)
         self.lengths = torch.tensor([int(rows.lengths[pack].sum()) for pack in self.packs], dtype=torch.int64)
 
     def __len__(self) -> int:

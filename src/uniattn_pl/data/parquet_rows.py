@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def read_parquet(path: Path) -> Iterator[Record]:
+_BATCH = 1_024  # rows that are made Python objects together
+
+
+def read_parquet(path: Path, first: int = 0) -> Iterator[Record]:
     """Yield the rows of a Parquet file.
+
+    Args:
+        path: of the file.
+        first: rows that are passed over; row groups of them alone are not read.
 
     Raises:
         UserError: its footer is not one; nothing of it can be read.
@@ -29,10 +37,11 @@ def read_parquet(path: Path) -> Iterator[Record]:
     # Arrow's own errors, OSError for damaged bytes, and for a schema it cannot express ValueError, KeyError, TypeError
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"data file '{path}' is not a readable Parquet file ({_reason(error)}).") from None
-    first = 0
+    begin = 0
     for group, rows in enumerate(groups):
-        yield from _group(file, group, rows, path, first)
-        first += rows
+        if begin + rows > first:
+            yield from islice(_group(file, group, rows, path, begin), max(0, first - begin), None)
+        begin += rows
 
 
 def _group(file: Any, group: int, rows: int, path: Path, first: int) -> Iterator[Record]:
@@ -42,7 +51,7 @@ def _group(file: Any, group: int, rows: int, path: Path, first: int) -> Iterator
     index = first
     problem = "the file has fewer rows than its footer says"
     try:
-        for batch in file.iter_batches(row_groups=[group]):
+        for batch in file.iter_batches(_BATCH, row_groups=[group]):
             for value, bad in _values(batch):
                 yield Record(value, partial(row_place, str(path), index), bad)
                 index += 1

@@ -11,10 +11,13 @@ from uniattn_pl.config.sections.data_section import PREFERENCE
 from uniattn_pl.data.chat_template import ChatTemplate
 from uniattn_pl.data.collation import Batch
 from uniattn_pl.data.data_module import InstructionDataModule
+from uniattn_pl.data.encoded_split import RowEncoder
+from uniattn_pl.data.encoding import RefusedRow
 from uniattn_pl.data.loader import ResumableLoader
 from uniattn_pl.data.preference_pairs import PairCollator, PairedRows
+from uniattn_pl.data.refused_rows import refused_row
 from uniattn_pl.data.rows import Row
-from uniattn_pl.data.split import Split
+from uniattn_pl.data.split_rows import Split
 from uniattn_pl.errors import UserError
 
 
@@ -37,8 +40,15 @@ class PreferenceDataModule(InstructionDataModule):
             UserError: a row has none, or no pair fits `data.max_length`.
         """
         other = rejected_split(split)
-        rejected = self._encoded(other, template, other.train_contents())
-        held_out = self._encoded(other, template, other.validation_contents(), validation=True)
+        encoder = RowEncoder(self.config, self.tokenizer, template)
+        try:
+            (rejected,) = encoder.parts(other.train, [len(other.train)])
+        except RefusedRow as refused:
+            raise refused_row(other, refused, self.config, validation=False) from None
+        try:
+            (held_out,) = encoder.parts(other.validation, [len(other.validation)], with_choices=True)
+        except RefusedRow as refused:
+            raise refused_row(other, refused, self.config, validation=True) from None
         self.train_pairs = PairedRows(self._rows("train"), rejected)
         self.held_out_pairs = PairedRows(self._rows("validation"), held_out)
         if not len(self.train_pairs) or not len(self.held_out_pairs):

@@ -25,6 +25,18 @@ def contents_of(rows: Sequence[Row], place: str, numbers: Sequence[int] | None =
     return Contents(place, digests, array("q", range(1, len(rows) + 1) if numbers is None else numbers))
 
 
+def contents_of_parts(parts: Sequence[Sequence[Row]], place: str, numbers: Sequence[int]) -> Contents:
+    """Rows of several sources in order; which source a row is of counts as content.
+
+    Args:
+        parts: the rows of each source.
+        place: where they are from.
+        numbers: of all of them.
+    """
+    digests = (item_digest(part.to_bytes(4) + _row_digest(row)) for part, rows in enumerate(parts) for row in rows)
+    return Contents(place, b"".join(digests), array("q", numbers))
+
+
 def _row_digest(row: Row) -> bytes:
     """All that the row says; what it leaves at its default does not count, so that a later field changes no digest."""
     return item_digest(json.dumps(_said(row), sort_keys=True, default=_said).encode())

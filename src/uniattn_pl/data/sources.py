@@ -29,6 +29,7 @@ from uniattn_pl.data.hub import read_hub
 from uniattn_pl.data.records import Record
 from uniattn_pl.data.row_problems import BadRow
 from uniattn_pl.data.rows import Row, detect_format, map_row
+from uniattn_pl.data.text_column import TEXT, text_records
 from uniattn_pl.errors import UserError, did_you_mean
 
 # No rows are read from these, but a source that ends so is a missing file, not a hub name.
@@ -71,6 +72,7 @@ def read_source(
     split: str = "train",
     format: str = "auto",
     on_bad_row: str = "error",
+    text_column: str | None = None,
     whole_chats: bool = False,
     roles: Mapping[str, str] | None = None,
 ) -> SourceRows:
@@ -83,6 +85,7 @@ def read_source(
         split: split of a hub data set.
         format: a key of `rows.FORMATS`, or "auto" to look at the keys of the first row; a plain text has its own.
         on_bad_row: "error" stops at the first bad row and names its place, "skip" counts bad rows.
+        text_column: the key that holds plain text (`data.text_column`).
         whole_chats, roles: as of `map_row`.
 
     Raises:
@@ -92,9 +95,12 @@ def read_source(
         rows = embedded_rows()
         return SourceRows(source, "alpaca", rows, array("q", range(1, len(rows) + 1)), read=len(rows))
     if source.lower().endswith(TEXT_SUFFIXES):
-        format = "text"
+        format = TEXT
     names = [source, *more_files]
     records = ((name, _records(name, split)) for name in names)
+    if not source.lower().endswith(TEXT_SUFFIXES) and (text_column is not None or format == TEXT):
+        format = TEXT
+        records = ((name, text_records(found, text_column)) for name, found in records)
     result = _collect(
         " + ".join(names), records, format, skip_bad=on_bad_row == "skip", whole_chats=whole_chats, roles=roles
     )

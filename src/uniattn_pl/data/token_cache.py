@@ -22,7 +22,17 @@ from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uniattn_pl.data import chat_encoding, chat_template, chats, encoding, prompt_ids, prompts, row_layout, scored_spans
+from uniattn_pl.data import (
+    chat_encoding,
+    chat_template,
+    chats,
+    documents,
+    encoding,
+    prompt_ids,
+    prompts,
+    row_layout,
+    scored_spans,
+)
 from uniattn_pl.data.chat_template import ChatTemplate
 from uniattn_pl.data.encoded_rows import EncodedRows, RowCounts
 from uniattn_pl.data.encoded_sources import EncodedSources
@@ -41,7 +51,7 @@ if TYPE_CHECKING:
 _TOKENS, _CHECKSUM = "tokens.safetensors", "checksum"
 _CHUNK = 2**22
 # The modules whose code decides what tokens are; of others a change makes none anew.
-_MAKERS = (encoding, row_layout, scored_spans, prompt_ids, prompts, chats, chat_template, chat_encoding)
+_MAKERS = (encoding, documents, row_layout, scored_spans, prompt_ids, prompts, chats, chat_template, chat_encoding)
 
 
 def encode_cached(
@@ -52,6 +62,7 @@ def encode_cached(
     with_choices: bool = False,
     template: ChatTemplate | None = None,
     skip_refused: bool = False,
+    pack_documents: bool = False,
     contents: Contents | None = None,
 ) -> EncodedRows:
     """As `encode_rows`, but from the cache folder where these rows have been tokenised before, and into it otherwise.
@@ -61,15 +72,21 @@ def encode_cached(
     not one of transformers' own on the `tokenizers` library is never cached: nothing tells what its code does.
 
     Args:
-        rows, tokenizer, max_length, with_choices, template, skip_refused: as of `encode_rows`.
+        rows, tokenizer, max_length, with_choices, template, skip_refused, pack_documents: as of `encode_rows`.
         contents: of the rows, where they are known already.
 
     Raises:
         UserError, RefusedRow: as `encode_rows`.
     """
     contents = contents_of(rows, "rows") if contents is None else contents
-    options: dict[str, Any] = {"with_choices": with_choices, "template": template, "skip_refused": skip_refused}
+    options: dict[str, Any] = {
+        "with_choices": with_choices,
+        "template": template,
+        "skip_refused": skip_refused,
+        "pack_documents": pack_documents,
+    }
     about = [max_length, with_choices] + ([] if template is None else [template.contents.digest, skip_refused])
+    about += ["documents"] if pack_documents else []
     key = _fingerprint(contents, tokenizer, about)
     if key is None:
         return encode_rows(rows, tokenizer, max_length, **options)

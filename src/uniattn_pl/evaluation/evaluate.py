@@ -11,6 +11,7 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
+from uniattn_pl.data.open_rows import data_module
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
@@ -131,7 +132,7 @@ class _Parts:
     def _batches(self, tokenizer: Any, rows: int, size: int) -> list[dict[str, Any]]:
         """The first held-out rows of the experiment's data, so many together."""
         config, sizes = self.loaded.config, {"batch_size": size, "micro_batch_size": size, "eval_batch_size": size}
-        data = InstructionDataModule(config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes)
+        data = data_module(config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes)
         data.setup()
         self._tell_other_rows(data)
         return data.validation_batches(rows, size)

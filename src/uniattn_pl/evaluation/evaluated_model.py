@@ -11,8 +11,9 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.data_section import PAPER
-from uniattn_pl.data import InstructionDataModule, load_split, prompt_ids
+from uniattn_pl.data import prompt_ids
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
+from uniattn_pl.data.open_rows import data_module, rows_contents
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
@@ -143,8 +144,7 @@ class LoadedModel:
     @cached_property
     def contents(self) -> dict[str, Contents]:
         """The experiment's rows. Raises UserError where they cannot be read."""
-        split = load_split(self.loaded.config.data, self.original)
-        return {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+        return rows_contents(self.loaded.config.data, self.original)
 
     @property
     def rows(self) -> dict[str, str]:
@@ -216,7 +216,7 @@ class LoadedModel:
         if results is None:
             model, tokenizer = self._loaded
             sizes = {"batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1}
-            data = InstructionDataModule(config.data, tokenizer, seed=config.seed, original=self.original, **sizes)
+            data = data_module(config.data, tokenizer, seed=config.seed, original=self.original, **sizes)
             data.setup()
             results = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
             self.files.keep(IMPORTANCE, settings, results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class HeldOut:
         answer_accuracy: fraction of rows with choices whose right choice scores highest; None without such rows.
         tokens: response tokens scored.
         sequences: rows scored.
+        perplexity: exp of the loss, where what is held out is plain text; else None.
         preferences: of held-out pairs, in a fit that learns preferences.
     """
 
@@ -30,6 +31,7 @@ class HeldOut:
     answer_accuracy: float | None
     tokens: int
     sequences: int
+    perplexity: float | None = None
     preferences: HeldOutPreferences | None = None
 
     @property
@@ -37,11 +39,17 @@ class HeldOut:
         """By what stages end early and leave their best weights: the loss of preferences, where they are learned."""
         return self.response_loss if self.preferences is None else self.preferences.loss
 
+    def of_plain_text(self) -> HeldOut:
+        """The same with its perplexity."""
+        return replace(self, perplexity=float(torch.tensor(self.response_loss, dtype=torch.float64).exp()))
+
     def named(self, prefix: str) -> dict[str, float]:
-        """The metrics for a logger, each with `prefix`; accuracy only where there is one."""
+        """The metrics for a logger, each with `prefix`; accuracy and perplexity only where there is one."""
         metrics = {f"{prefix}response_loss": self.response_loss}
         if self.answer_accuracy is not None:
             metrics[f"{prefix}answer_accuracy"] = self.answer_accuracy
+        if self.perplexity is not None:
+            metrics[f"{prefix}perplexity"] = self.perplexity
         return metrics if self.preferences is None else metrics | self.preferences.named(prefix)
 
     def to_dict(self) -> dict[str, Any]:

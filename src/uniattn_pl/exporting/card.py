@@ -87,10 +87,11 @@ def _training(source: Path) -> list[str]:
 def _summary(result: FitResult, config: dict[str, Any]) -> str:
     data, training = config["data"], config["training"]
     options = ", ".join(f"{key}={value}" for key, value in config["architecture"].items() if key != "name")
+    sources = " + ".join(entry["source"] for entry in data.get("sources") or [data])
     lines = [
         f"- model: {config['model']['source']}",
         f"- architecture: {config['architecture']['name']} ({options})",
-        f"- data: {data['source']}, at most {data['max_length']} tokens a sequence",
+        f"- data: {sources}, at most {data['max_length']} tokens a sequence",
         f"- initialiser: {config['calibration']['initialiser']}, seed {config['seed']}",
         *(f"- {stage.name}: {stage.steps} steps of {training['batch_size']} sequences" for stage in result.stages),
         "",

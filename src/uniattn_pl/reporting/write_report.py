@@ -201,7 +201,7 @@ def _stock(table: Table, lookup: Lookup) -> dict[str, str]:
 def _analyses(loaded: LoadedConfig, runs: RunStore) -> dict[str, tuple[bytes, str]]:
     """Name -> image of an analysis of the same model and data, and the id of its run."""
     config = loaded.config
-    same = {tags.MODEL: tags.short_name(config.model.source), tags.DATA: tags.short_name(config.data.source)}
+    same = {tags.MODEL: tags.short_name(config.model.source), tags.DATA: tags.data_name(config.data)}
     images: dict[str, tuple[bytes, str]] = {}
     for run in runs.of_kind("analysis"):
         missing = [name for name in config.report.analysis if name not in images]

@@ -71,7 +71,11 @@ class Contents:
             return f"{what} (now: {self.place})."
         if self.commit != former.commit and former.commit is not None:
             return f"{what}: {self.place} was at commit {former.commit} and is now at {self.commit or 'another'}."
-        return self._rows(what, former) if name in (TRAINING_ROWS, HELD_OUT_ROWS) else self._parts(what, former)
+        # the shards of a stream have names, as files have; rows have numbers
+        are_rows = name in (TRAINING_ROWS, HELD_OUT_ROWS) and not any(
+            isinstance(label, str) for label in (*self.labels[:1], *former.labels[:1])
+        )
+        return self._rows(what, former) if are_rows else self._parts(what, former)
 
     def _rows(self, what: str, former: Contents) -> str:
         known, new = Counter(former.items), []

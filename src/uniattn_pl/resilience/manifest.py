@@ -30,10 +30,7 @@ PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
 FILE_NAME = "manifest.json"
 PLACEMENT = frozenset(
     {
-        "trainer.accelerator",
-        "trainer.devices",
-        "trainer.num_nodes",
-        "trainer.default_root_dir",
+        *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "default_root_dir")),
         "training.strategy",
         "training.cpu_offload",
         "training.checkpoint_format",
@@ -44,13 +41,8 @@ PLACEMENT = frozenset(
         "data.token_cache",
         "training.distillation.cache",
         "training.distillation.cache_limit_gib",
-        "tracking.uri",
-        "tracking.experiment",
-        "tracking.artifact_location",
-        "tracking.parent_run",
-        "tracking.register_as",
-        "tracking.system_metrics",
-        "tracking.also",
+        *(f"tracking.{name}" for name in ("uri", "experiment", "artifact_location", "parent_run", "register_as")),
+        *(f"tracking.{name}" for name in ("system_metrics", "also")),
     }
 )
 # What is measured once the fit is done: changed without a change of the fit.
@@ -62,13 +54,15 @@ SELF_TEXT = "data.self_text."  # settings that count where text is sampled
 OWN_KEYS = ("name", "trainer.default_root_dir")  # every run has its own
 # Keys that runs of former versions do not have: null is what those did.
 ADDED_KEYS = frozenset(
-    {"training.router_loss", "calibration.rank_keeps", "calibration.bias", "data.further_sources"}
-    | {"data.more_files", "data.roles", "training.eval_every_steps", "training.lora.quantization"}
+    {"training.router_loss", "training.eval_every_steps", "training.lora.quantization", "calibration.bias"}
+    | {f"data.{name}" for name in ("further_sources", "more_files", "roles", "sources", "text_column")}
     | {f"training.stage{number}.w_c_learning_rate" for number in (1, 2)}
-    | {f"calibration.refine.{field.name}" for field in fields(RefineConfig)}
+    | {f"calibration.{name}" for name in ("rank_keeps", *(f"refine.{one.name}" for one in fields(RefineConfig)))}
 )
 # The same, where what they did has a name.
 ADDED_VALUES = {
+    **dict.fromkeys(("data.pack_documents", "data.remove_overlap", "data.streaming"), False),
+    "data.shuffle_buffer": 10_000,
     "architecture.score": "loss",
     "architecture.cross_attention": False,
     "architecture.proposals": "greedy",
@@ -92,6 +86,7 @@ DISTILLATION = "training.distillation."
 TEACHER_KEY = DISTILLATION + "teacher"
 # Nor does anything of the other section where preferences are not learned.
 PREFERENCES, OBJECTIVE_KEY = "training.dpo.", "training.objective"
+MIXTURE = "data.sources"  # a list, of whose entries all but the places count
 # Names of places -> what is compared of them by content.
 SOURCES = {
     "model.source": MODEL,
@@ -99,6 +94,7 @@ SOURCES = {
     "data.source": TRAINING_ROWS,
     "data.more_files": TRAINING_ROWS,
     "data.further_sources": TRAINING_ROWS,
+    MIXTURE: TRAINING_ROWS,
     "data.self_text.prompts": TRAINING_ROWS,
     "data.validation_source": HELD_OUT_ROWS,
     TEACHER_KEY: TEACHER,
@@ -211,7 +207,10 @@ class Manifest:
         return {key: (a, b) for key, (a, b) in pairs.items() if a != b and not self._same_template(key, a, b)}
 
     def _without_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
+        counted = {key: value for key, value in values.items() if SOURCES.get(key) not in self.identity}
+        if MIXTURE in values.keys() - counted:
+            counted[MIXTURE] = [{k: v for k, v in entry.items() if k != "source"} for entry in values[MIXTURE]]
+        return counted
 
     def _same_template(self, key: str, before: Any, now: Any) -> bool:
         """Whether these are names of files of which the contents decide."""
@@ -261,7 +260,8 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _samples_text(config: Mapping[str, Any]) -> bool:
     data = config.get("data", {})
-    return SELF in (data.get("source"), *(data.get("further_sources") or []))
+    entries = [entry["source"] for entry in data.get("sources") or []]
+    return SELF in (data.get("source"), *(data.get("further_sources") or []), *entries)
 
 
 def key_of(config: Mapping[str, Any]) -> str:

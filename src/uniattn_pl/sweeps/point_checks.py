@@ -38,7 +38,7 @@ def check_points(points: Sequence[Point]) -> list[str]:
 
 
 def _are_here(data: DataConfig) -> bool:
-    sources = [source for source in (*data.sources, data.validation_source) if source is not None]
+    sources = [source for source in (*data.training_sources, data.validation_source) if source is not None]
     found = [source in MADE or Path(source).exists() or is_pattern(source) for source in sources]
     return all(found)
 

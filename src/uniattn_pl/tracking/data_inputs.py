@@ -74,15 +74,24 @@ class DataInput:
 
 
 def training_rows(config: DataConfig, digest: str, count: int) -> DataInput:
-    """The rows that a fit trains on; `digest` is of their contents."""
-    sources = [*_files(config, config.source), *(config.further_sources or [])]
-    return DataInput.of(sources, digest, count, TRAINING, split=config.split)
+    """The rows that a fit trains on; `digest` is of their contents, of a stream of its shards: its rows are unknown."""
+    first, *others = config.training_sources
+    sources = [*_files(config, first), *others]
+    return DataInput.of(sources, digest, None if config.streaming else count, TRAINING, split=_split(config))
 
 
 def held_out_rows(config: DataConfig, digest: str, count: int, context: str = VALIDATION) -> DataInput:
     """The rows that are held out of training."""
+    if config.validation_source is None and config.sources is not None:
+        sources = [source for source in config.training_sources if source != SELF]
+        return DataInput.of(sources, digest, count, context, split=_split(config))
     source = config.validation_source or config.split_source or SELF
     return DataInput.of(_files(config, source), digest, count, context, split=config.split)
+
+
+def _split(config: DataConfig) -> str:
+    """Of a hub data set that is trained on alone."""
+    return config.sources[0].split if config.sources else config.split
 
 
 def _files(config: DataConfig, source: str) -> list[str]:

@@ -15,6 +15,7 @@ from uniattn_pl.tracking.fit_result import FitResult
 PLAIN_WIDTH = 110
 # Of a milestone what some fits have: its name there, the column's title, how it is written.
 QUALITIES = (
+    ("perplexity", "perplexity", ".2f"),
     ("answer_accuracy", "answer accuracy", ".1%"),
     ("preference_loss", "dpo loss", ".4f"),
     ("reward_accuracy", "rewards right", ".1%"),
@@ -68,7 +69,8 @@ def commands(result: FitResult) -> str:
 def _quality(result: FitResult) -> Table:
     table = Table(title="Held-out quality", title_justify="left")
     table.add_column("model")
-    table.add_column("response loss", justify="right")
+    of_text = any(milestone.perplexity is not None for milestone in result.milestones)
+    table.add_column("loss" if of_text else "response loss", justify="right")
     shown = [one for one in QUALITIES if any(getattr(m, one[0]) is not None for m in result.milestones)]
     for _, title, _ in shown:
         table.add_column(title, justify="right")

@@ -40,13 +40,15 @@ class Milestone:
     answer_accuracy: float | None
     preference_loss: float | None = None
     reward_accuracy: float | None = None
+    perplexity: float | None = None
 
     @classmethod
     def of(cls, name: str, quality: Mapping[str, Any]) -> Milestone:
-        """What the manifest has of it."""
+        """What the manifest has of it; those of former versions have less."""
         pairs = quality.get("preferences") or {}
         accuracy = pairs.get("metrics", {}).get("rewards/accuracies")
-        return cls(name, quality["response_loss"], quality["answer_accuracy"], pairs.get("loss"), accuracy)
+        loss, answers = quality["response_loss"], quality["answer_accuracy"]
+        return cls(name, loss, answers, pairs.get("loss"), accuracy, quality.get("perplexity"))
 
     @property
     def label(self) -> str:

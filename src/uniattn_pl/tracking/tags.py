@@ -6,6 +6,7 @@ import hashlib
 from pathlib import PurePath
 
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.saved_form import identity
 
@@ -38,8 +39,13 @@ def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[s
         SOURCE: f"uniattn_pl {kind}",
         ARCHITECTURE: architecture,
         MODEL: short_name(config.model.source),
-        DATA: short_name(config.data.source),
+        DATA: data_name(config.data),
     }
+
+
+def data_name(data: DataConfig) -> str:
+    """The short name of what is trained on; of a mixture those of all its sources."""
+    return short_name(data.source) if data.sources is None else "+".join(map(short_name, data.training_sources))
 
 
 def short_name(source: str) -> str:

@@ -34,7 +34,7 @@ def check_encoder(loaded: LoadedConfig, shape: ModelShape, plan: LayerPlan | Non
         problems.append(f"calibration.refine.steps: weights are refined in decoders alone; {own}. Set it to null.")
     if config.training.distillation.teacher is not None:
         problems.append(f"training.distillation.teacher: {own}, for which there is no distillation; set it to null.")
-    if SELF in config.data.sources:
+    if SELF in config.data.training_sources:
         problems.append(f"data.source: '{SELF}' is text that a decoder alone continues; {own}. Name rows with prompts.")
     if config.data.format == TEXT:
         problems.append(f"data.format: a plain text has no prompt to read; {own}. Name rows with prompts.")

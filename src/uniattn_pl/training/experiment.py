@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.data.chat_template import use_template
-from uniattn_pl.data.preference_data import PreferenceDataModule
+from uniattn_pl.data.open_rows import data_module
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.feed_forward import output_of_feed_forward
@@ -73,10 +72,10 @@ class Experiment:
         self.accumulate = accumulated(training.batch_size, training.micro_batch_size, cluster.world_size)
         self.strategy = resolve_strategy(self.config, cluster, self.shape)
         check_optimizer(loaded, self.compiled_plan, self.strategy, cluster.device)
-        module = PreferenceDataModule if training.objective == DPO else InstructionDataModule
-        self.data: InstructionDataModule = module(
+        self.data: InstructionDataModule = data_module(
             self.config.data,
             self.tokenizer,
+            training.objective,
             batch_size=training.batch_size,
             micro_batch_size=training.micro_batch_size,
             eval_batch_size=self.config.evaluation.batch_size,
@@ -88,8 +87,8 @@ class Experiment:
         self.data.setup()
         check_positions(loaded, self.shape, self.data.report.longest)
         skipped = self.config.calibration.skip_samples
-        if skipped >= self.data.num_train_rows:
-            raise skips_all(skipped, self.data.num_train_rows)
+        if not self.data.has_train_row(skipped):
+            raise skips_all(skipped)
 
     @cached_property
     def identity(self) -> dict[str, Contents]:
@@ -123,7 +122,7 @@ class Experiment:
     def _rows_of(self, tokens: int, first: int) -> int:
         """How many training rows from `first` on it takes to hold so many tokens."""
         held, row = 0, first
-        while held < tokens and row < self.data.num_train_rows:
+        while held < tokens and self.data.has_train_row(row):
             held += self.data.train_length(row)
             row += 1
         return row - first
@@ -167,10 +166,10 @@ def trainer_precision(config: ExperimentConfig) -> str:
     return precision if precision.endswith("-mixed") else "32-true"
 
 
-def skips_all(skipped: int, rows: int) -> UserError:
+def skips_all(skipped: int) -> UserError:
     """What to tell where calibration passes over every training row."""
     return UserError(
-        f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are {rows} training rows."
+        f"calibration.skip_samples={skipped} leaves no row to calibrate on: there are no more training rows than that."
     )
 
 

@@ -115,7 +115,7 @@ def _check_identity(experiment: Experiment, record: RunRecord, console: Console,
     Raises:
         UserError: as `RunRecord.rests_on`, or ranks that share no cache folder have sampled other texts.
     """
-    if SELF in experiment.config.data.sources:
+    if SELF in experiment.config.data.training_sources:
         sampled = ranks.gather(experiment.data.contents[TRAINING_ROWS].digest)
         if len(set(sampled)) > 1:
             raise UserError(
@@ -190,6 +190,7 @@ def prepare(
     values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
     metrics = {f"cost/{name}": float(value) for name, value in values.items()}
     context.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
+    context.tracking.log_metrics(data_report.source_counts(), 0)
     context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
     context.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
     context.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -133,7 +133,7 @@ def fit_tracking(
             provenance = Provenance(plain_config(loaded), identity=manifest.identity).write(
                 record.folder, step=manifest.step_offset
             )
-            mlflow_run.log_params(loaded.flatten())
+            mlflow_run.log_params(tracked_params(loaded))
             mlflow_run.log_text(loaded.to_yaml(), CONFIG_FILE)
             mlflow_run.log_file(provenance)
         yield tracking
@@ -143,6 +143,16 @@ def fit_tracking(
         with preemption.deferred(), suppress(OSError):
             tracking.end(status)
         raise
+
+
+def tracked_params(loaded: LoadedConfig) -> dict[str, Any]:
+    """The config as parameters of a run; every entry of a list of sections, as `data.sources`, has its own."""
+    params: dict[str, Any] = {}
+    for key, value in loaded.flatten().items():
+        entries = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else []
+        params |= {f"{key}.{number}.{name}": one for number, item in enumerate(entries) for name, one in item.items()}
+        params |= {} if entries else {key: value}
+    return params
 
 
 def deliver_rest(loaded: LoadedConfig, record: RunRecord, console: Console) -> None:

@@ -40,10 +40,11 @@ class Milestones:
         )
 
     def score(self, model: nn.Module) -> HeldOut:
-        """Held-out quality of a model."""
+        """Held-out quality of a model; of plain text its perplexity, too."""
         cluster = self.context.cluster
-        held_out = held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
-        return held_out if self.judge is None else replace(held_out, preferences=self.judge(model))
+        scores = held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
+        scores = scores.of_plain_text() if self.experiment.data.plain_text else scores
+        return scores if self.judge is None else replace(scores, preferences=self.judge(model))
 
     def measure(self, name: str, model: nn.Module, *, step: int | None = None) -> dict[str, Any]:
         """Measure the model, log and print it; returns {name: metrics} for the manifest.
@@ -58,7 +59,9 @@ class Milestones:
         if step is not None:
             self.context.tracking.log_metrics(metrics.named("val/"), step)
         accuracy = "" if metrics.answer_accuracy is None else f", answer accuracy {metrics.answer_accuracy:.1%}"
-        line = f"{name}: held-out response loss {metrics.response_loss:.4f}{accuracy}"
+        perplexity = "" if metrics.perplexity is None else f", perplexity {metrics.perplexity:.2f}"
+        loss = "held-out response loss" if metrics.perplexity is None else "held-out loss"
+        line = f"{name}: {loss} {metrics.response_loss:.4f}{perplexity}{accuracy}"
         if metrics.preferences is not None:
             line += f", dpo loss {metrics.preferences.loss:.4f}, rewards right {metrics.preferences.accuracy:.1%}"
         self.context.console.print(line, highlight=False)

@@ -27,6 +27,7 @@ def final_figures(manifest: Manifest, folder: Path) -> dict[str, float]:
     last = manifest.result(folder, "").milestones[-1]
     figures = {
         "response_loss": last.response_loss,
+        "perplexity": last.perplexity,
         "answer_accuracy": last.answer_accuracy,
         LOSS: last.preference_loss,
         ACCURACY: last.reward_accuracy,

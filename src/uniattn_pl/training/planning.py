@@ -86,7 +86,7 @@ def check_positions(loaded: LoadedConfig, shape: ModelShape, longest: int | None
     problem = None if tokens is None else beyond_positions("data.max_length", tokens, shape.positions)
     if problem:
         raise UserError(f"{at(loaded.provenance['data.max_length'])}{problem} Set it to {shape.positions} at most.")
-    sampled = data.self_text.tokens if SELF in data.sources else 0
+    sampled = data.self_text.tokens if SELF in data.training_sources else 0
     problem = beyond_positions("data.self_text.tokens", sampled, shape.positions)
     if problem:
         raise UserError(f"{at(loaded.provenance['data.self_text.tokens'])}{problem}")

@@ -5,8 +5,9 @@ Every problem is collected, so that one dry run tells all of them; where it find
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +17,15 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
-from uniattn_pl.data.data_module import check_chats, no_usable_row
+from uniattn_pl.data.encoded_split import no_usable_row
 from uniattn_pl.data.encoding import encode_rows
+from uniattn_pl.data.open_rows import open_rows
 from uniattn_pl.data.preference_data import rejected_split
+from uniattn_pl.data.refused_rows import check_chats
 from uniattn_pl.data.row_layout import check_packing
 from uniattn_pl.data.self_text import NotSampledError, Original
-from uniattn_pl.data.split import Split, load_split
+from uniattn_pl.data.split_rows import Split
+from uniattn_pl.data.streaming.stream_split import StreamSplit
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import MODELS, named_folder
@@ -60,14 +64,14 @@ class Preflight:
     Attributes:
         shape: of the model.
         plan: None where it is chosen by measurement.
-        split: the rows; None where they were not asked for.
+        rows: the rows; None where they were not asked for.
         unsampled: why rows were not read that are text of the model; None: they were.
         unopened: why the model itself was not looked at, though nothing is known to be wrong with it; None: it was.
     """
 
     shape: ModelShape
     plan: LayerPlan | None
-    split: Split | None
+    rows: Split | StreamSplit | None
     unopened: str | None
     unsampled: str | None
 
@@ -127,14 +131,14 @@ def check_fit(
         strategy = found.of(resolve_strategy, config, cluster, planned[1])
         if strategy is not None:
             found.of(check_optimizer, loaded, planned[0], strategy, cluster.device)
-    split = found.of(load_split, config.data, Original(config.model)) if rows else None
-    if split is not None and tokenizer is not None:
-        found.of(_check_rows, loaded, split, tokenizer)
+    opened = found.of(open_rows, config.data, Original(config.model)) if rows else None
+    if opened is not None and tokenizer is not None:
+        found.of(_check_rows, loaded, opened, tokenizer)
     if resumes and not found.problems:
-        found.of(_check_resumption, loaded, folder, split, tokenizer, allow_changes=allow_changes)
+        found.of(_check_resumption, loaded, folder, opened, tokenizer, allow_changes=allow_changes)
     if found.problems or planned is None:
         raise UserError(*dict.fromkeys(found.problems))
-    return Preflight(planned[1], planned[0], split, found.unopened, found.unsampled)
+    return Preflight(planned[1], planned[0], opened, found.unopened, found.unsampled)
 
 
 def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:
@@ -191,26 +195,31 @@ def _check_trainer(loaded: LoadedConfig, cluster: Cluster, shape: ModelShape) ->
         raise UserError(f"Lightning cannot train so: {' '.join(str(error).split())}") from error
 
 
-def _check_rows(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that there are rows to train on, to calibrate on and to validate, and that the chat template takes them."""
+def _check_rows(loaded: LoadedConfig, split: Split | StreamSplit, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that there are rows to train on (of each source of a mixture), to calibrate on and to validate, and that
+    the chat template takes them."""
     config = loaded.config
     check_packing(config.data.packing, tokenizer)
     template = ChatTemplate.of(config.data, tokenizer)
-    for part in (split, rejected_split(split)) if config.training.objective == DPO else (split,):
-        if template is not None:
-            check_chats(part, template, config.data)
-    skipped = config.calibration.skip_samples
-    usable = _usable(split.train, tokenizer, config.data.max_length, template, wanted=skipped + 1)
+    if isinstance(split, Split):  # of a stream a fit says so when it comes to the row
+        for part in (split, rejected_split(split)) if config.training.objective == DPO else (split,):
+            if template is not None:
+                check_chats(part, template, config.data)
+    skipped, longest, name = config.calibration.skip_samples, config.data.max_length, config.data.name
+    for source, rows in split.by_source():
+        if not _usable(rows, tokenizer, longest, template, wanted=1):
+            raise no_usable_row("training", source, longest)
+    usable = _usable(split.first_rows(), tokenizer, longest, template, wanted=skipped + 1)
     if not usable:
-        raise no_usable_row("training", config.data)
-    if not _usable(split.validation, tokenizer, config.data.max_length, template, wanted=1):
-        raise no_usable_row("validation", config.data)
+        raise no_usable_row("training", name, longest)
+    if not _usable(split.validation, tokenizer, longest, template, wanted=1):
+        raise no_usable_row("validation", name, longest)
     if usable <= skipped:
-        raise skips_all(skipped, usable)
+        raise skips_all(skipped)
 
 
 def _usable(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     template: ChatTemplate | None,
@@ -218,19 +227,16 @@ def _usable(
     wanted: int,
 ) -> int:
     """How many rows can be used; counting ends when there are enough."""
-    found = 0
-    for start in range(0, len(rows), SAMPLE):
-        part = rows[start : start + SAMPLE]
-        found += len(encode_rows(part, tokenizer, max_length, template=template, skip_refused=True))
-        if found >= wanted:
-            break
+    found, left = 0, iter(rows)
+    while found < wanted and (sample := list(islice(left, SAMPLE))):
+        found += len(encode_rows(sample, tokenizer, max_length, template=template, skip_refused=True))
     return found
 
 
 def _check_resumption(
     loaded: LoadedConfig,
     folder: Path,
-    split: Split | None,
+    rows: Split | StreamSplit | None,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     allow_changes: bool,
@@ -243,8 +249,8 @@ def _check_resumption(
     manifest.check_same_config(plain_config(loaded), folder)
     model = loaded.config.model
     identity: dict[str, Contents] = teacher_contents(loaded)
-    if split is not None:
-        identity |= {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+    if rows is not None:
+        identity |= {TRAINING_ROWS: rows.train_contents(), HELD_OUT_ROWS: rows.validation_contents()}
     if tokenizer is not None:
         identity |= model_identity(tokenizer, model.source, model.revision)
         identity |= template_contents(ChatTemplate.of(loaded.config.data, tokenizer))

@@ -11,13 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.data_section import PAPER, SELF
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
+from uniattn_pl.data.open_rows import rows_contents
 from uniattn_pl.data.self_text import Original
-from uniattn_pl.data.split import load_split
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.loading.model_contents import model_contents, tokenizer_contents
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
 from uniattn_pl.resilience.identity import (
-    HELD_OUT_ROWS,
     MODEL,
     NAMES,
     TEACHER,
@@ -40,7 +39,7 @@ class PresentIdentities:
     def of(self, loaded: LoadedConfig) -> tuple[dict[str, Contents], list[str]]:
         """What can be looked at of an experiment, and a line for each thing that cannot, with the reason."""
         config = loaded.config
-        sampled = [asdict(config.model)] if SELF in config.data.sources else []  # whose text rows are
+        sampled = [asdict(config.model)] if SELF in config.data.training_sources else []  # whose text rows are
         known: dict[str, Contents] = {}
         problems: list[str] = []
         looks: tuple[tuple[str, object, Look], ...] = (
@@ -66,8 +65,7 @@ class PresentIdentities:
 
 
 def _rows(loaded: LoadedConfig) -> dict[str, Contents]:
-    split = load_split(loaded.config.data, Original(loaded.config.model))
-    return {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
+    return rows_contents(loaded.config.data, Original(loaded.config.model))
 
 
 def _model(loaded: LoadedConfig) -> dict[str, Contents]:

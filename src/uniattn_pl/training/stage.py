@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from uniattn_pl.config.sections.training_section import StageConfig
+from uniattn_pl.data.loader import ResumableLoader
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
@@ -164,7 +165,8 @@ def _train(
     """One Trainer's fit of a stage, resuming from its newest good checkpoint if there is one."""
     training, store = experiment.config.training, _store(stage, context)
     pl.seed_everything(experiment.config.seed + stage.number, verbose=False)
-    loader = experiment.data.train_dataloader() if preferences is None else preferences.loader
+    steps = options.max_steps
+    loader = experiment.data.train_dataloader(steps) if preferences is None else preferences.loader
     loader.takes_other_items = bool(context.record.manifest.accepted)
     halves = experiment.precision == MIXED and not _shards(experiment)  # a unit of shards holds one dtype
     objective = preferences and preferences.objective
@@ -193,11 +195,20 @@ def _train(
     with _without_lightning_advice(trainer), context.preemption.deferred():
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
     context.preemption.check()  # a signal behind the last step
+    _tell_sources(stage, loader, trainer.global_step, context)
     summary = _summary(stage, trainer, callbacks)
     if callbacks.best is not None:
         callbacks.best.restore(trainer, module)
         context.console.print(f"stage {stage.number} {summary.kept_words}.", highlight=False, soft_wrap=True)
     return module, summary
+
+
+def _tell_sources(stage: Stage, loader: ResumableLoader, steps: int, context: FitContext) -> None:
+    """Log what a stage has taken of each source of a mixture or a stream, and tell what was read of a stream."""
+    counts = {f"{stage.name}/{name}": count for name, count in loader.source_counts().items()}
+    context.tracking.log_metrics(counts, context.record.manifest.step_offset + steps)
+    for line in loader.source_lines():
+        context.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _summary(stage: Stage, trainer: pl.Trainer, callbacks: StageCallbacks) -> StageSummary:

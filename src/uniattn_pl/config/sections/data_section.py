@@ -34,6 +34,18 @@ class SelfTextConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One source of a mixture: an entry of `data.sources`."""
+
+    source: str = option("", "as data.source", path=True)
+    format: str = option("auto", "its row format; auto looks at the keys", allowed=ROW_FORMATS)
+    text_column: str | None = option(None, "the key of its plain text")
+    split: str = option("train", "split of a hub data set")
+    weight: float | None = option(None, "its share of the sequences of an epoch, beside the others' weights")
+    num_samples: int | None = option(None, "training rows taken of it, shuffled; default: all", minimum=1)
+
+
+@dataclass
 class DataConfig:
     """Where instruction / input / output rows come from and how they become token sequences."""
 
@@ -41,12 +53,16 @@ class DataConfig:
         EMBEDDED, "'embedded', a file of rows or plain text, a hub data set, or 'self': text of the model", path=True
     )
     further_sources: list[str] | None = option(None, "further sources of training rows, besides `source`", path=True)
+    sources: list[SourceConfig] | None = option(
+        None, "a mixture, instead of `source`: a list of {source, format, text_column, split, weight, num_samples}"
+    )
     self_text: SelfTextConfig = field(default_factory=SelfTextConfig)
     more_files: list[str] | None = option(
         None, "files read as one with `source`; in short `source: [a.jsonl, b.jsonl]`", path=True
     )
     split: str = option("train", "split of a hub data set")
     format: str = option("auto", "row format of `source`; auto looks at the keys", allowed=ROW_FORMATS)
+    text_column: str | None = option(None, "key of plain text; default: `text`, or the only one that holds a string")
     roles: list[str] | None = option(
         None, f"unusual names of who speaks, as in [doctor=assistant, patient=user]; {', '.join(CHAT_ROLES)}"
     )
@@ -64,6 +80,10 @@ class DataConfig:
     on_bad_row: str = option("error", "error: stop at the first bad row; skip: count them", allowed=("error", "skip"))
     num_workers: int = option(0, "processes that make batches ahead", minimum=0, maximum=MOST_PROCESSES)
     packing: bool = option(False, "several rows in one training sequence of max_length; none sees another")
+    pack_documents: bool = option(False, "plain texts one after another, cut into sequences of exactly max_length")
+    remove_overlap: bool = option(False, "leave out training rows whose prompt, or plain text, is held out, too")
+    streaming: bool = option(False, "read rows as they are trained on: sets larger than memory or disk")
+    shuffle_buffer: int = option(10_000, "streaming: rows that are held and shuffled together; 1: none", minimum=1)
     token_cache: bool = option(True, "keep tokens on disk, so that the same rows are not tokenised again")
 
     @property
@@ -77,13 +97,25 @@ class DataConfig:
         return self.template != PAPER
 
     @property
-    def sources(self) -> list[str]:
+    def training_sources(self) -> list[str]:
         """All sources of training rows."""
+        if self.sources is not None:
+            return [entry.source for entry in self.sources]
         return [self.source, *(self.further_sources or [])]
 
     @property
+    def name(self) -> str:
+        """What is trained on, in a line."""
+        return self.source if self.sources is None else " + ".join(self.training_sources)
+
+    @property
     def split_source(self) -> str | None:
-        """The source whose rows are split; of sampled text that of its prompts. None: it begins with BOS."""
+        """The source whose rows are split; of sampled text that of its prompts. None: it begins with BOS.
+
+        Of a mixture every source but sampled text is split, and this is the first of them.
+        """
+        if self.sources is not None:
+            return next((entry.source for entry in self.sources if entry.source != SELF), None)
         if self.source != SELF:
             return self.source
         return None if self.self_text.prompts == BOS else self.self_text.prompts
