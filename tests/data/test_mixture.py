@@ -17,13 +17,17 @@ from tests.data.conftest import byte_tokenizer
 
 from uniattn_pl.config import load_config
 from uniattn_pl.config.sections.data_section import DataConfig, SourceConfig
+from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.config.sections.model_section import ModelConfig
 from uniattn_pl.data import InstructionDataModule, Row, SourceRows, load_split
 from uniattn_pl.data import mixture as mixture_module
 from uniattn_pl.data.mixture_loader import EpochShares, MixtureLoader, shares
+from uniattn_pl.data.open_rows import data_module
+from uniattn_pl.data.preference_data import PreferenceDataModule
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.identity import TRAINING_ROWS
+from uniattn_pl.tracking.data_inputs import held_out_rows, training_rows
 
 TOKENIZER = byte_tokenizer()
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
@@ -239,6 +243,10 @@ ONE = "{source: embedded}"
         ([f"data.sources=[{ONE}]", "data.num_samples=3"], "data.num_samples: counts the rows of data.source"),
         ([f"data.sources=[{ONE}]", "data.format=pmc"], "every entry of data.sources has its own"),
         (["data.sources=[{source: self}]"], "data.validation_source: is needed"),
+        (
+            ["training.objective=dpo", "data.sources=[{source: embedded_pairs, weight: 1}]"],
+            "training.objective=dpo takes every pair once an epoch; leave the weights",
+        ),
         (["data.text_column=x", "data.format=pmc"], "data.text_column: 'x' holds plain text, but format is 'pmc'"),
     ],
 )
@@ -280,6 +288,35 @@ def test_a_held_out_row_is_found_behind_text_of_the_model(tmp_path: Path, monkey
             name, _, number = row.instruction.partition(" ")
             place = f"{name}.jsonl, line {int(number) + 1}" if name else "self, row"
             assert place in split.place(index, "train", validation=validation)
+
+
+def test_pairs_of_several_sources_are_pairs_of_their_own_rows(tmp_path: Path) -> None:
+    for name in "ab":
+        pairs = [{"prompt": f"{name}{n}?", "chosen": f"yes {name}{n}", "rejected": f"no {name}{n}"} for n in range(6)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    entries = [SourceConfig(str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    config = DataConfig(sources=entries, validation_size=4, token_cache=False)
+    sizes = {"batch_size": 4, "micro_batch_size": 2, "eval_batch_size": 4, "seed": 0}
+    data = data_module(config, TOKENIZER, DPO, **sizes)
+    assert isinstance(data, PreferenceDataModule)
+    data.setup()
+    said = []
+    for batch in data.pair_dataloader():
+        texts = TOKENIZER.batch_decode(batch["input_ids"], skip_special_tokens=True)
+        both = [text.rpartition("Response:")[2].split() for text in texts]
+        said += [(*chosen, *rejected) for chosen, rejected in zip(both[:2], both[2:], strict=True)]
+    assert len(said) == len(set(said)) == 8
+    assert all((yes, no) == ("yes", "no") and one == other for yes, one, no, other in said)
+
+
+def test_a_mixture_is_one_input_of_mlflow(tmp_path: Path) -> None:
+    config = mixture(tmp_path)
+    names = [entry.source for entry in config.sources or []]
+    trained, held_out = training_rows(config, "0" * 64, 45), held_out_rows(config, "1" * 64, 6)
+    assert trained.name == held_out.name == "large.jsonl + middle.jsonl + small.jsonl"
+    assert all(name in trained.source["tags"]["mlflow.source.name"] for name in names)
+    streamed = training_rows(DataConfig(source="a/b", streaming=True), "0" * 64, 7)
+    assert (streamed.rows, streamed.source["path"]) == (None, "a/b")
 
 
 def test_a_source_without_a_row_left_is_named(tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once() -> None:
     [
         (["data.source=embedded"], "data.streaming: streams files and hub data sets, and 'embedded' is held in memory"),
         (["data.further_sources=[a/c]"], "data.streaming: streams a source, or with data.sources several by weight"),
+        (["training.objective=dpo"], "data.streaming: training.objective=dpo has the reference read all pairs"),
         (["data.num_samples=300"], "data.num_samples: takes rows of a shuffle of all of them"),
         (["data.packing=true"], "data.packing: finds the best fit among all rows"),
         (["training.stage1.max_steps=null"], "training.stage1.max_steps: is needed with data.streaming"),
