@@ -20,7 +20,7 @@ from uniattn_pl.config.sections.data_section import DataConfig, SourceConfig
 from uniattn_pl.data.data_module import InstructionDataModule
 from uniattn_pl.data.open_rows import data_module, open_rows
 from uniattn_pl.data.streaming import hub_shards as hub
-from uniattn_pl.data.streaming import shards, stream_loader
+from uniattn_pl.data.streaming import row_stream, shards, stream_loader
 from uniattn_pl.data.streaming.stream_split import shards_of
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.identity import TRAINING_ROWS, changes, write_items
@@ -70,6 +70,7 @@ def questions(batches: Any) -> list[str]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_loader, "GROUP", 3)
+    monkeypatch.setattr(row_stream, "CHUNK", 4)
 
 
 def test_shards_of_every_kind_are_read_from_any_row_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
