@@ -22,7 +22,6 @@ from uniattn_pl.data.prompt_ids import prompt_ids, text_ids
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.modeling.loading.pretrained import load_tokenizer
-from uniattn_pl.plan.drawing import draw
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="smollm2-135m", help="a name of `list models`, a local folder, or a hub id")
@@ -40,7 +39,7 @@ tokenizer = load_tokenizer(args.model)
 architecture = UniAttn(superblock_size=4, num_superblocks=original.config.num_hidden_layers // 7)
 # On the same weights, not a second set of them: while both models exist, training one would change the other.
 model = converted_copy(original, architecture.compile(shape_of(original.config)))
-print(draw(model.layer_plan))
+print(model.layer_plan)
 
 # ---- the data: prompt and response, the prompt masked -----------------------------------------------------------
 BATCH = 4

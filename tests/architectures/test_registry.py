@@ -72,7 +72,9 @@ def test_baseline_changes_nothing() -> None:
     ("architecture", "message"),
     [
         (UniAttn(num_superblocks=9), "need 36 layers; the model has 32 .* At most num_superblocks=8 fit"),
-        (UniAttn(first_layer=30, num_superblocks=1), "from first_layer 30 need 4 layers"),
+        (UniAttn(superblock_size=40, num_superblocks=1), r"has 32 \(0 to 31\). At most superblock_size=32 fits"),
+        (UniAttn(first_layer=30, num_superblocks=1), "first_layer 30 need 4 layers.* At most superblock_size=2 fits"),
+        (UniAttn(first_layer=31, num_superblocks=1), "Choose a lower first_layer"),
         (UniAttn(superblock_size=1), "at least 2 layers"),
         (CLA(num_superblocks=0), "at least 1 is needed"),
         (LLMDrop(layers=[]), "needs layers: a list of indices from 0 to 31"),

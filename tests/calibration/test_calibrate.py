@@ -211,6 +211,14 @@ def test_a_model_without_a_compensation_is_refused_with_the_way_out(plan: LayerP
         CompensationInit(original, batches(), []).initialise(model)
 
 
+def test_the_converted_model_is_not_its_own_original() -> None:
+    model = converted_copy(stock_llama(), PLANS["reuse"])
+    with pytest.raises(UserError, match="the original is the converted model itself"):
+        calibrate(model, model, batches(), [])
+    with pytest.raises(UserError, match="the original is a converted model, too"):
+        calibrate(converted_copy(stock_llama(), PLANS["share_kv"]), model, batches(), [])
+
+
 def test_an_unknown_initialiser_is_named() -> None:
     with pytest.raises(ValueError, match="unknown initialiser 'magic'"):
         make_solver("magic", RIDGE)

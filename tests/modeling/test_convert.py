@@ -193,6 +193,11 @@ def test_changing_the_attention_backend_keeps_sharing() -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(UserError, match=r"no option 'superblok_size'\. Did you mean 'superblock_size'\?"):
         apply_architecture(stock_llama(), "uniattn", superblok_size=4)
+    with pytest.raises(UserError, match=r"superblock_size of uniattn: expected a whole number, got '4'"):
+        apply_architecture(stock_llama(), "uniattn", superblock_size="4")
+    with pytest.raises(UserError) as refusal:
+        apply_architecture(stock_llama(), "uniattn", superblock_size=1, selection="best", layer=3)
+    assert len(refusal.value.problems) == 3
     with pytest.raises(UserError, match="already has a layer plan"):
         apply_plan(converted("uniattn"), PLANS["cla"])
     model = stock_llama()

@@ -186,3 +186,11 @@ def test_flops_of_a_hand_computed_layer() -> None:
     assert costs.decode_flops(plan, shape, batch_size=3, length=10) == 3 * (linear + 4 * heads * size * 10 + head)
     dropped = plan.drop([0], compensated=True)
     assert costs.decode_flops(dropped, shape, batch_size=1, length=10) == 2 * (d * inner + d * d) + head
+
+
+def test_a_plan_prints_as_its_drawing_and_shows_as_one_short_line() -> None:
+    plan = LayerPlan.unmodified(8).reuse([5, 6], 4, compensated=True).drop([1], compensated=False)
+    assert f"{plan}" == drawing(plan)
+    assert len(str(plan).splitlines()) == 7
+    assert repr(plan) == "LayerPlan(8 layers: 5 full, 1 drop, 2 reuse; 2 with W_c)"
+    assert repr(LayerPlan.unmodified(3)) == "LayerPlan(3 layers: 3 full)"

@@ -32,10 +32,12 @@ def superblocks(shape: ModelShape, *, size: int, count: int, first_layer: int | 
     start = start if first_layer is None or first_layer < shape.num_layers else first_layer
     if start < 0 or start + size * count > len(layers):
         where = "aligned to the top" if first_layer is None else f"from first_layer {first_layer}"
-        most = (len(layers) - max(start if first_layer is not None else 0, 0)) // size
+        room = len(layers) - max(start if first_layer is not None else 0, 0)
+        most = f"num_superblocks={room // size} fit" if room >= size else f"superblock_size={room} fits"
+        advice = f"At most {most}." if room > 1 else "Choose a lower first_layer."
         raise PlanError(
             f"{count} Superblocks of {size} layers {where} need {size * count} layers; the model has "
-            f"{len(layers)} ({_those(layers)}). At most num_superblocks={max(most, 0)} fit."
+            f"{len(layers)} ({_those(layers)}). {advice}"
         )
     blocks = [layers[first : first + size] for first in range(start, start + size * count, size)]
     return [(block[0], list(block[1:])) for block in blocks]

@@ -39,6 +39,7 @@ from uniattn_pl.config.sections.calibration_section import LEAST_SQUARES
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.inspection import attention_of, decoder_layers, decoder_of, output_projection
 from uniattn_pl.modeling.attention.compensation_layer import reset_compensation
+from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.plan import LayerPlan, LayerRow
 from uniattn_pl.plan.roles import FIT, MAP
 from uniattn_pl.resilience.identity import MODEL
@@ -91,13 +92,20 @@ def calibrate(
 
     Raises:
         UserError: no layer of `converted` is compensated, so there is nothing to fit; there are fewer batches than
-            ranks; the initialiser cannot choose a rank; no batch judges a refinement; or the record is of another pass.
+            ranks; `original` is not a stock model; the initialiser cannot choose a rank; no batch judges a refinement;
+            or the record is of another pass.
     """
     plan: LayerPlan | None = getattr(converted, "layer_plan", None)
     if plan is None or not plan.compensated:
         raise UserError(
             "this model has no compensated layer, so there is nothing to calibrate; "
             "choose an architecture with compensation=true."
+        )
+    if original is converted or any(row.source is not None for row in plan_of(original).rows):
+        whose = "is the converted model itself" if original is converted else "is a converted model, too"
+        raise UserError(
+            f"the original {whose}: W_c is fitted to what the stock model computes. Load that beside it, or convert a "
+            "converted_copy(original, plan)."
         )
     if plan.open_ranks and initialiser not in LEAST_SQUARES:
         raise UserError(

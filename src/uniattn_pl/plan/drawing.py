@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.layer_row import LayerRow
 
 SOURCE_SYMBOL = "█"  # of a layer with its own map that others read
@@ -12,9 +13,24 @@ _INPUT_SYMBOLS = {"attention_input": "x W_c", "value": "V W_c", "heads": "heads 
 _OUTPUT_WORDS = {"attention_output": "", "layer_output": " after FFN", "heads": " before W_o"}
 
 
-def draw(plan: LayerPlan) -> str:
+class Drawable(Protocol):
+    """What has a row per layer, as a plan does."""
+
+    @property
+    def rows(self) -> tuple[LayerRow, ...]:
+        """Bottom layer first."""
+
+
+def draw(plan: Drawable) -> str:
     """The plan top layer first, one line each, consecutive unmodified layers folded into one."""
-    return "\n".join(_draw_run(plan, first, last) for first, last in reversed(list(_runs(plan.rows))))
+    return "\n".join(_draw_run(plan.rows, first, last) for first, last in reversed(list(_runs(plan.rows))))
+
+
+def count_roles(plan: Drawable) -> str:
+    """The plan in a few words: how many layers there are, of which roles, and how many have a W_c."""
+    roles = ", ".join(f"{count} {role}" for role, count in Counter(row.role for row in plan.rows).items())
+    compensated = sum(row.compensated for row in plan.rows)
+    return f"{len(plan.rows)} layers: {roles}" + f"; {compensated} with W_c" * bool(compensated)
 
 
 def _runs(rows: Sequence[LayerRow]) -> Iterable[tuple[int, int]]:
@@ -31,10 +47,10 @@ def _runs(rows: Sequence[LayerRow]) -> Iterable[tuple[int, int]]:
         start = row.index + 1
 
 
-def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
-    row = plan.rows[last]
+def _draw_run(rows: Sequence[LayerRow], first: int, last: int) -> str:
+    row = rows[last]
     indices = str(last) if first == last else f"{first}-{last}"
-    readers = [reader.index for reader in plan.readers(last)]
+    readers = [reader.index for reader in rows if reader.source == last]
     text = row.traits.label
     if row.source is not None:
         text += f" {row.source}"
@@ -42,7 +58,7 @@ def _draw_run(plan: LayerPlan, first: int, last: int) -> str:
     if readers:
         text += f" -> {readers[0]}-{readers[-1]}" if len(readers) > 2 else f" -> {', '.join(map(str, readers))}"
     symbol = SOURCE_SYMBOL if readers and not row.operated else row.traits.symbol
-    width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in plan.rows)])
+    width = max([len("+ x W_c"), *(len(_draw_compensation(r)) for r in rows)])
     cached = " ".join("K" * row.caches_keys + "V" * row.caches_values) or "-"
     cached += ", cross V" * row.cross_map  # others hold both of the source
     return f"{indices:>7} {symbol} {text:<24} {_draw_compensation(row):<{width}}  cache {cached}".rstrip()

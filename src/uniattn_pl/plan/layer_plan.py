@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uniattn_pl.plan.compensation import AUTO_RANK, Compensation
+from uniattn_pl.plan.drawing import count_roles, draw
+from uniattn_pl.plan.given_up import lost_parts
 from uniattn_pl.plan.layer_row import LayerRow
 from uniattn_pl.plan.link_checks import row_problems
 from uniattn_pl.plan.plan_error import PlanError
@@ -23,9 +25,9 @@ from uniattn_pl.plan.shape_checks import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerPlan:
-    """An immutable row per layer; `reuse`, `share_kv` and `drop` return changed copies.
+    """An immutable row per layer; `reuse`, `share_kv` and `drop` return changed copies, `print` draws it.
 
     Raises:
         PlanError: a row reads from above itself, from a dropped layer, or from one that has nothing to give.
@@ -48,6 +50,12 @@ class LayerPlan:
     def stock(cls, shape: ModelShape) -> LayerPlan:
         """Every layer as in the pre-trained model of this shape."""
         return cls.unmodified(shape.num_layers, other=set(range(shape.num_layers)) - set(shape.attention_layers))
+
+    def __repr__(self) -> str:
+        return f"LayerPlan({count_roles(self)})"
+
+    def __str__(self) -> str:
+        return draw(self)
 
     # Changed copies
 
@@ -254,15 +262,8 @@ class LayerPlan:
             raise PlanError(*problems)
 
     def reduces(self, former: LayerPlan) -> list[str]:
-        """Why a model built on `former` cannot go on to this plan: what a layer gave up does not come back."""
-        if len(self.rows) != len(former.rows):
-            return [f"the plan has {len(self.rows)} layers, the model {len(former.rows)}."]
-        return [
-            f"layer {new.index} is '{old.role}' already{_GAVE_UP * old.cross_map} and cannot become '{new.role}'; "
-            "start from the stock model."
-            for old, new in zip(former.rows, self.rows, strict=True)
-            if old.operated and new != old and not _only_gives_up(old, new)
-        ]
+        """Why a model built on `former` cannot go on to this plan, a clause by layer: see `lost_parts`."""
+        return lost_parts(former.rows, self.rows)
 
     def _check_indices(self, layers: Iterable[int]) -> None:
         outside = sorted({index for index in layers if not 0 <= index < len(self.rows)})
@@ -282,18 +283,6 @@ class LayerPlan:
             return cls(tuple(read_rows(data)))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"this is not a layer plan ({error}); expected num_layers and rows.") from error
-
-
-_GAVE_UP = ", with queries and keys of its cross-attention given up,"
-
-
-def _only_gives_up(old: LayerRow, new: LayerRow) -> bool:
-    """Whether `new` needs nothing `old` no longer has: projection, feed-forward, a W_c but the one in its place."""
-    if old.cross_map and not new.cross_map and new.traits.feed_forward:  # queries of its cross-attention
-        return False
-    if new.traits.feed_forward != old.traits.feed_forward:  # a W_c would read another stream
-        return not new.traits.feed_forward and not new.compensated
-    return not new.traits.computes and new.compensation in (None, old.compensation)
 
 
 def _list(numbers: Iterable[int]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from uniattn_pl.architectures import get_architecture
+from uniattn_pl.config.typing_rules import field_hints, fit_to_type
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.families.encoder_decoder import reading_config
 from uniattn_pl.families.inspection import FAMILIES, MODEL_TYPE_PREFIX, attentions_of, stock_class, stock_model_type
@@ -26,18 +27,23 @@ def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> Pre
     Args:
         model: a stock transformers model.
         name: an architecture of the registry.
-        options: fields of that architecture's dataclass.
+        options: fields of that architecture's dataclass, as `uniattn-pl list architectures` lists them.
 
     Raises:
         UserError: unknown architecture or option, options that do not fit the model, or a family not supported.
     """
     architecture = get_architecture(name)
-    allowed = list(architecture.__dataclass_fields__)  # type: ignore[attr-defined]
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        names = ", ".join(allowed) or "none"
-        raise UserError(*(f"{name} has no option '{o}'.{did_you_mean(o, allowed)} Options: {names}." for o in unknown))
-    return apply_plan(model, architecture(**options).compile(shape_of(model.config)))
+    fields, fitted, problems = field_hints(architecture), {}, []
+    for option, value in options.items():
+        if option not in fields:
+            names = ", ".join(fields) or "none"
+            problems.append(f"{name} has no option '{option}'.{did_you_mean(option, fields)} Options: {names}.")
+            continue
+        fitted[option], problem = fit_to_type(value, None, *fields[option])
+        problems += [f"{option} of {name}: {problem}"] if problem else []
+    if problems:
+        raise UserError(*problems)
+    return apply_plan(model, architecture(**fitted).compile(shape_of(model.config)))
 
 
 def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
@@ -53,7 +59,12 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
     if converted:
         problems = plan.reduces(model.layer_plan)  # type: ignore[arg-type]
         if problems:
-            raise UserError("this model already has a layer plan; start from the stock model.", *problems)
+            others = len(problems) - 1
+            more = f", nor {others} more layer{'s' * (others > 1)} what the plan says" if others else ""
+            raise UserError(
+                f"this model already has a layer plan: {problems[0]}{more}. Start from the stock model, or give a plan "
+                "that only gives up more."
+            )
     plan.check(shape_of(model.config))
     if not plan.operated:
         model.layer_plan = plan  # type: ignore[assignment]
