@@ -32,7 +32,7 @@ architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
 data: {num_samples: 8, validation_size: 4, max_length: 700}
 calibration: {initialiser: zero, num_samples: 2, held_out_samples: 2}
 training: {batch_size: 2, micro_batch_size: 1, stage1: {max_steps: 1}, stage2: {enabled: false}}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 """
 
 

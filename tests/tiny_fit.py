@@ -11,7 +11,7 @@ architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
 data: {source: rows.jsonl, validation_size: 2}
 calibration: {num_samples: 2, held_out_samples: 2}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 """
 """All but how long it trains and where it is tracked."""
 

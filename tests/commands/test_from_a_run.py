@@ -19,7 +19,7 @@ from uniattn_pl.training import fit as fit_module
 from uniattn_pl.training.fit import fit
 
 CONFIG = (
-    BASE
+    BASE.replace("texts: 0", "texts: 2")
     + """
 training:
   batch_size: 2
@@ -155,7 +155,7 @@ def test_the_original_answers_beside_the_run(capsys: pytest.CaptureFixture[str])
     for name in ("runs/tiny", named_model("tiny-llama")):
         assert main(["generate", "--from", str(name), *words]) == 0
         texts.append(capsys.readouterr().out.removesuffix("\n").strip())
-    assert main(["generate", "--from", "runs/tiny", *words, "--compare"]) == 0
+    assert main(["generate", "--from", "runs/tiny", *words, "--beside", "original"]) == 0
     printed = capsys.readouterr().out
     shown = re.search(
         r"prompt: Count to 2\.\noriginal \(([\d.]+) tokens/s, ([\d.]+) KiB of cache for \d+ tokens\): (.*)\n"
@@ -166,6 +166,62 @@ def test_the_original_answers_beside_the_run(capsys: pytest.CaptureFixture[str])
     assert shown is not None, printed
     assert [shown[6], shown[3]] == texts
     assert float(shown[5]) < float(shown[2])
+
+
+def test_a_fit_s_last_table_has_what_generate_says_to_the_same_rows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = (folder / "runs/tiny/final_table.txt").read_text()
+    words = ["generate", "--from", "runs/tiny", "--row", "1", "--max-new-tokens", "24"]
+    assert main([*words, "--beside", "original"]) == 0
+    printed = capsys.readouterr().out
+    found = re.search(
+        r"^prompt: row 1: (Count to \d\.)\noriginal .*\): (.*)\nconverted .*\): (.*)\nexpected: 1 2 3\n$", printed, re.S
+    )
+    assert found is not None, printed
+    asked, original, final = found.groups()
+    lines = table[table.index(f"row 1: {asked}") :].splitlines()
+    labels = ["original", "after initialisation", "after stage 2", "(expected)"]
+    assert [line[2:24].strip() for line in lines[1:5]] == labels
+    said = [" ".join(text.split()) for text in (original, final, "1 2 3")]
+    assert [line[24:] for line in (lines[1], lines[3], lines[4])] == [line[:55] for line in said]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"--- row 1: {asked}\n{final}\n--- expected: 1 2 3\n"
+    manifest = Manifest.read(folder / "runs/tiny")
+    assert manifest is not None
+    run = MlflowClient(f"sqlite:///{folder}/store.db").get_run(str(manifest.mlflow_run_id))
+    (logged,) = folder.glob(f"**/{run.info.run_id}/artifacts/held_out_texts.json")
+    columns = ["row", "asked", "expected", "original", "initial", "stage2"]
+    assert json.loads(logged.read_text())["columns"] == columns
+    assert {"path": logged.name, "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])
+
+
+def test_a_row_that_is_not_there_and_rows_of_no_run_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--from", "runs/tiny", "--row", "2"]) == 2
+    assert "--row 2: the held-out rows of 'rows.jsonl' are numbered from 0 to 1." in capsys.readouterr().err
+    assert main(["generate", "--from", "tiny-llama", "--row", "0"]) == 2
+    assert "--row needs a run, or its --config; 'tiny-llama' is the folder of none." in capsys.readouterr().err
+
+
+def test_names_of_models_are_taken_where_folders_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "Count to 2.", "--max-new-tokens", "6"]
+    for source in ("tiny-llama", str(named_model("tiny-llama"))):
+        assert main(["generate", "--from", source, *words]) == 0
+    one, other = capsys.readouterr().out.splitlines()
+    assert one == other
+    assert main(["generate", "--from", "tiny-lama", *words]) == 2
+    assert "Did you mean 'tiny-llama'?" in capsys.readouterr().err
+    assert main(["generate", "--from", "somebody/something", *words]) == 2
+    assert "model 'somebody/something' is not in the local cache" in capsys.readouterr().err
+
+
+def test_any_model_answers_beside_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--from", "runs/tiny", "--row", "0", "--max-new-tokens", "4", "--beside"]
+    texts = []
+    for beside in ("original", "tiny-llama"):
+        assert main([*words, beside]) == 0
+        texts.append(re.sub(r"\([\d.]+ tokens/s", "(", capsys.readouterr().out))
+    assert texts[0].replace("\noriginal (", "\ntiny-llama (") == texts[1]
 
 
 def test_a_copied_adapter_is_merged_into_the_copy_s_base(folder: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ data: {source: rows.jsonl, validation_size: 2}
 calibration: {num_samples: 2, held_out_samples: 2}
 training: {batch_size: 2, micro_batch_size: 2, stage1: {enabled: false}, stage2: {enabled: false}}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2, data_dir: sets, batch_size: 4}
+evaluation: {num_samples: 2, texts: 0, data_dir: sets, batch_size: 4}
 tracking: {uri: "sqlite:///mlflow.db", artifact_location: artifacts}
 """
 ANSWERS = ["yes"] * 12 + ["no"] * 8 + ["maybe"] * 4

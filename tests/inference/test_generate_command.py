@@ -73,6 +73,25 @@ def test_prompts_of_a_file_and_of_the_command_line_are_continued_in_order(
     assert printed(capsys, *source, "--prompts", str(tmp_path / "p.jsonl")) == "\n".join([*rows_texts, ""])
 
 
+def test_an_instruction_has_its_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = generate(folder, [format_prompt("Sum", "1 2")], max_new_tokens=8)
+    words = ("--from", str(folder), *WORDS, "--instruction", "--prompt", "Sum", "--input", "1 2")
+    assert printed(capsys, *words) == f"{text}\n"
+
+
+def test_a_card_is_taken_where_there_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[torch.device | None] = []
+
+    def loaded(folder: Path, *, device: torch.device | None = None, **_: Any) -> Any:
+        placed.append(device)
+        return load_folder(folder)
+
+    monkeypatch.setattr("uniattn_pl.modeling.loading.pretrained.load_folder", loaded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["generate", "--from", str(folder), "--prompt", "a", *WORDS]) == 0
+    assert placed == [torch.device("cuda")]
+
+
 def test_a_file_of_prompts_that_is_none_says_every_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"promt": "x"}\n[1]\n{"prompt": 3}\n{"prompt": "fine"}\n{"instruction"', encoding="utf-8")
@@ -116,15 +135,17 @@ def test_a_share_of_one_token_is_the_likeliest_one(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "generate needs at least one --prompt TEXT, or --prompts FILE, or --chat."),
+        ([], "generate needs at least one --prompt TEXT, or --prompts FILE, or --row N, or --chat."),
         (["--chat", "--prompt", "x"], "--chat asks you for what to say"),
         (["--prompt", "x", "--system", "y"], "--system is of --chat"),
         (["--prompt", "x", "--top-p", "0", "--top-k", "-1"], "--top-p is a probability"),
         (["--prompt", "x", "--top-k", "-1"], "--top-k must be at least 0, got -1."),
         (["--prompt", "x", "--top-p", "0.5"], "they need --temperature T above 0."),
+        (["--prompt", "x", "--input", "y"], "--input is that of an instruction; it needs --instruction"),
+        (["--row", "-1"], "--row is a number from 0; got -1."),
         (["--prompt", "x", "--stop", ""], "--stop needs a text that is not empty."),
-        (["--prompt", "x", "--compare", "--h2o", "0.5"], "--compare runs both models as they are"),
-        (["--prompt", "x", "--compare"], "--compare needs a run, which knows its original"),
+        (["--prompt", "x", "--beside", "original", "--h2o", "0.5"], "--beside runs both models as they are"),
+        (["--prompt", "x", "--beside", "original"], "--beside original needs a run, or its --config"),
     ],
 )
 def test_what_does_not_go_together_is_told(

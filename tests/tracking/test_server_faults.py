@@ -29,7 +29,7 @@ architecture: {name: baseline}
 data: {source: rows.jsonl, validation_size: 2}
 training: {batch_size: 2, micro_batch_size: 2, stage2: {max_steps: 2}}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 tracking: {register_as: offline}
 """
 ROWS = "\n".join(json.dumps({"instruction": f"Count to {n}.", "input": "", "output": "1 2 3"}) for n in range(6))

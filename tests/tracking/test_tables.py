@@ -64,6 +64,39 @@ def test_every_milestone_and_cost_is_in_the_table() -> None:
         assert part in text
 
 
+def test_held_out_rows_are_answered_by_each_model_a_line_each() -> None:
+    rows = [{"number": 0, "asked": f"A 40-year-old\nwoman {'x' * 90} Gout or flu?", "expected": "Flu. " * 40}]
+    said = {
+        "prepare": {"original": ["The\n\nanswer"]},
+        "initialise": {"initial": ["..."]},
+        "stage2": {"stage2": ["Flu"]},
+    }
+    phases: dict[str, Any] = {
+        phase: {**RESULTS[phase], "texts": {"rows": rows, "said": texts}}  # type: ignore[dict-item]
+        for phase, texts in said.items()
+    }
+    lines = as_text(final_table(result(phases))).splitlines()
+    start = lines.index("  original              The answer")
+    assert lines[start - 1].startswith("row 0: A 40-year-old woman xxx")
+    assert lines[start - 1].endswith("xxx Gout or flu?")
+    assert lines[start + 1 : start + 3] == ["  after initialisation  ...", "  after stage 2         Flu"]
+    assert lines[start + 3].startswith("  (expected)            Flu. Flu. ")
+    assert lines[start + 3].endswith("…")
+    assert all(len(line) <= 79 for line in lines[start - 1 : start + 4])
+
+
+def test_answers_to_other_rows_are_not_mixed() -> None:
+    texts = [
+        {"rows": [{"number": 0, "asked": asked, "expected": "x"}], "said": {name: ["y"]}}
+        for asked, name in (("a", "original"), ("b", "stage2"))
+    ]
+    phases: dict[str, Any] = {
+        phase: {**RESULTS[phase], "texts": text}  # type: ignore[dict-item]
+        for phase, text in zip(("prepare", "stage2"), texts, strict=True)
+    }
+    assert [text.said for text in result(phases).texts] == [{"original": "y"}]
+
+
 def test_it_says_which_step_the_final_model_is_of() -> None:
     assert "stage2 ends with the weights of step 12, its last." in as_text(final_table(result()))
     stage = {**RESULTS["stage2"]["stage"], "kept_step": 8, "kept_loss": 2.5}  # type: ignore[dict-item]

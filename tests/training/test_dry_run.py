@@ -22,7 +22,7 @@ architecture: {name: uniattn, superblock_size: 2, num_superblocks: 1}
 data: {num_samples: 12, validation_size: 4, max_length: 700}
 calibration: {initialiser: zero, num_samples: 4, held_out_samples: 2}
 training: {batch_size: 2, micro_batch_size: 1}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 """
 ROW = {"instruction": "Count.", "input": "to 3", "output": "1 2 3"}
 

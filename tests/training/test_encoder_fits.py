@@ -28,7 +28,7 @@ training:
   stage1: {learning_rate: 1.0e-3, max_epochs: 2}
   stage2: {learning_rate: 1.0e-3, max_epochs: 2}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 4, probes: [held_out]}
+evaluation: {num_samples: 4, texts: 0, probes: [held_out]}
 """
 STAGE_1, STAGE_2 = "stage 1, step 4", "stage 2, in the middle of an accumulation"
 ATTEMPTS = (

@@ -35,7 +35,7 @@ training:
   stage2: {learning_rate: 1.0e-3, max_epochs: 2}
   early_stop: {patience: 100}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 4}
+evaluation: {num_samples: 4, texts: 0}
 """
 # 12 training rows: six micro batches and three optimizer steps an epoch
 ROWS = "\n".join(

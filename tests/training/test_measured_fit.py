@@ -29,7 +29,7 @@ data: {max_length: 700, num_samples: 8, validation_size: 2}
 calibration: {num_samples: 2, held_out_samples: 2}
 training: {batch_size: 2, micro_batch_size: 2, stage1: {enabled: false}, stage2: {enabled: false}}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 tracking: {uri: "sqlite:///%s/mlflow.db", artifact_location: "%s/artifacts"}
 """
 RUN = Path("runs/measured")

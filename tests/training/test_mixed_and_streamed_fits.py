@@ -31,7 +31,7 @@ training:
   stage2: {learning_rate: 1.0e-3, max_steps: 5}
   early_stop: {patience: 100}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 4}
+evaluation: {num_samples: 4, texts: 0}
 """
 ROWS = "\n".join(
     json.dumps({"instruction": f"Say {n}.", "input": "", "output": "1 2 3 4 5"[: n + 1]}) for n in range(14)

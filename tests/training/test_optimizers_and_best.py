@@ -29,7 +29,7 @@ training:
   stage2: {learning_rate: 3.0e-3, max_epochs: 2, schedule: constant}
   early_stop: {monitor: held_out_loss, stages: [2], patience: 2}
 trainer: {accelerator: cpu, devices: auto}
-evaluation: {num_samples: 4}
+evaluation: {num_samples: 4, texts: 0}
 """
 # what is learned from the rows is wrong here, the more the longer it is learned
 OTHERS = "\n".join(json.dumps({"instruction": f"Say {n}.", "input": "", "output": "zebra jaguar"}) for n in range(4))

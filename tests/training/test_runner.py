@@ -26,7 +26,7 @@ data: {source: rows.jsonl, validation_size: 2}
 calibration: {num_samples: 2, held_out_samples: 2}
 training: {batch_size: 2, micro_batch_size: 2, stage1: {max_steps: 1}, stage2: {max_steps: 1}}
 trainer: {accelerator: cpu, devices: 1}
-evaluation: {num_samples: 2}
+evaluation: {num_samples: 2, texts: 0}
 tracking: {uri: "sqlite:///%s", artifact_location: artifacts}
 """
 EXACT = "training.precision=32-true"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.commands.arguments import Parser, load
+from uniattn_pl.commands.asked_texts import asked_texts, experiment_of, given_prompts
 from uniattn_pl.commands.generate_options import (
     CHAT_TOKENS,
     NEW_TOKENS,
@@ -16,20 +18,24 @@ from uniattn_pl.commands.generate_options import (
     add_prompt_arguments,
     option_problems,
 )
-from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder
+from uniattn_pl.commands.model_source import add_source_arguments, find_model_folder, folder_of
 from uniattn_pl.errors import UserError
+from uniattn_pl.inference.texts_beside import print_beside
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from uniattn_pl.config.sections.model_section import ModelConfig
-    from uniattn_pl.data.prompt_file import AskedPrompt
     from uniattn_pl.inference.generation import TextModel
+    from uniattn_pl.inference.texts_beside import AskedText
     from uniattn_pl.inference.token_choice import Sampling
 
 DESCRIPTION = "Generates text with the model of a run, or with any model folder; it is shown as it is made."
 EXAMPLE = """\
-  uniattn-pl generate --from runs/quickstart --instruction --prompt "Name two causes of chest pain."
+  uniattn-pl generate --from runs/quickstart --row 0 --beside original
+  uniattn-pl generate --from runs/quickstart --instruction --prompt "Which drug is safe?" --input "Allergic to aspirin."
   uniattn-pl generate --from runs/quickstart --chat --temperature 0.7 --top-p 0.9
-  uniattn-pl generate --config experiments/quickstart.yaml --prompt "The heart" --max-new-tokens 20 --compare"""
+  uniattn-pl generate --from smollm2-135m --prompt "The heart" --max-new-tokens 20"""
 ORIGINAL, CONVERTED = "original", "converted"
 
 
@@ -42,13 +48,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the request, then print one text per prompt, or talk."""
+    """Check the request, then print one text per question, or talk."""
     if arguments.print_config:
         print(load(arguments).to_yaml(), end="")
         return 0
     problems, prompts = list(option_problems(arguments)), []
     try:
-        prompts = _prompts(arguments)
+        prompts = given_prompts(arguments)
     except UserError as error:
         problems += error.problems
     if problems:
@@ -56,76 +62,79 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_new_tokens is None:
         arguments.max_new_tokens = CHAT_TOKENS if arguments.chat else NEW_TOKENS
     folder = find_model_folder(arguments)
-    original = _original(arguments, folder) if arguments.compare else None
+    from_original = str(arguments.beside) == ORIGINAL
+    beside = None if arguments.beside is None or from_original else folder_of(arguments.beside)
+    original = experiment_of(arguments, f"--beside {ORIGINAL}").config.model if from_original else None
+    experiment = experiment_of(arguments, "--row") if arguments.row else None
     if arguments.dry_run:
-        from uniattn_pl.inference.chat_prompt import check_chat
-        from uniattn_pl.modeling.loading.pretrained import check_folder, load_folder_tokenizer
-
-        check_folder(folder)
-        if arguments.chat:
-            check_chat(load_folder_tokenizer(folder), str(folder))
-        print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
+        _dry_run(arguments, folder, beside)
         return 0
     from transformers.utils.logging import disable_progress_bar
 
     from uniattn_pl.inference.token_choice import Sampling
+    from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
 
     disable_progress_bar()  # of single-file transfers, which take a moment
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     if arguments.chat:
         _chat(arguments, folder, sampling)
+        return 0
+    tokenizer = load_folder_tokenizer(folder)
+    asked = asked_texts(arguments, prompts, folder, tokenizer, experiment)
+    model = _loaded(arguments, folder, tokenizer, asked)
+    texts = {"max_new_tokens": arguments.max_new_tokens, "stop": arguments.stop}
+    if original is not None:
+        print_beside({ORIGINAL: (_load_original(original, model), asked), CONVERTED: (model, asked)}, sampling, **texts)
+    elif beside is not None:
+        others = load_folder_tokenizer(beside)
+        asked_there = asked_texts(arguments, prompts, beside, others, experiment)
+        other = _loaded(arguments, beside, others, asked_there)
+        print_beside({str(arguments.beside): (other, asked_there), CONVERTED: (model, asked)}, sampling, **texts)
     else:
-        _texts(arguments, folder, prompts, sampling, original)
+        _print_texts(model, asked, sampling, **texts)
     return 0
 
 
-def _prompts(arguments: argparse.Namespace) -> list[AskedPrompt]:
-    from uniattn_pl.data.prompt_file import AskedPrompt, read_prompts
+def _dry_run(arguments: argparse.Namespace, folder: Path, beside: Path | None) -> None:
+    from uniattn_pl.inference.chat_prompt import check_chat
+    from uniattn_pl.modeling.loading.pretrained import check_folder, load_folder_tokenizer
 
-    given = [AskedPrompt.of(prompt, instruction=arguments.instruction) for prompt in arguments.prompt]
-    if arguments.prompts is not None:
-        given += read_prompts(arguments.prompts, instruction=arguments.instruction)
-    return given
+    check_folder(folder)
+    if beside is not None:
+        check_folder(beside)
+    if arguments.chat:
+        check_chat(load_folder_tokenizer(folder), str(folder))
+    print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
 
 
-def _texts(
-    arguments: argparse.Namespace,
-    folder: Path,
-    prompts: list[AskedPrompt],
-    sampling: Sampling,
-    original: ModelConfig | None,
-) -> None:
-    from uniattn_pl.config.sections.data_section import PAPER
-    from uniattn_pl.inference.chat_prompt import learned_template
-    from uniattn_pl.inference.generation import encoded_prompts, load_text_model, tell_positions
-    from uniattn_pl.modeling.loading.pretrained import load_folder_tokenizer
+def _loaded(
+    arguments: argparse.Namespace, folder: Path, tokenizer: PreTrainedTokenizerBase, asked: Sequence[AskedText]
+) -> TextModel:
+    """A model folder, as the options have it generate."""
+    from uniattn_pl.inference.generation import load_text_model, tell_positions
 
-    tokenizer = load_folder_tokenizer(folder)
-    encoded = encoded_prompts(tokenizer, prompts, in_chat=learned_template(folder) != PAPER)
-    new_tokens, stop = arguments.max_new_tokens, arguments.stop
-    room = max(map(len, encoded)) + new_tokens
+    longest, new_tokens = max(len(text.ids) for text in asked), arguments.max_new_tokens
     model = load_text_model(
         folder,
         tokenizer,
         quantization=arguments.quantization,
         h2o_retain_rate=arguments.h2o,
-        compiled_tokens=room if arguments.compile else None,
+        compiled_tokens=longest + new_tokens if arguments.compile else None,
     )
-    tell_positions(model.model, room - new_tokens, new_tokens)
-    if original is not None:
-        from uniattn_pl.inference.original_beside import print_beside
+    tell_positions(model.model, longest, new_tokens)
+    return model
 
-        models = {ORIGINAL: _load_original(original, model), CONVERTED: model}
-        print_beside(
-            models, [prompt.shown for prompt in prompts], encoded, sampling, max_new_tokens=new_tokens, stop=stop
-        )
-        return
-    for number, ids in enumerate(encoded):
-        if len(encoded) > 1 and sys.stdout.isatty():
-            print(f"--- {prompts[number].shown.strip()}")
-        for piece in model.stream(ids, sampling, max_new_tokens=new_tokens, stop=stop, number=number):
+
+def _print_texts(model: TextModel, asked: Sequence[AskedText], sampling: Sampling, **options: Any) -> None:
+    """Print each text as it is made; of a row the question and the answer, too."""
+    for number, question in enumerate(asked):
+        if question.expected is not None or (len(asked) > 1 and sys.stdout.isatty()):
+            print(f"--- {question.shown.strip()}")
+        for piece in model.stream(question.ids, sampling, number=number, **options):
             print(piece, end="", flush=True)
         print()
+        if question.expected is not None:
+            print(f"--- expected: {question.expected}")
 
 
 def _chat(arguments: argparse.Namespace, folder: Path, sampling: Sampling) -> None:
@@ -146,18 +155,6 @@ def _chat(arguments: argparse.Namespace, folder: Path, sampling: Sampling) -> No
         stop=arguments.stop,
         most=positions_of(model.model.config),
     )
-
-
-def _original(arguments: argparse.Namespace, folder: Path) -> ModelConfig:
-    """What the run of a model folder was made from."""
-    from uniattn_pl.commands.run_config import load_of_run
-    from uniattn_pl.run_folder import run_of
-
-    if not arguments.config and run_of(arguments.source or folder) is None:
-        raise UserError(
-            f"--compare needs a run, which knows its original; '{arguments.source or folder}' is the folder of none."
-        )
-    return load_of_run(arguments, arguments.source).config.model
 
 
 def _load_original(original: ModelConfig, beside: TextModel) -> TextModel:

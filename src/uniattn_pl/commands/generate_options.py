@@ -18,6 +18,17 @@ def add_prompt_arguments(parser: Parser) -> None:
     """Add what is generated from."""
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
     parser.add_argument(
+        "--input", metavar="TEXT", help="what an instruction is about, as the input of a row; with --instruction"
+    )
+    parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        type=whole_number,
+        metavar="N",
+        help="the N-th held-out row of the run, or of --config, from 0, as it was put to the model; may be repeated",
+    )
+    parser.add_argument(
         "--prompts",
         type=path_argument,
         metavar="FILE",
@@ -29,7 +40,11 @@ def add_prompt_arguments(parser: Parser) -> None:
     parser.add_argument("--chat", action="store_true", help="talk to the model, by its chat template; /exit ends it")
     parser.add_argument("--system", metavar="TEXT", help="what a chat begins with, as the system's message")
     parser.add_argument(
-        "--compare", action="store_true", help="the run's original model beside it: text, tokens/s, bytes of cache"
+        "--beside",
+        type=path_argument,
+        metavar="MODEL",
+        help="another model's text beside it, tokens/s and bytes of cache: original, the model that the run was made "
+        "from, or as --from",
     )
 
 
@@ -78,19 +93,23 @@ def add_cost_arguments(parser: Parser) -> None:
 
 def option_problems(given: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the options themselves, before any file is looked at."""
-    if given.chat and (given.prompt or given.prompts):
-        yield "--chat asks you for what to say; leave --prompt and --prompts out."
-    elif not given.chat and not given.prompt and not given.prompts:
-        yield "generate needs at least one --prompt TEXT, or --prompts FILE, or --chat."
+    if given.chat and (given.prompt or given.prompts or given.row):
+        yield "--chat asks you for what to say; leave --prompt, --prompts and --row out."
+    elif not given.chat and not (given.prompt or given.prompts or given.row):
+        yield "generate needs at least one --prompt TEXT, or --prompts FILE, or --row N, or --chat."
+    if given.input is not None and not (given.instruction and given.prompt):
+        yield "--input is that of an instruction; it needs --instruction and --prompt TEXT."
     if given.system is not None and not given.chat:
         yield "--system is of --chat; leave it out, or put it into the prompt."
-    if given.chat and (given.instruction or given.compare or given.compile):
-        yield "--chat takes neither --instruction, --compare nor --compile."
-    if given.compare and (given.quantization or given.h2o is not None or given.compile):
-        yield "--compare runs both models as they are; leave --quantization, --h2o and --compile out."
-    texts = {"--prompt": given.prompt, "--stop": given.stop, "--system": [given.system] if given.system else []}
+    if given.chat and (given.instruction or given.beside or given.compile):
+        yield "--chat takes neither --instruction, --beside nor --compile."
+    if given.beside and (given.quantization or given.h2o is not None or given.compile):
+        yield "--beside runs both models as they are; leave --quantization, --h2o and --compile out."
+    texts = {"--prompt": given.prompt, "--stop": given.stop, "--system": [given.system], "--input": [given.input]}
     for option, values in texts.items():
-        yield from (f"{option} {text!a} is not text: it has half a character." for text in filter(_half, values))
+        yield from (
+            f"{option} {text!a} is not text: it has half a character." for text in filter(_half, filter(None, values))
+        )
     if "" in given.stop:
         yield "--stop needs a text that is not empty."
     yield from _number_problems(given)
@@ -101,6 +120,7 @@ def option_problems(given: argparse.Namespace) -> Iterator[str]:
 
 
 def _number_problems(given: argparse.Namespace) -> Iterator[str]:
+    yield from (f"--row is a number from 0; got {number}." for number in given.row if number < 0)
     if given.max_new_tokens is not None and given.max_new_tokens < 1:
         yield f"--max-new-tokens must be at least 1, got {given.max_new_tokens}."
     if given.temperature != 0 and not LEAST_TEMPERATURE <= given.temperature < float("inf"):

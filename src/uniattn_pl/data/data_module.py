@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -13,10 +14,12 @@ from uniattn_pl.data.collation import Batch, Collator
 from uniattn_pl.data.data_report import RowsReport, report_of
 from uniattn_pl.data.encoded_rows import EncodedRows
 from uniattn_pl.data.encoded_split import EncodedSplit, encode_split
+from uniattn_pl.data.held_out_prompts import HeldOutPrompt, first_prompts
 from uniattn_pl.data.loader import FixedBatches, ResumableLoader
 from uniattn_pl.data.mixture_loader import MixtureLoader
 from uniattn_pl.data.packing import PackCollator
 from uniattn_pl.data.row_layout import check_packing
+from uniattn_pl.data.rows import Row
 from uniattn_pl.data.self_text import Original
 from uniattn_pl.data.split import load_split
 from uniattn_pl.data.split_rows import Split
@@ -62,6 +65,7 @@ class InstructionDataModule(pl.LightningDataModule):
         self._original = original
         self._encoded: EncodedSplit | None = None
         self._report: RowsReport | None = None
+        self._validation_rows: Sequence[Row] = ()
         self._contents: dict[str, Contents] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -77,6 +81,7 @@ class InstructionDataModule(pl.LightningDataModule):
         split = load_split(self.config, self._original)
         rows = {TRAINING_ROWS: split.train_contents(), HELD_OUT_ROWS: split.validation_contents()}
         self._contents = {**rows, **template_contents(template)}
+        self._validation_rows = split.validation
         self._encoded = encode_split(self.config, split, self.tokenizer, self.seed, template)
         self._report = report_of(self.config, split, self._encoded)
         self._keep(split, template)
@@ -172,6 +177,12 @@ class InstructionDataModule(pl.LightningDataModule):
         if len(batches_of_rank) < -(-len(batches) // world_size):
             batches_of_rank.append(self._collator("validation")([self._rows("validation")[0].blank()]))
         return batches_of_rank
+
+    def first_prompts(self, count: int) -> list[HeldOutPrompt]:
+        """Return the first `count` validation rows (all, if fewer) as a model is asked them."""
+        split = self._split
+        order = split.validation_order[:count].tolist()
+        return first_prompts(split.validation, order, self._validation_rows, self.tokenizer)
 
     def _batches(self, name: str, chosen: torch.Tensor, batch_size: int) -> list[Batch]:
         rows, collator = self._rows(name), self._collator(name)

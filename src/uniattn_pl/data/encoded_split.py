@@ -68,8 +68,12 @@ class EncodedSplit:
     @cached_property
     def validation_order(self) -> torch.Tensor:
         """The validation sequences, int64 [N], one of each source after the other: the first few are of all of them."""
-        turns = torch.cat([torch.arange(count) for count in self.held_out])
-        return torch.argsort(turns, stable=True)
+        return in_turns(self.held_out)
+
+
+def in_turns(counts: Sequence[int]) -> torch.Tensor:
+    """Indices of the sequences of several sources that follow one another, int64 [N], one of each in turn."""
+    return torch.argsort(torch.cat([torch.arange(count) for count in counts]), stable=True)
 
 
 def encode_split(
@@ -89,9 +93,6 @@ def encode_split(
         UserError: as `encode_rows`; the template does not take a row; no row of a source can be used.
     """
     sizes = [part.train_rows for part in split.parts] or [len(split.train)]
-    held_out_sizes = [part.validation_rows for part in split.parts] or [len(split.validation)]
-    if sum(held_out_sizes) < len(split.validation):  # of a source of their own
-        held_out_sizes = [len(split.validation)]
     encoder = RowEncoder(config, tokenizer, template)
     try:
         trained = encoder.parts(split.train, sizes)
@@ -101,7 +102,7 @@ def encode_split(
         if not len(part):
             raise no_usable_row("training", source, config.max_length)
     try:
-        validation, held_out = encoder.held_out(split.validation, held_out_sizes)
+        validation, held_out = encoder.held_out(split.validation, split.held_out_parts)
     except RefusedRow as refused:
         raise refused_row(split, refused, config, validation=True) from None
     train = joined_rows(trained, sizes)

@@ -31,9 +31,9 @@ class AskedPrompt:
     messages: tuple[Message, ...] | None = None
 
     @classmethod
-    def of(cls, text: str, *, instruction: bool = False) -> AskedPrompt:
-        """Of a text, which is put into the training template as an instruction if that is asked for."""
-        return cls.of_row(Row(text, "", "")) if instruction else cls(text, text)
+    def of(cls, text: str, *, instruction: bool = False, context: str = "") -> AskedPrompt:
+        """Of a text; as an instruction, with its input, it is put into the training template."""
+        return cls.of_row(Row(text, context, "")) if instruction else cls(text, text)
 
     @classmethod
     def of_row(cls, row: Row) -> AskedPrompt:

@@ -58,6 +58,12 @@ class Split:
     parts: tuple[Part, ...] = ()
     removed: int = field(default=0)
 
+    @property
+    def held_out_parts(self) -> tuple[int, ...]:
+        """How many of the validation rows are of each source; of a source of their own, all."""
+        sizes = tuple(part.validation_rows for part in self.parts)
+        return sizes if sum(sizes) == len(self.validation) else (len(self.validation),)
+
     def train_contents(self) -> Contents:
         """What is trained on, by content."""
         place = f"'{self.source.source}'"

@@ -55,7 +55,9 @@ def start_from_others(
     for other, manifest in others_begun:
         same = _same(BASELINE, config, manifest.config) and _rests_on(OF_ORIGINAL, identity, manifest)
         if same and _past("prepare", manifest):
-            results = {"prepare": {"milestones": {ORIGINAL: manifest.results["prepare"]["milestones"][ORIGINAL]}}}
+            prepared = manifest.results["prepare"]
+            results = {"prepare": {"milestones": {ORIGINAL: prepared["milestones"][ORIGINAL]}}}
+            results["prepare"] |= {"texts": prepared["texts"]} if "texts" in prepared else {}
             _begin(folder, other, Manifest(config, results=results, identity=dict(identity)), name, _of_original)
             return f"takes the original's loss from {other.name}"
     return None

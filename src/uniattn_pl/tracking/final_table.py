@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
@@ -10,9 +11,11 @@ from rich.text import Text
 
 from uniattn_pl.families.encoder_decoder import has_encoder_in
 from uniattn_pl.printed_commands import mlflow_ui, uniattn
-from uniattn_pl.tracking.fit_result import FitResult
+from uniattn_pl.tracking.fit_result import LABELS, FitResult, HeldOutText
 
 PLAIN_WIDTH = 110
+SHOWN = 79  # characters of a line of text
+EXPECTED = "(expected)"
 # Of a milestone what some fits have: its name there, the column's title, how it is written.
 QUALITIES = (
     ("perplexity", "perplexity", ".2f"),
@@ -20,7 +23,6 @@ QUALITIES = (
     ("preference_loss", "dpo loss", ".4f"),
     ("reward_accuracy", "rewards right", ".1%"),
 )
-EXAMPLE_PROMPT = "Name two causes of chest pain."
 
 
 def final_table(result: FitResult) -> RenderableType:
@@ -32,6 +34,8 @@ def final_table(result: FitResult) -> RenderableType:
     if result.stages:
         parts.append(_speed(result))
         parts.append(Text("\n".join(f"{stage.name} {stage.kept_words}." for stage in result.stages)))
+    if result.texts:
+        parts.append(_texts(result.texts))
     parts.append(Text("\n" + commands(result)))
     return Group(*parts)
 
@@ -59,7 +63,7 @@ def commands(result: FitResult) -> str:
     ]
     lines = [
         f"MLflow    {mlflow_ui(result.tracking_uri)}",
-        f"generate  {uniattn('generate', '--from', run, '--instruction', '--prompt', EXAMPLE_PROMPT)}",
+        f"generate  {uniattn('generate', '--from', run, '--row', '0', '--beside', 'original')}",
         *([] if has_encoder_in(result.model_folder) else served),
         f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",
     ]
@@ -79,6 +83,35 @@ def _quality(result: FitResult) -> Table:
         cells = ["-" if value is None else format(value, form) for value, form in values]
         table.add_row(milestone.label, f"{milestone.response_loss:.4f}", *cells)
     return table
+
+
+def _texts(texts: Sequence[HeldOutText]) -> Text:
+    """The first held-out rows and what each model says, a line each, as much of it as fits."""
+    labels = [LABELS[name] for name in texts[0].said]
+    width = max(map(len, [*labels, EXPECTED]))
+    lines = []
+    for text in texts:
+        said = [*zip(labels, text.said.values(), strict=True), (EXPECTED, text.expected)]
+        lines.append(f"row {text.number}: {shortened(one_line(text.asked), SHOWN - 7)}")
+        lines += [f"  {label:{width}}  {one_line(words)}" for label, words in said]
+    cut = [Text(line) for line in lines]
+    for line in cut:
+        line.truncate(SHOWN, overflow="ellipsis")
+    title = Text("Held-out rows, and what each model says to them (the likeliest tokens)", style="italic")
+    return Text("\n").join([title, *cut])
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and runs of white space."""
+    return " ".join(text.split())
+
+
+def shortened(text: str, length: int) -> str:
+    """The beginning of a text and its end, where a question usually stands."""
+    if len(text) <= length:
+        return text
+    end = length // 2
+    return f"{text[: length - end - 3]} … {text[-end:]}"
 
 
 def _cache(result: FitResult) -> Table:

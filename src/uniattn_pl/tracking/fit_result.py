@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,31 @@ class Milestone:
 
 
 @dataclass(frozen=True)
+class HeldOutText:
+    """What is said to a held-out row.
+
+    Attributes:
+        number: of the row, as `generate --row` takes it.
+        asked, expected: the question and the answer of the row, in full.
+        said: milestone -> the likeliest text, in the order of the fit.
+    """
+
+    number: int
+    asked: str
+    expected: str
+    said: dict[str, str]
+
+    @classmethod
+    def of(cls, results: Iterable[Mapping[str, Any]]) -> tuple[HeldOutText, ...]:
+        """Read what the phases of a fit have recorded; nothing where models said nothing to the same rows."""
+        recorded = [phase["texts"] for phase in results if "texts" in phase]
+        rows = recorded[0]["rows"] if recorded else []
+        said = {name: texts for one in recorded if one["rows"] == rows for name, texts in one["said"].items()}
+        order = [name for name in LABELS if name in said]
+        return tuple(cls(**row, said={name: said[name][index] for name in order}) for index, row in enumerate(rows))
+
+
+@dataclass(frozen=True)
 class StageSummary:
     """Steps and speed of one training stage, and which of its weights it leaves.
 
@@ -94,6 +119,7 @@ class FitResult:
         stages: the stages that ran.
         mlflow_run_id: the run that has all of it.
         tracking_uri: where that run is, without credentials.
+        texts: what the models say to the first held-out rows.
     """
 
     run_folder: Path
@@ -103,6 +129,7 @@ class FitResult:
     stages: tuple[StageSummary, ...] = field(default=())
     mlflow_run_id: str | None = None
     tracking_uri: str = ""
+    texts: tuple[HeldOutText, ...] = ()
 
     @property
     def gap_closed(self) -> float | None:
@@ -120,4 +147,5 @@ class FitResult:
             quality.update(phase.get("milestones", {}))
         milestones = tuple(Milestone.of(name, quality[name]) for name in LABELS if name in quality)
         stages = tuple(StageSummary(**results[n]["stage"]) for n in (STAGE1, STAGE2) if "stage" in results.get(n, {}))
-        return cls(milestones=milestones, cache=CacheCost(**results["prepare"]["cache"]), stages=stages, **places)
+        cache, texts = CacheCost(**results["prepare"]["cache"]), HeldOutText.of(results.values())
+        return cls(milestones=milestones, cache=cache, stages=stages, texts=texts, **places)

@@ -55,6 +55,7 @@ from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
 from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
+from uniattn_pl.training.held_out_texts import HeldOutTexts, log_texts
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.present_identity import PresentIdentities
 from uniattn_pl.training.saved_model import InMemory, reread
@@ -180,7 +181,8 @@ def prepare(
     data_report = experiment.data.report
     lines = "\n".join([*data_report.lines(), *_precision_notes(experiment, models), draw(plan)])
     context.console.print(lines, highlight=False, markup=False, soft_wrap=True)
-    measured = dict(context.record.result("prepare").get("milestones", {}))  # of another point of a sweep
+    recorded = context.record.result("prepare")  # of another point of a sweep
+    measured = dict(recorded.get("milestones", {}))
     if ORIGINAL not in measured:
         measured = milestones.measure(ORIGINAL, models.original)
     converted = models.converted(plan)
@@ -197,7 +199,12 @@ def prepare(
     context.tracking.set_tag(tags.RETAINED, tags.retained(cache.retain_rate))
     _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, context)
     context.tracking.flush()
-    return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict()}
+    texts = (
+        {"texts": known}
+        if (known := recorded.get("texts"))
+        else HeldOutTexts(experiment, models, context).said(ORIGINAL, models.original)
+    )
+    return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict(), **texts}
 
 
 def initialise(
@@ -220,7 +227,10 @@ def initialise(
     in_memory = InMemory.of(converted, experiment, milestones, context)
     del converted
     models.forget_original()
-    reread(experiment.folder / INITIAL, in_memory, models, milestones, context)
+    saved = reread(experiment.folder / INITIAL, in_memory, models, milestones, context)
+    if plan.operated:
+        name = INITIAL if plan.compensated else CONVERTED
+        results |= HeldOutTexts(experiment, models, context).said(name, saved)
     return results
 
 
@@ -240,6 +250,7 @@ def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
         tracking.log_figure(fit_plots.loss_curve(curves, tracking.history("val/response_loss")), "plots/loss.png")
         losses = {m.label: m.response_loss for m in result.milestones}
         tracking.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
+    log_texts(result.texts, context)
     tracking.log_text(table, TABLE_FILE)
     tracking.set_tag(tags.FINAL_MODEL, str(result.model_folder.resolve()))
     tracking.log_model(experiment.loaded)

@@ -25,6 +25,7 @@ from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
 from uniattn_pl.training.frozen_weights import restore_frozen
+from uniattn_pl.training.held_out_texts import HeldOutTexts
 from uniattn_pl.training.lightning_module import PostTrainingModule
 from uniattn_pl.training.milestones import Milestones
 from uniattn_pl.training.objectives.stage_objective import stage_objective
@@ -114,6 +115,8 @@ def run_stage(
     saved = reread(stage.target, in_memory, models, milestones, context)
     results: dict[str, Any] = {"stage": asdict(summary)}
     results["milestones"] = milestones.measure(stage.name, saved, step=offset)
+    if stage.number == 2 or not experiment.config.training.stage2.enabled:
+        results |= HeldOutTexts(experiment, models, context).said(stage.name, saved)
     if context.cluster.is_main:
         results["files"] = file_sums(stage.target)
     context.tracking.flush()

@@ -25,7 +25,7 @@ training:
   stage2: {learning_rate: 1.0e-3, max_epochs: 2}
   early_stop: {patience: 100}
 trainer: {accelerator: cpu, devices: auto}
-evaluation: {num_samples: 4}
+evaluation: {num_samples: 4, texts: 0}
 """
 # 12 training rows: three optimizer steps an epoch, six a stage
 ROWS = "\n".join(

@@ -23,6 +23,7 @@ class EvaluationConfig:
     """What a fit measures on held-out rows before, between and after the stages, and what `evaluate` measures."""
 
     num_samples: int = option(200, "validation sequences at most", minimum=1)
+    texts: int = option(3, "held-out rows that a fit has its models answer, for its last table", minimum=0, maximum=100)
     batch_size: int = option(8, "sequences per forward", minimum=1, maximum=LARGEST_BATCH)
     tasks: list[str] = option([], "names of lm-evaluation-harness tasks")
     num_fewshot: int | None = option(None, "examples in each prompt; default: as the task says", minimum=0)

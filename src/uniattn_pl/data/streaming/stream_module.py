@@ -35,6 +35,7 @@ class StreamDataModule(InstructionDataModule):
         opened = open_stream(self.config)
         rows = {TRAINING_ROWS: opened.train_contents(), HELD_OUT_ROWS: opened.validation_contents()}
         self._contents = {**rows, **template_contents(self._template)}
+        self._validation_rows = opened.validation
         encoder = RowEncoder(self.config, self.tokenizer, self._template)
         try:
             validation, counts = encoder.held_out(opened.validation, opened.held_out_parts)
