@@ -15,10 +15,13 @@ from tests.once import load_once
 from tests.packaged_parts import stand_in_for_gemma3
 
 from uniattn_pl import architectures
+from uniattn_pl.config import load_config
+from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.data import sources
 from uniattn_pl.data.data_files import Record
 from uniattn_pl.evaluation import open_server, tasks
 from uniattn_pl.families.catalogue import named_model
+from uniattn_pl.resilience.manifest import Manifest
 
 RUNS = (
     "my-uniattn",
@@ -71,6 +74,9 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(tasks, "task_manager", lambda: SimpleNamespace(task_index=documented_tasks()))
         patch.setattr(open_server, "open_server", lambda url: open_server.OpenServer(url, "tiny", 512, None))
         register_example()
+        finished = Manifest(plain_config(load_config(["exp.yaml"])), phase="done")
+        for name in RUNS:
+            finished.write(folder / "runs" / name)
         yield folder
         del architectures.ARCHITECTURES["every_other"]
 
