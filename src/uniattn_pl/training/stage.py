@@ -229,7 +229,7 @@ def _shards(experiment: Experiment) -> bool:
 def _trainer(experiment: Experiment, context: FitContext, **options: Any) -> pl.Trainer:
     """A Lightning Trainer on the cluster's devices, whose own output and validation are off."""
     where, mlflow_run = experiment.config.trainer, context.tracking.mlflow_run
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=where.accelerator,
         devices=context.cluster.devices,
         num_nodes=context.cluster.num_nodes,
@@ -248,6 +248,9 @@ def _trainer(experiment: Experiment, context: FitContext, **options: Any) -> pl.
         enable_model_summary=False,
         **options,
     )
+    # its handler of SIGTERM broadcasts wherever the signal comes, and ranks that are in another collective lock up
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from transformers import PreTrainedModel
 
 from uniattn_pl.calibration.record import CalibrationRecord
@@ -36,6 +37,11 @@ def step(stage: int, number: int) -> Point:
         return last and (module.stage, module.trainer.global_step + 1) == (stage, number)
 
     return PostTrainingModule, "training_step", meant
+
+
+def beginning(stage: int) -> Point:
+    """With a stage's Trainer set up, and before its callbacks hear that training starts."""
+    return _FitLoop, "setup_data", lambda loop, *_: loop.trainer.lightning_module.stage == stage
 
 
 def calibration() -> Point:
@@ -137,7 +143,8 @@ def hold(reached: str, resume: str) -> Callable[..., None]:
 
 
 POINTS: dict[str, Callable[..., Point]] = {
-    f.__name__: f for f in (step, calibration, sealing, writing, renaming, renamed, saving_model, committing, ending)
+    f.__name__: f
+    for f in (step, beginning, calibration, sealing, writing, renaming, renamed, saving_model, committing, ending)
 }
 ACTIONS: dict[str, Callable[..., Callable[..., None]]] = {
     f.__name__: f for f in (send, fill, poison, run_out_of_memory, snapshot, hold)
