@@ -158,8 +158,11 @@ def test_gradients_are_the_references_with_checkpointing_too(family: str, role: 
             else:
                 assert parameter.grad is not None, name
                 wanted = kept(model.layer_plan.rows, name, expected[name], parameter.grad)
+                # 1e-5 of its largest value: a gated delta rule has gradients of 10 to 20, and weights rounded
+                # otherwise, by 1e-7, change them by more than that
+                atol = 1e-5 * max(1.0, float(wanted.abs().max()))
                 torch.testing.assert_close(
-                    parameter.grad, wanted, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+                    parameter.grad, wanted, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
                 )
 
 

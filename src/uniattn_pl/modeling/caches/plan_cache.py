@@ -29,7 +29,7 @@ from uniattn_pl.modeling.caches.value_only_layers import (
     ValueOnlyStaticLayer,
     ValueOnlyStaticSlidingLayer,
 )
-from uniattn_pl.modeling.caches.window_layer import WindowLayer
+from uniattn_pl.modeling.caches.window_layer import WindowHybridLayer, WindowLayer
 from uniattn_pl.plan import LayerPlan
 
 
@@ -68,7 +68,9 @@ def _without_tokens(stock: Any) -> Any:
 
 
 def _windowed_like(stock: Any) -> WindowLayer:
-    """An empty windowed layer in place of a growing or sliding one."""
+    """An empty windowed layer in place of a growing or sliding one; the states of a recurrence beside it stay."""
+    if type(stock) is LinearAttentionAndFullAttentionLayer:
+        return WindowHybridLayer(number_of_states=stock.number_of_states)
     if type(stock) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise NotImplementedError(
             f"a cache with {type(stock).__name__} layers cannot serve a plan with windows, whose layers give tokens up."

@@ -18,8 +18,8 @@ class SeenTokensLayer(DynamicLayer):
     is_croppable = False
     what = "this cache"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.seen = 0
 
     def update(

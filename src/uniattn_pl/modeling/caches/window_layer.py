@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from transformers.cache_utils import LinearAttentionAndFullAttentionLayer
 
 from uniattn_pl.modeling.caches.seen_tokens import SeenTokensLayer
 from uniattn_pl.modeling.caches.token_spans import SpanRule
@@ -17,8 +20,8 @@ class WindowLayer(SeenTokensLayer):
 
     what = "a window"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.positions: torch.Tensor | None = None
 
     def give_up(self, rule: SpanRule) -> None:
@@ -55,3 +58,7 @@ class WindowLayer(SeenTokensLayer):
     def _select(self, indices: torch.Tensor) -> None:
         if self.positions is not None and len(self.positions) > 1:
             self.positions = self.positions[indices.to(self.positions.device)]
+
+
+class WindowHybridLayer(WindowLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    """One beside the states of a recurrence (Falcon-H1)."""
