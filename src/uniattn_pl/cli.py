@@ -11,12 +11,13 @@ import errno
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from uniattn_pl.commands import COMMANDS
-from uniattn_pl.commands.arguments import Parser, command_parser, parse
+from uniattn_pl.commands.arguments import Parser, command_parser, help_width, parse
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean, is_panic
 from uniattn_pl.redaction import redact
 
@@ -102,10 +103,12 @@ def _bug() -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview().format_help())
         return SUCCESS
-    if arguments[0] == "--version":
+    if arguments[0] in ("--version", "version"):
         from uniattn_pl import __version__
 
         print(f"uniattn-pl {__version__}")
@@ -116,7 +119,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"unknown {kind} '{name}'.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     command = import_module(f"uniattn_pl.commands.{name}_command")
     parser = command_parser(name, command)
-    if "-h" in rest or "--help" in rest:
+    if "-h" in rest or "--help" in rest or rest == ["help"]:
         print(parser.format_help())
         return SUCCESS
     code: int = command.run(parse(parser, rest))
@@ -124,7 +127,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _overview() -> Parser:
-    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    width, further = help_width(), " " * 13
+    commands = "\n".join(
+        textwrap.fill(f"  {name:<11}{summary}", width, subsequent_indent=further) for name, summary in COMMANDS.items()
+    )
     return Parser(
         prog="uniattn-pl",
         usage="uniattn-pl COMMAND [--config FILE]... [key.path=value]...",

@@ -219,7 +219,7 @@ WRONG = {
     "no training rows": config("data: {num_samples: 5, validation_size: 5}", "data.num_samples: 5 rows leave none"),
     # overrides and command lines
     "override without =": override("seed", "override 'seed': expected key.path=value"),
-    "second file without --config": override("b.yaml", "override 'b.yaml'", "needs its own --config"),
+    "second file without --config": override("b.yaml", "--config 'b.yaml' does not exist"),
     "override of an unknown key": override(
         "training.stage3.enabled=no", "unknown key 'training.stage3'", "Did you mean 'training.stage"
     ),

@@ -65,9 +65,11 @@ class Command:
     @property
     def starts_nothing(self) -> bool:
         """Whether it answers at once, so that a test can run it as it stands."""
-        return self.name in ("list", "plan", "report") or not {"--help", "--dry-run", "--print-config"}.isdisjoint(
-            self.words
-        )
+        return self.name in ("completion", "list", "plan", "report") or not {
+            "--help",
+            "--dry-run",
+            "--print-config",
+        }.isdisjoint(self.words)
 
 
 def documented() -> list[Command]:

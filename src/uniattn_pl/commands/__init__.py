@@ -11,8 +11,9 @@ COMMANDS = {
     "evaluate": "score a model on benchmark tasks, held-out rows, long text and retrieval",
     "sweep": "run an experiment at many settings, in several processes, and compare them in one table",
     "report": "write a sweep's runs in MLflow as tables and figures, with what is missing and how to get it",
-    "list": "list architectures, families, models, initialisers or engines",
+    "list": "list architectures, families, models, initialisers, engines or the keys of a config",
     "generate": "generate text with a post-trained model",
     "serve": "serve a post-trained model with an OpenAI-compatible API",
     "export": "write a run's model as a folder, a GGUF file or graphs, for others to load",
+    "completion": "print what lets bash or zsh complete commands, options and keys of a config",
 }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from uniattn_pl.commands.understood_words import keys_like, understood
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.options import LARGEST
@@ -26,9 +30,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See: {self.prog} --help")
 
 
+def help_width() -> int:
+    """Columns of a help text, as argparse counts them."""
+    return max(40, shutil.get_terminal_size().columns - 2)
+
+
 def command_parser(name: str, command: ModuleType) -> Parser:
     """Build the parser of one command from its module."""
-    parser = Parser(prog=f"uniattn-pl {name}", description=command.DESCRIPTION, epilog=f"example:\n{command.EXAMPLE}")
+    description = textwrap.fill(" ".join(command.DESCRIPTION.split()), help_width())
+    parser = Parser(prog=f"uniattn-pl {name}", description=description, epilog=f"example:\n{command.EXAMPLE}")
     command.add_arguments(parser)
     return parser
 
@@ -65,23 +75,37 @@ def whole_number(text: str) -> int:
 
 
 def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """Parse a command's words; overrides may stand before, between and after options.
+    """Parse a command's words; overrides and config files may stand before, between and after options.
 
     Raises:
         UserError: an unknown option (with the nearest known one), or a missing or malformed value.
     """
-    arguments, rest = parser.parse_known_args(words)
     options = [option for action in parser._actions for option in action.option_strings]
+    takes_config = "--config" in options
+    if takes_config:
+        valued = [option for action in parser._actions if action.nargs != 0 for option in action.option_strings]
+        words = understood(words, options, valued)
+    arguments, rest = parser.parse_known_args(words)
     unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
     if unknown:
+        hints = [_hint(word, options, takes_config=takes_config) for word in unknown]
         raise UserError(
-            *(f"unknown option '{word}'.{did_you_mean(word, options)} See: {parser.prog} --help" for word in unknown)
+            *(
+                f"unknown option '{word}'.{hint} See: {parser.prog} --help"
+                for word, hint in zip(unknown, hints, strict=True)
+            )
         )
     if rest:
         if not hasattr(arguments, "overrides"):
             raise UserError(*(f"unexpected argument '{word}'. See: {parser.prog} --help" for word in rest))
         arguments.overrides += rest
     return arguments
+
+
+def _hint(word: str, options: Sequence[str], *, takes_config: bool) -> str:
+    """What an unknown option may mean: one of the command's, or a key of the config."""
+    keys = keys_like(word) if takes_config and word.replace("_", "-") not in options else ""
+    return keys or did_you_mean(word, options)
 
 
 def load(arguments: argparse.Namespace) -> LoadedConfig:

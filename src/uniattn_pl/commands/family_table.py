@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from uniattn_pl.display.text_table import print_table
+from uniattn_pl.display.text_table import print_table, print_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.modeling.conversion.family_support import kept_support
 
 JUDGED = {
-    True: "Judged from its config: a small model of random weights with the same layers and options was converted and\n"
+    True: "Judged from its config: a small model of random weights with the same layers and options was converted and "
     "run; no weights were read.",
-    False: "Judged from its config alone: no small model of its kind can be made. It is probed with its weights when\n"
+    False: "Judged from its config alone: no small model of its kind can be made. It is probed with its weights when "
     "it is converted, and may be refused then.",
 }
 
@@ -40,7 +40,9 @@ def print_families() -> None:
     columns = ("model type", "models", "kernels", "windows", *roles)
     print_table("Tested model families, and the roles that their layers can have", columns, rows)
     if reasons:
-        print("\nWhy not all:\n" + "\n".join(reasons))
+        print("\nWhy not all:")
+        for reason in reasons:
+            print_text(reason, indent="    ")
     made = [
         (name, "as it measures" if of is None else ", ".join(of) or "none")
         for name, of in found["architectures"].items()
@@ -49,8 +51,9 @@ def print_families() -> None:
     print_table("Architectures, and the roles that they give to layers", ("architecture", "roles"), made)
     if found["transformers"] != version("transformers"):
         print(f"\nFound with transformers {found['transformers']}; installed is {version('transformers')}.")
-    print(
-        "\nFound on small models with the families' default options. Other families are inspected and probed when\n"
+    print()
+    print_text(
+        "Found on small models with the families' default options. Other families are inspected and probed when "
         "they are converted, and refused with the reason: list families --model NAME says what can be made of a model."
     )
 
@@ -74,4 +77,5 @@ def print_possibilities(source: str) -> None:
     print()
     rows = [(name, possible.verdict, possible.reason) for name, possible in found.architectures.items()]
     print_table("Architectures, with their default options", ("architecture", "possible", "why not"), rows)
-    print(f"\n{JUDGED[found.ran]}")
+    print()
+    print_text(JUDGED[found.ran])

@@ -8,6 +8,7 @@ layers gave to the former one.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,13 +138,20 @@ class _Assembly:
         siblings = {other[len(parent)] for other in self.fields if other[: len(parent)] == parent and other != parent}
         hint = did_you_mean(word, sorted(siblings))
         hint = hint.replace(" '", f" '{'.'.join((*parent, ''))}", 1)
-        elsewhere = [".".join(other) for other in self.fields if other[-1] == word.split(".")[-1]]
+        elsewhere = self._places_of(word.split(".")[-1], parent)
         if elsewhere and not hint:
-            hint = f" Did you mean '{elsewhere[0]}'?"
+            hint = f" Did you mean {' or '.join(map(repr, elsewhere))}?"
             hint += " In a file, keys are nested, not dotted." if "." in word else ""
         if not hint:
             hint = f" Known here: {', '.join(sorted(siblings))}."
         return f"unknown key '{'.'.join(path)}'.{hint}"
+
+    def _places_of(self, name: str, parent: KeyPath) -> list[str]:
+        """The keys of this name, or of the most similar one, wherever they are; first those below `parent`."""
+        names = {path[-1] for path in self.fields}
+        near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.8)
+        paths = [path for path in self.fields if path[-1] in near]
+        return [".".join(path) for path in sorted(paths, key=lambda path: path[: len(parent)] != parent)]
 
     def _literal(self, entry: Entry) -> Any:
         """Return the value as written, already converted where its type is known and it refers to nothing."""

@@ -63,8 +63,7 @@ def read_overrides(overrides: Sequence[str], is_leaf: Callable[[KeyPath], bool],
         key, equals, text = override.partition("=")
         origin = f"override '{override if len(override) <= SHOWN else override[:SHOWN] + '...'}'"
         if not equals or not key.strip():
-            hint = " A further file needs its own --config." if override.endswith((".yaml", ".yml")) else ""
-            problems.append(f"{origin}: expected key.path=value, for example seed=1.{hint}")
+            problems.append(f"{origin}: expected key.path=value, for example seed=1.")
             continue
         path = tuple(part.strip() for part in key.split("."))
         if path == (INCLUDE,):
