@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.parity import stock_llama
+from transformers import modeling_gguf_pytorch_utils
+from transformers.utils import logging
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import byte_tokenizer, convert_gguf
 from uniattn_pl.modeling.loading.gguf_files import check_gguf
 from uniattn_pl.modeling.loading.pretrained import load_shape, load_tokenizer
 
@@ -90,3 +94,20 @@ def test_what_transformers_does_not_convert_is_one_sentence_and_leaves_nothing(
     with pytest.raises(UserError, match=r"model\.gguf' cannot be loaded: "):
         load_shape(str(file))
     assert not list((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_a_conversion_says_one_line_and_draws_no_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reads(*_: Any, **__: Any) -> tuple[Any, dict[str, list[str]]]:
+        for bar in (modeling_gguf_pytorch_utils.tqdm, logging.tqdm):
+            list(bar(range(3), desc="Converting"))
+        return stock_llama(), {"missing_keys": []}
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", reads)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: byte_tokenizer())
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "folder")
+    assert capsys.readouterr().err == "note: writing tiny.gguf as safetensors, once; this takes a moment\n"
+    assert (tmp_path / "folder/model.safetensors").is_file()
+    reads()
+    assert "Converting" in capsys.readouterr().err, "bars of others are as they were"

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _dry_run(loaded: LoadedConfig, *, allow_changes: bool) -> None:
     """Open all that the fit would open, without loading weights."""
+    from uniattn_pl.families.catalogue import in_words
     from uniattn_pl.plan.drawing import draw
     from uniattn_pl.training.preflight import check_fit
 
@@ -60,7 +61,9 @@ def _dry_run(loaded: LoadedConfig, *, allow_changes: bool) -> None:
     else:
         drawing, compensated = draw(found.plan), str(len(found.plan.compensated))
     stages = [f"stage {i}" for i, stage in ((1, config.training.stage1), (2, config.training.stage2)) if stage.enabled]
-    print(f"{config.name}: {loaded.architecture.name} on {config.model.source} ({found.shape.num_layers} layers)")
+    print(
+        f"{config.name}: {loaded.architecture.name} on {in_words(config.model.source)}, {found.shape.num_layers} layers"
+    )
     print(drawing)
     if found.rows is not None:
         print(f"data: {config.data.name}, {found.rows.counted()}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from uniattn_pl.families.catalogue import in_words
 from uniattn_pl.families.encoder_decoder import auto_model, has_encoder, reading
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
 from uniattn_pl.families.model_shape import shape_of
@@ -89,7 +90,7 @@ def _summary(result: FitResult, config: dict[str, Any]) -> str:
     options = ", ".join(f"{key}={value}" for key, value in config["architecture"].items() if key != "name")
     sources = " + ".join(entry["source"] for entry in data.get("sources") or [data])
     lines = [
-        f"- model: {config['model']['source']}",
+        f"- model: {in_words(config['model']['source'])}",
         f"- architecture: {config['architecture']['name']} ({options})",
         f"- data: {sources}, at most {data['max_length']} tokens a sequence",
         f"- initialiser: {config['calibration']['initialiser']}, seed {config['seed']}",

