@@ -43,6 +43,10 @@ def test_the_loss_is_the_mean_over_all_response_tokens(model: LlamaForCausalLM) 
     assert metrics.sequences == 3
     assert metrics.response_loss == pytest.approx(summed / metrics.tokens, rel=1e-6)
     assert metrics.answer_accuracy is None
+    rows = metrics.to_dict()["rows"]
+    assert [tokens for _, tokens in rows] == [7, 4, 3]
+    single = {name: tensor[1:] for name, tensor in parts[0].items()}
+    assert rows[1][0] == pytest.approx(held_out_metrics(model, [single]).response_loss * 4, abs=1e-4)
 
 
 def test_accuracy_compares_the_choices_where_the_response_begins(model: LlamaForCausalLM) -> None:

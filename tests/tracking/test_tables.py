@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from uniattn_pl.tracking.final_table import as_text, final_table
 from uniattn_pl.tracking.fit_result import FitResult
 
@@ -31,6 +33,10 @@ RESULTS = {
 }
 
 
+def said(fit: FitResult) -> str:
+    return as_text(final_table(fit))
+
+
 def result(changed: dict[str, Any] | None = None) -> FitResult:
     folder = Path("runs/my run")
     return FitResult.from_results(
@@ -41,14 +47,52 @@ def result(changed: dict[str, Any] | None = None) -> FitResult:
     )
 
 
-def test_the_initialisation_is_credited_with_its_share_of_the_gap() -> None:
+def measured(spread: float = 0.0, **losses: float) -> FitResult:
+    """A fit of these losses on four rows of one token, which differ by `spread` as the initialisation changes them."""
+    signs = (1, -1, 1, -1)
+    quality = {
+        name: {
+            "response_loss": loss,
+            "answer_accuracy": None,
+            "rows": [[loss + (sign * spread if name == "no_compensation" else 0.0), 1] for sign in signs],
+        }
+        for name, loss in losses.items()
+    }
+    return result({"prepare": {**RESULTS["prepare"], "milestones": quality}, "initialise": {}})
+
+
+def test_the_initialisation_is_credited_with_its_share_of_a_gap_that_the_rows_tell() -> None:
+    sure = measured(original=3.0, no_compensation=5.0, initial=3.5)
+    assert sure.gap_closed == 0.75
+    assert "The initialisation closed 75% of the 2.000 ± 0.000 nats that unification cost." in said(sure)
+    unsure = measured(original=3.0, no_compensation=5.0, initial=3.5, spread=1.0)
+    # of +1, -1, +1, -1 the standard error is 1 / sqrt(3)
+    assert "closed 75% of the 2.000 ± 1.132 nats" in said(unsure)
+
+
+@pytest.mark.parametrize(("gap", "spread"), [(0.005, 0.0), (1.0, 1.0), (-0.5, 0.0)])
+def test_no_share_is_told_of_a_gap_that_nobody_notices_or_the_rows_do_not_tell(gap: float, spread: float) -> None:
+    close = measured(original=3.0, no_compensation=3.0 + gap, initial=3.0, spread=spread)
+    if gap < 0:  # what unification won, the initialisation lost
+        assert "warning: the initialisation made it worse, by 0.500 ± 0.000 nats" in said(close)
+    else:
+        assert f"changed the loss by {gap:.3f} ± " in said(close)
+        assert "no gap that 4 held-out rows tell." in said(close)
+    assert close.gap_closed is None
+    assert "closed" not in said(close)
+
+
+def test_an_initialisation_that_harms_warns_where_the_rows_tell() -> None:
+    worse = measured(original=3.0, no_compensation=5.0, initial=6.0)
+    assert "warning: the initialisation made it worse, by 1.000 ± 0.000 nats of held-out loss" in said(worse)
+    perhaps = measured(original=3.0, no_compensation=5.0, initial=6.0, spread=1.0)
+    assert "changed that by 1.000 ± 1.132, which the rows do not tell." in said(perhaps)
+    assert "warning" not in said(perhaps)
+
+
+def test_a_run_of_a_former_version_kept_no_rows() -> None:
     assert result().gap_closed == 0.75
-    assert "closed 75%" in as_text(final_table(result()))
-
-
-def test_an_initialisation_that_harms_is_said_to() -> None:
-    harmful = {"initialise": {"milestones": {"initial": {"response_loss": 6.0, "answer_accuracy": 0.4}}}}
-    assert "widened the loss that unification opened by 50%" in as_text(final_table(result(harmful)))
+    assert "closed 75% of the 2.000 nats" in said(result())
 
 
 def test_every_milestone_and_cost_is_in_the_table() -> None:

@@ -25,6 +25,7 @@ class HeldOut:
         sequences: rows scored.
         perplexity: exp of the loss, where what is held out is plain text; else None.
         preferences: of held-out pairs, in a fit that learns preferences.
+        rows: summed loss and response tokens of each row, batch by batch: what two models are compared by.
     """
 
     response_loss: float
@@ -33,6 +34,7 @@ class HeldOut:
     sequences: int
     perplexity: float | None = None
     preferences: HeldOutPreferences | None = None
+    rows: tuple[tuple[tuple[float, int], ...], ...] = ()
 
     @property
     def watched(self) -> float:
@@ -53,8 +55,9 @@ class HeldOut:
         return metrics if self.preferences is None else metrics | self.preferences.named(prefix)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+        """Plain data for JSON; all rows in one list, those without a response token left out."""
+        rows = [[round(loss, 4), tokens] for batch in self.rows for loss, tokens in batch if tokens]
+        return {**asdict(replace(self, rows=())), "rows": rows}
 
 
 @torch.no_grad()
@@ -83,16 +86,19 @@ def held_out_metrics(
     was_training = model.training
     model.eval()
     device = device or next(model.parameters()).device
-    totals = [0.0] * 5
+    totals, rows = [0.0] * 5, []
     try:
         for batch in batches:
-            totals = [total + part for total, part in zip(totals, _score(model, batch, device), strict=True)]
+            parts, of_rows = _score(model, batch, device)
+            totals = [total + part for total, part in zip(totals, parts, strict=True)]
+            rows.append(of_rows)
     finally:
         model.train(was_training)
     loss, tokens, right, questions, sequences = totals if sums is None else sums(totals)
     if tokens == 0:
         raise ValueError("the held-out batches contain no response token to score.")
-    return HeldOut(loss / tokens, right / questions if questions else None, int(tokens), int(sequences))
+    accuracy = right / questions if questions else None
+    return HeldOut(loss / tokens, accuracy, int(tokens), int(sequences), rows=tuple(rows))
 
 
 @torch.no_grad()
@@ -116,8 +122,10 @@ def token_losses(model: nn.Module, batch: dict[str, Any], *, device: torch.devic
     return losses.double().cpu()
 
 
-def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tuple[float, int, int, int, int]:
-    """Summed loss, response tokens, right answers, questions and scored rows of one batch."""
+def _score(
+    model: nn.Module, batch: dict[str, Any], device: torch.device
+) -> tuple[tuple[float, int, int, int, int], tuple[tuple[float, int], ...]]:
+    """Summed loss, response tokens, right answers, questions and scored rows of one batch; loss and tokens of rows."""
     labels: Tensor = batch["labels"]
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     is_needed = targets != IGNORED
@@ -127,11 +135,15 @@ def _score(model: nn.Module, batch: dict[str, Any], device: torch.device) -> tup
     positions = is_needed.flatten().nonzero().squeeze(-1)  # [N] of [B * L]
     logits = logits_at(model, inputs_on(batch, device), positions.to(device)).float()
     scored = targets.flatten()[positions]  # [N]
-    loss = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="sum")
+    losses = nn.functional.cross_entropy(logits, scored.to(device), ignore_index=IGNORED, reduction="none")
     right = 0 if questions is None else _right_answers(logits, positions, batch, questions)
     num_questions = 0 if questions is None else len(questions)
     rows = int((labels != IGNORED).any(dim=1).sum())
-    return float(loss), int((scored != IGNORED).sum()), right, num_questions, rows
+    counts = (targets != IGNORED).sum(1)  # [B]
+    sums = torch.zeros(len(labels), dtype=torch.float64)
+    sums.index_add_(0, positions // labels.shape[1], losses.double().cpu())
+    of_rows = tuple(zip(sums.tolist(), counts.tolist(), strict=True))
+    return (float(losses.sum()), int((scored != IGNORED).sum()), right, num_questions, rows), of_rows
 
 
 def _questions(batch: dict[str, Any]) -> Tensor | None:

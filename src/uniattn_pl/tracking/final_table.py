@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,7 @@ from uniattn_pl.tracking.fit_result import LABELS, FitResult, HeldOutText
 PLAIN_WIDTH = 110
 SHOWN = 79  # characters of a line of text
 EXPECTED = "(expected)"
+WARNING = "warning:"
 # Of a milestone what some fits have: its name there, the column's title, how it is written.
 QUALITIES = (
     ("perplexity", "perplexity", ".2f"),
@@ -28,8 +30,7 @@ QUALITIES = (
 def final_table(result: FitResult) -> RenderableType:
     """Quality by milestone, cache bytes, speed, and the commands that use the result."""
     parts: list[RenderableType] = [_quality(result)]
-    if result.gap_closed is not None:
-        parts.append(Text(_initialisation(result.gap_closed)))
+    parts += [Text(line) for line in initialisation_lines(result)]
     parts += [_cache(result)]
     if result.stages:
         parts.append(_speed(result))
@@ -40,11 +41,22 @@ def final_table(result: FitResult) -> RenderableType:
     return Group(*parts)
 
 
-def _initialisation(gap_closed: float) -> str:
-    """What the initialisation did to the loss that unification costs, in words."""
-    if gap_closed < 0:
-        return f"The initialisation harmed: it widened the loss that unification opened by {-gap_closed:.0%}."
-    return f"The initialisation closed {gap_closed:.0%} of the loss that unification opened."
+def initialisation_lines(result: FitResult) -> list[str]:
+    """What unification cost and what the initialisation did to it, as far as the held-out rows tell."""
+    gap, change = result.gap, result.initialised
+    if gap is None or change is None:
+        return []
+    worse = replace(change, value=-change.value)
+    if worse.value > 0 and worse.told:
+        return [
+            f"{WARNING} the initialisation made it worse, by {worse} nats of held-out loss; another one may do better "
+            "(calibration.initialiser=joint_least_squares), or a larger sample (calibration.num_samples)."
+        ]
+    if result.gap_closed is None:
+        return [f"Unification changed the loss by {gap} nats: no gap that {gap.rows or 'these'} held-out rows tell."]
+    if not change.told:
+        return [f"Unification cost {gap} nats; the initialisation changed that by {worse}, which the rows do not tell."]
+    return [f"The initialisation closed {result.gap_closed:.0%} of the {gap} nats that unification cost."]
 
 
 def as_text(report: RenderableType) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Z = 1.96  # of a 95 % interval
+SMALLEST = 0.01  # nats: one percent of the perplexity
 ORIGINAL, CONVERTED, INITIAL, STAGE1, STAGE2 = "original", "no_compensation", "initial", "stage1", "stage2"
 LABELS = {
     ORIGINAL: "original",
@@ -32,8 +35,35 @@ class CacheCost:
 
 
 @dataclass(frozen=True)
+class LossDifference:
+    """The loss of one model above another's on the same held-out rows, nats per response token.
+
+    Attributes:
+        value: above 0: the first model is worse.
+        half: half of its 95 % interval over rows, each compared with itself; None: fewer than two rows, or not known.
+        rows: compared.
+    """
+
+    value: float
+    half: float | None
+    rows: int
+
+    @property
+    def told(self) -> bool:
+        """Whether these rows tell the models apart, by what anyone would notice: a hundredth of the perplexity."""
+        return abs(self.value) > max(SMALLEST, self.half or 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" if self.half is None else f"{self.value:.3f} ± {self.half:.3f}"
+
+
+@dataclass(frozen=True)
 class Milestone:
-    """Held-out quality of the model at one point of the fit; that of preferences where they are learned."""
+    """Held-out quality of the model at one point of the fit; that of preferences where they are learned.
+
+    Attributes:
+        rows: summed loss and response tokens of each row; empty: written by a version that did not keep them.
+    """
 
     name: str
     response_loss: float
@@ -41,6 +71,7 @@ class Milestone:
     preference_loss: float | None = None
     reward_accuracy: float | None = None
     perplexity: float | None = None
+    rows: tuple[tuple[float, int], ...] = ()
 
     @classmethod
     def of(cls, name: str, quality: Mapping[str, Any]) -> Milestone:
@@ -48,12 +79,24 @@ class Milestone:
         pairs = quality.get("preferences") or {}
         accuracy = pairs.get("metrics", {}).get("rewards/accuracies")
         loss, answers = quality["response_loss"], quality["answer_accuracy"]
-        return cls(name, loss, answers, pairs.get("loss"), accuracy, quality.get("perplexity"))
+        rows = tuple((total, tokens) for total, tokens in quality.get("rows", ()))
+        return cls(name, loss, answers, pairs.get("loss"), accuracy, quality.get("perplexity"), rows)
 
     @property
     def label(self) -> str:
         """The milestone in words."""
         return LABELS[self.name]
+
+    def beyond(self, other: Milestone) -> LossDifference:
+        """How much its loss is above another's, on the same rows."""
+        difference = self.response_loss - other.response_loss
+        if len(self.rows) < 2 or [tokens for _, tokens in self.rows] != [tokens for _, tokens in other.rows]:
+            return LossDifference(difference, None, len(self.rows))
+        pairs = [(mine - others, tokens) for (mine, tokens), (others, _) in zip(self.rows, other.rows, strict=True)]
+        count, mean = len(pairs), sum(one for one, _ in pairs) / sum(tokens for _, tokens in pairs)
+        squares = sum((one - mean * tokens) ** 2 for one, tokens in pairs)
+        error = math.sqrt(squares * count / (count - 1)) / sum(tokens for _, tokens in pairs)
+        return LossDifference(difference, Z * error, count)
 
 
 @dataclass(frozen=True)
@@ -132,12 +175,26 @@ class FitResult:
     texts: tuple[HeldOutText, ...] = ()
 
     @property
+    def gap(self) -> LossDifference | None:
+        """The loss that unification costs, before anything repairs it; None where both ends were not measured."""
+        return self._difference(CONVERTED, ORIGINAL)
+
+    @property
+    def initialised(self) -> LossDifference | None:
+        """What the initialisation took away of it, below 0 where it made it worse; None as of `gap`."""
+        return self._difference(CONVERTED, INITIAL)
+
+    @property
     def gap_closed(self) -> float | None:
-        """Fraction of the loss that unification costs which the initialisation wins back; None without both ends."""
-        loss = {milestone.name: milestone.response_loss for milestone in self.milestones}
-        if not {ORIGINAL, CONVERTED, INITIAL} <= loss.keys() or loss[CONVERTED] <= loss[ORIGINAL]:
+        """Fraction of the gap which the initialisation wins back; None where there is no gap worth a fraction."""
+        gap, initialised = self.gap, self.initialised
+        if gap is None or initialised is None or not gap.told or gap.value < 0:
             return None
-        return (loss[CONVERTED] - loss[INITIAL]) / (loss[CONVERTED] - loss[ORIGINAL])
+        return initialised.value / gap.value
+
+    def _difference(self, name: str, other: str) -> LossDifference | None:
+        found = {milestone.name: milestone for milestone in self.milestones}
+        return found[name].beyond(found[other]) if {name, other} <= found.keys() else None
 
     @classmethod
     def from_results(cls, results: dict[str, dict[str, Any]], **places: Any) -> FitResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,6 +16,8 @@ from uniattn_pl.plan.compensation_cost import CompensationCost
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.identity import MODEL
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.final_table import WARNING, initialisation_lines
+from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
@@ -75,3 +78,13 @@ def log_parameters(converted: PreTrainedModel, experiment: Experiment, context: 
         share = f"{cost.parameters:,} parameters, beside {cost.saved_parameters:,} of the removed projections"
         context.console.print(f"W_c: {share}", highlight=False)
     context.tracking.log_metrics({f"cost/{name}": float(value) for name, value in values.items()}, 0)
+
+
+def warn_of_harm(measured: dict[str, Any], context: FitContext) -> None:
+    """Say at once where the initialisation made the converted model worse: stages of hours begin there."""
+    known = {"milestones": {**context.record.result("prepare")["milestones"], **measured}}
+    prepared = {**context.record.result("prepare"), **known}
+    result = FitResult.from_results({"prepare": prepared}, run_folder=Path(), model_folder=Path())
+    for line in initialisation_lines(result):
+        if line.startswith(WARNING):
+            context.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -50,6 +50,7 @@ from uniattn_pl.training.calibrated_start import (
     calibrate_start,
     log_chosen_ranks,
     log_parameters,
+    warn_of_harm,
 )
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
@@ -219,6 +220,7 @@ def initialise(
     if plan.compensated:
         calibrated = calibrate_start(experiment, models.original, converted, context)
         results = {"calibration": calibrated, "milestones": milestones.measure(INITIAL, converted, step=0)}
+        warn_of_harm(results["milestones"], context)
         if plan.open_ranks:
             results["plan"] = log_chosen_ranks(converted, context)
     log_parameters(converted, experiment, context)

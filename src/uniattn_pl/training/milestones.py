@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.evaluation.held_out_preferences import HeldOutPreferences
+from uniattn_pl.resilience import ranks
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 
@@ -43,6 +45,8 @@ class Milestones:
         """Held-out quality of a model; of plain text its perplexity, too."""
         cluster = self.context.cluster
         scores = held_out_metrics(model, self.validation, device=cluster.device, sums=cluster.sums)
+        # ranks have batches in turn; one after another they are the same on any number of ranks
+        scores = replace(scores, rows=tuple(chain.from_iterable(zip(*ranks.gather(scores.rows), strict=True))))
         scores = scores.of_plain_text() if self.experiment.data.plain_text else scores
         return scores if self.judge is None else replace(scores, preferences=self.judge(model))
 
