@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from tests.tiny_models import VOCABULARY, converted, stock
 from transformers import PreTrainedModel
 
+from uniattn_pl.analysis import analysis_figures
 from uniattn_pl.analysis.depth import depth_factor
-from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
+from uniattn_pl.analysis.similarity_variants import VARIANTS, MapSimilarity, map_similarity
 from uniattn_pl.cli import main
+from uniattn_pl.plan import LayerPlan
 
 Batch = dict[str, torch.Tensor]
 FAMILIES = ["llama", "gemma2", "olmo2"]
@@ -92,6 +95,7 @@ def test_the_command_writes_tables_and_figures_to_disk_and_mlflow(
     assert {path.stem for path in folder.glob("*.txt")} == tables
     similarity = {"similarity_matrix", "similarity_adjacent", "head_matches"}
     assert {path.stem for path in folder.glob("*.png")} == similarity | tables - {"similarity"}
+    assert {path.stem for path in folder.glob("*.svg")} == similarity | tables - {"similarity"}
     depth = json.loads((folder / "depth.json").read_text())
     assert list(depth) == ["original", "uniattn", "cla on the same layers"]
     for name in ("uniattn", "cla on the same layers"):  # a source may compute its own output by another kernel
@@ -118,3 +122,12 @@ def test_wrong_requests_are_named(capsys: pytest.CaptureFixture[str], tmp_path: 
     printed = capsys.readouterr().err
     assert "no analysis 'similarty'. Did you mean 'similarity'?" in printed
     assert "--tokens must be at least 1, got 0" in printed
+
+
+def test_the_superblocks_of_a_plan_are_outlined_in_the_similarity_matrix() -> None:
+    plan = LayerPlan.unmodified(8).reuse([2, 3], 1, compensated=True).reuse([5, 6, 7], 4, compensated=True)
+    cosines = MapSimilarity({}, [[1.0] * 8 for _ in range(8)], [])
+    axes = analysis_figures.similarity_matrix(cosines, plan, "a model").axes[0]
+    outlined = [(box.get_xy(), box.get_width()) for box in axes.patches if isinstance(box, Rectangle)]
+    assert outlined == [((0.5, 0.5), 3), ((3.5, 3.5), 4)]
+    assert not analysis_figures.similarity_matrix(cosines, None).axes[0].patches

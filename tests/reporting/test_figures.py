@@ -13,9 +13,8 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
 
-from uniattn_pl.display.figure import new_figure
+from uniattn_pl.display.figure_style import GREY, SERIES, new_figure
 from uniattn_pl.reporting.label_placement import Dot, place_labels
-from uniattn_pl.reporting.report_figures import COLORS, GREY
 
 CONFIG = """
 evaluation: {tasks: [pubmedqa]}
@@ -27,7 +26,7 @@ sweep:
 report:
   columns: {TTFT (s): cost/ttft_s, KV cache: cost/kv_retain_rate, PubMedQA: eval/pubmedqa/acc}
 """
-LEFT, RIGHT = COLORS[:2]
+LEFT, RIGHT = SERIES[:2]
 
 
 @pytest.fixture

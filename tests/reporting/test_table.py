@@ -278,4 +278,4 @@ def test_two_reports_of_one_store_are_the_same_bytes(table: Tracked) -> None:
         assert table.report(f"report.figures={figures}") == 0
         contents.append({path.name: path.read_bytes() for path in (table.folder / "reports/table").iterdir()})
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == ["by_size.png", "report.md", "table.csv", "trade.png"]
+    assert sorted(contents[0]) == ["by_size.png", "by_size.svg", "report.md", "table.csv", "trade.png", "trade.svg"]

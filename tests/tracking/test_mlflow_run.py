@@ -83,8 +83,8 @@ def test_artifacts_are_kept_where_the_config_says(tracking: TrackingConfig, tmp_
 
     run = opened(tracking, tmp_path, "artifacts")
     run.log_text("the plan", "plan.txt")
-    run.log_figure(loss_curve({"stage1": [(1, 3.0), (2, 2.5)], "stage2": []}, [(0, 3.1)]), "plots/loss.png")
-    run.log_figure(milestones({"original": 3.0, "after stage 2": 2.0}), "plots/milestones.png")
+    run.log_figure(loss_curve({"stage1": [(1, 3.0), (2, 2.5)], "stage2": []}, [(0, 3.1)]), "plots/loss")
+    run.log_figure(milestones({"original": 3.0, "after stage 2": 2.0}), "plots/milestones")
     assert run.end("FINISHED")
     root = Path(str(tracking.artifact_location)) / str(run.run_id) / "artifacts"
     assert (root / "plan.txt").read_text() == "the plan"

@@ -82,7 +82,13 @@ def tried(folder: Path) -> list[str]:
 
 def test_the_frontier_is_beside_the_run_and_ends_with_its_plan(searches: tuple[Path, Path]) -> None:
     frontier, found = searches[0] / RUN / "search/frontier", points(searches[0])
-    assert {file.name for file in frontier.iterdir()} == {"table.txt", "frontier.json", "frontier.png", "plans"}
+    assert {file.name for file in frontier.iterdir()} == {
+        "table.txt",
+        "frontier.json",
+        "frontier.png",
+        "frontier.svg",
+        "plans",
+    }
     assert len(list((frontier / "plans").iterdir())) == len(found) >= 3
     chosen = prepared(searches[0])["plan"]
     assert json.loads((frontier / found[-1]["plan"]).read_text()) == chosen
@@ -103,7 +109,9 @@ def test_the_mlflow_run_has_the_frontier_and_the_plan(searches: tuple[Path, Path
     assert manifest is not None
     run = str(manifest.mlflow_run_id)
     kept = {item.path for item in client.list_artifacts(run, "frontier")}
-    assert {f"frontier/{name}" for name in ("table.txt", "frontier.json", "frontier.png", "plans")} == kept
+    assert {
+        f"frontier/{name}" for name in ("table.txt", "frontier.json", "frontier.png", "frontier.svg", "plans")
+    } == kept
     assert len(client.list_artifacts(run, "frontier/plans")) == len(points(searches[0]))
     drawn = Path(client.download_artifacts(run, "plan.txt", str(tmp_path))).read_text()
     assert drawn == draw(LayerPlan.from_dict(prepared(searches[0])["plan"])) + "\n"

@@ -18,13 +18,15 @@ from uniattn_pl.analysis.selection import selection_traces, trace_lines
 from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.display.figure_style import images
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.encoder_decoder import decoders_alone
 from uniattn_pl.files import atomic_file
 from uniattn_pl.modeling.conversion.convert import converted_copy
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.plan.roles import KEY_VALUE, MAP, OTHER
+from uniattn_pl.plan.mechanism import mechanism_of
+from uniattn_pl.plan.roles import KEY_VALUE, MAP, OTHER, UNMODIFIED
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking import tags
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "analysis"
+SHARE_KV_INSTEAD = "cla on the same layers"
 
 
 class Analysed:
@@ -55,6 +58,17 @@ class Analysed:
         chosen = chosen_plan(self.experiment.loaded)
         recorded = None if chosen is None else chosen.to_dict()
         return fit_plan(self.experiment, self.models, recorded, cluster=self.cluster, console=self.console)
+
+    @property
+    def known_plan(self) -> LayerPlan | None:
+        """The plan, where it need not be searched for first."""
+        chosen = chosen_plan(self.experiment.loaded)
+        return self.experiment.compiled_plan if chosen is None else chosen
+
+    @property
+    def about(self) -> tuple[str, str, str]:
+        """What a figure of it says it is of: model, rows, machine."""
+        return tags.about(self.experiment.config)
 
     def train_batches(self, tokens: int) -> list[dict[str, torch.Tensor]]:
         """Training rows that together hold about so many tokens, one per batch."""
@@ -96,7 +110,7 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
             console.print("\n".join(finding.lines), highlight=False, markup=False, soft_wrap=True)
             _write(folder, topic, finding)
             for name, figure in finding.figures.items():
-                run.log_figure(figure, f"{FOLDER}/{name}.png")
+                run.log_figure(figure, f"{FOLDER}/{name}")
             run.log_text("\n".join(finding.lines) + "\n", f"{FOLDER}/{topic}.txt")
             run.log_text(json.dumps(finding.data, indent=1), f"{FOLDER}/{topic}.json")
     console.print(f"\nwritten to {folder}", highlight=False)
@@ -109,8 +123,9 @@ def _write(folder: Path, topic: str, finding: Finding) -> None:
         with atomic_file(folder / name) as file:
             file.write(text.encode())
     for name, figure in finding.figures.items():
-        with atomic_file(folder / f"{name}.png") as file:
-            figure.savefig(file, dpi=150, bbox_inches="tight", format="png")
+        for file_name, content in images(figure, name).items():
+            with atomic_file(folder / file_name) as file:
+                file.write(content)
 
 
 def _similarity(analysed: Analysed, tokens: int) -> Finding:
@@ -124,11 +139,9 @@ def _similarity(analysed: Analysed, tokens: int) -> Finding:
         means = (sum(similarity.adjacent[name][part]) / len(similarity.adjacent[name][part]) for name in VARIANTS)
         lines.append(f"{label:>6} " + " ".join(f"{mean:>13.3f}" for mean in means) + "   mean of this half")
     drawings = {
-        "similarity_matrix": analysis_figures.similarity_matrix(similarity),
-        "similarity_adjacent": analysis_figures.by_layer(
-            similarity.adjacent, "mean cosine with the layer below", first_layer=1
-        ),
-        "head_matches": analysis_figures.head_matches(similarity),
+        "similarity_matrix": analysis_figures.similarity_matrix(similarity, analysed.known_plan, *analysed.about),
+        "similarity_adjacent": analysis_figures.similarity_adjacent(similarity, *analysed.about),
+        "head_matches": analysis_figures.head_matches(similarity, *analysed.about),
     }
     return Finding(asdict(similarity), lines, drawings)
 
@@ -137,9 +150,7 @@ def _importance(analysed: Analysed, tokens: int) -> Finding:
     importance = attention_importance(analysed.models.original, analysed.train_batches(tokens))
     ranked = sorted(range(len(importance)), key=importance.__getitem__)
     lines = [f"{layer:>6} {importance[layer]:.5f}" for layer in ranked]
-    figure = analysis_figures.by_layer(
-        {"importance": importance}, "1 - cosine before and after the attention", logarithmic=True
-    )
+    figure = analysis_figures.importance(importance, *analysed.about)
     return Finding(
         {"importance": importance, "ranked": ranked},
         [" layer 1 - cosine (least important first)", *lines],
@@ -150,18 +161,19 @@ def _importance(analysed: Analysed, tokens: int) -> Finding:
 def _depth(analysed: Analysed, tokens: int) -> Finding:
     batches = analysed.train_batches(tokens)
     factors = {"original": depth_factor(analysed.models.original, batches)}
+    mechanisms = {"original": UNMODIFIED}
     if analysed.plan.operated:
         name = analysed.experiment.loaded.architecture.name
         factors[name] = depth_factor(analysed.models.converted(analysed.plan), batches)
+        mechanisms[name] = mechanism_of(analysed.plan)
         share_kv_plan = _share_kv_instead(analysed.plan)
         if share_kv_plan.operated and share_kv_plan != analysed.plan:
-            factors["cla on the same layers"] = depth_factor(
-                converted_copy(analysed.models.original, share_kv_plan), batches
-            )
+            factors[SHARE_KV_INSTEAD] = depth_factor(converted_copy(analysed.models.original, share_kv_plan), batches)
+            mechanisms[SHARE_KV_INSTEAD] = mechanism_of(share_kv_plan)
     lines = [f"{'layer':>6} " + " ".join(f"{name:>22}" for name in factors)]
     for layer in range(analysed.experiment.shape.num_layers):
         lines.append(f"{layer:>6} " + " ".join(f"{series[layer]:>22.4f}" for series in factors.values()))
-    return Finding(factors, lines, {"depth": analysis_figures.by_layer(factors, "||delta|| / ||x||", logarithmic=True)})
+    return Finding(factors, lines, {"depth": analysis_figures.depth(factors, mechanisms, *analysed.about)})
 
 
 def _share_kv_instead(plan: LayerPlan) -> LayerPlan:
@@ -179,7 +191,7 @@ def _selection(analysed: Analysed, tokens: int) -> Finding:
         measurements = model_measurements(analysed.experiment, analysed.models.original, progress)
         traces = selection_traces(measurements, count=count, tokens=min(tokens, MEASURED_TOKENS))
     data = {name: asdict(trace) for name, trace in traces.items()}
-    return Finding(data, trace_lines(traces), {"selection": analysis_figures.selection_losses(traces)})
+    return Finding(data, trace_lines(traces), {"selection": analysis_figures.selection_losses(traces, *analysed.about)})
 
 
 def _compensation(analysed: Analysed, tokens: int) -> Finding:
@@ -194,7 +206,8 @@ def _compensation(analysed: Analysed, tokens: int) -> Finding:
         rank_keeps=RANK_KEEPS if options.rank_keeps is None else options.rank_keeps,
     )
     report = callback.initialise(analysed.models.converted(analysed.plan))
-    return Finding(report.to_dict(), report.lines(), {"compensation": analysis_figures.compensation_errors(report)})
+    figure = analysis_figures.compensation_errors(report, *analysed.about)
+    return Finding(report.to_dict(), report.lines(), {"compensation": figure})
 
 
 TOPICS: dict[str, tuple[str, Callable[[Analysed, int], Finding]]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.roles import UNMODIFIED
 
 
 @register
@@ -15,6 +16,7 @@ class Baseline(Architecture):
 
     name = "baseline"
     summary = "the pre-trained architecture, unmodified (Post-Train in the paper)"
+    mechanism = UNMODIFIED
 
     def compile(self, shape: ModelShape) -> LayerPlan:
         return LayerPlan.stock(shape)

@@ -8,6 +8,7 @@ from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.roles import SHARED_KV
 
 
 @register
@@ -20,6 +21,7 @@ class CLA(Architecture):
 
     name = "cla"
     summary = "blocks of layers share the keys and values of their bottom layer"
+    mechanism = SHARED_KV
 
     superblock_size: int = option(4, "layers per block, the source included", minimum=2)
     num_superblocks: int = option(4, "number of blocks (4: CLA-Full, 2: CLA-Half on 32 layers)", minimum=1)

@@ -8,7 +8,7 @@ from uniattn_pl.architectures.layer_selection import selected_layers
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.plan.roles import HEAD_MERGES, MEAN
+from uniattn_pl.plan.roles import HEAD_MERGES, MEAN, MERGED_HEADS
 
 
 @register
@@ -21,6 +21,7 @@ class GQA(Architecture):
 
     name = "gqa"
     summary = "layers keep fewer heads of keys and values, merged of neighbouring ones (GQA; one: MQA)"
+    mechanism = MERGED_HEADS
 
     kv_heads: int = option(1, "heads of keys and values that a layer keeps; a divisor of what it has", minimum=1)
     layers: list[int] = option([], "0-based indices of the layers; default: all, or the num_layers at the top")

@@ -9,6 +9,7 @@ from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import SHARED_KV
 
 
 @register
@@ -26,6 +27,7 @@ class KVSharer(Architecture):
 
     name = "kvsharer"
     summary = "layers share the keys and values that are least alike, as long as the final states stay alike"
+    mechanism = SHARED_KV
 
     num_shared: int = option(4, "layers that read another's keys and values", minimum=1)
     threshold: float = option(0.5, "least cosine of the final hidden states with the original's", minimum=-1.0)

@@ -8,6 +8,7 @@ from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import DROPPED
 
 IMPORTANCE, CCA = "importance", "cca"
 
@@ -28,6 +29,7 @@ class LLMDrop(Architecture):
 
     name = "llmdrop"
     summary = "drops the attention of the given layers"
+    mechanism = DROPPED
 
     layers: list[int] = option([], "0-based indices of the layers whose attention is dropped")
     num_dropped: int | None = option(

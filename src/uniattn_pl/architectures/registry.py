@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.plan import LayerPlan, ModelShape
+from uniattn_pl.plan.roles import MIXED
 
 ENTRY_POINT_GROUP = "uniattn_pl.architectures"
 
@@ -21,6 +22,7 @@ class Architecture(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    mechanism: ClassVar[str] = MIXED  # what it saves by, of `plan.roles.MECHANISMS`: its colour where no plan is known
 
     @property
     def measured(self) -> bool:

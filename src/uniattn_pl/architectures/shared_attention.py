@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import REUSED
 
 
 @register
@@ -19,6 +20,7 @@ class SharedAttention(Architecture):
 
     name = "shared_attention"
     summary = "one span of layers uses one attention map, without compensation"
+    mechanism = REUSED
 
     first_layer: int | None = option(
         None, "0-based layer that computes the map; default: the lowest that attends", minimum=0

@@ -9,6 +9,7 @@ from uniattn_pl.architectures.measurement_protocol import Measurements
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import DROPPED
 
 INFLUENCE, RUN, TOP = "influence", "run", "top"
 
@@ -31,6 +32,7 @@ class ShortGPT(Architecture):
 
     name = "shortgpt"
     summary = "leaves whole blocks out, or replaces a run of them by one linear map"
+    mechanism = DROPPED
 
     layers: list[int] = option([], "0-based indices of the blocks that are left out")
     num_dropped: int | None = option(None, "instead of layers: leave out this many", minimum=1)

@@ -10,6 +10,7 @@ from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.architectures.superblocks import superblocks
 from uniattn_pl.options import option
 from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import REUSED
 
 SELECTIONS = {
     "top": "top, Superblocks (the paper's grouping)",
@@ -30,6 +31,7 @@ class UniAttn(Architecture):
 
     name = "uniattn"
     summary = "Superblocks with one attention map each; W_c repairs the error (the paper's method)"
+    mechanism = REUSED
 
     superblock_size: int = option(4, "layers per Superblock, the source included", minimum=2)
     num_superblocks: int = option(4, "number of Superblocks", minimum=1)

@@ -8,6 +8,7 @@ from uniattn_pl.architectures.layer_selection import selected_layers
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import WINDOWED
 
 
 @register
@@ -21,6 +22,7 @@ class Window(Architecture):
 
     name = "window"
     summary = "layers attend to the last tokens and the first few, and cache no others (StreamingLLM)"
+    mechanism = WINDOWED
 
     window: int = option(256, "last tokens that a layer sees, the present one among them", minimum=1)
     sinks: int = option(4, "first tokens of a text that it sees as well", minimum=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uniattn_pl.architectures.registry import Architecture, register
 from uniattn_pl.options import option
 from uniattn_pl.plan import LayerPlan, ModelShape, PlanError
+from uniattn_pl.plan.roles import SHARED_KV
 
 
 @register
@@ -23,6 +24,7 @@ class YOCO(Architecture):
 
     name = "yoco"
     summary = "the upper half attends over the keys and values of the layer at half"
+    mechanism = SHARED_KV
 
     source: int | None = option(None, "0-based layer that gives keys and values; default: the one at half", minimum=0)
     compensation: bool = option(False, "give every reader a W_c (the paper has none)")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from uniattn_pl.display.figure import new_figure
+from uniattn_pl.display.figure_style import mechanism_styles, new_axes, new_figure, set_legend, set_title, time_unit
+from uniattn_pl.display.figure_words import words
 from uniattn_pl.display.text_table import bytes_text
-from uniattn_pl.inference.benchmark import Measured, quartiles
+from uniattn_pl.inference.benchmark import BOUND, Measured, quartiles
 from uniattn_pl.inference.roofline import Machine
+from uniattn_pl.plan.roles import DROPPED, UNMODIFIED
 from uniattn_pl.tracking.tags import BASELINE, STOCK
 
 if TYPE_CHECKING:
@@ -76,36 +78,64 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
 
 
-def time_figure(measured: Sequence[Measured], metric: str, label: str) -> Figure:
-    """Median seconds over the length of the prompt, quartiles as bars, one line per model."""
+def time_figure(measured: Sequence[Measured], metric: str, mechanisms: Mapping[str, str], *about: str) -> Figure:
+    """Median time over the length of the prompt, quartiles as bars, one line per model.
+
+    Args:
+        measured: at one batch size, with one kernel.
+        metric: ttft_s or tpot_s.
+        mechanisms: label -> what its plan saves by.
+        about: what stands below the title: model, machine.
+    """
     figure = new_figure()
-    axes = figure.add_subplot()
-    for name in dict.fromkeys(entry.label for entry in measured):
+    axes = new_axes(figure)
+    styles = _styles(measured, mechanisms)
+    unit, scale = time_unit(entry.median(metric) for entry in measured)
+    for name, style in styles.items():
         entries = [entry for entry in measured if entry.label == name]
-        medians = [entry.median(metric) for entry in entries]
+        medians = [scale * entry.median(metric) for entry in entries]
         bounds = [entry.quartiles(metric) for entry in entries]
-        errors = [[m - low for m, (low, _) in zip(medians, bounds, strict=True)]]
-        errors.append([high - m for m, (_, high) in zip(medians, bounds, strict=True)])
+        errors = [[m - scale * low for m, (low, _) in zip(medians, bounds, strict=True)]]
+        errors.append([scale * high - m for m, (_, high) in zip(medians, bounds, strict=True)])
         lengths = [entry.setting.length for entry in entries]
-        axes.errorbar(lengths, medians, yerr=errors, marker="o", markersize=4, capsize=3, label=name)
-    _label(axes, "prompt (tokens)", f"{label} (seconds)")
+        axes.errorbar(lengths, medians, yerr=errors, markersize=5, capsize=3, label=words(name), **style)
+    _label(axes, "prompt (tokens)", f"{words(metric)} ({unit})")
+    set_title(axes, f"{words(metric).capitalize()}, median and quartiles", *about)
+    set_legend(figure, axes, list(axes.containers))
     return figure
 
 
-def retain_figure(measured: Sequence[Measured]) -> Figure:
-    """TTFT against the fraction of the KV cache that is kept, at the longest prompt."""
+def retain_figure(measured: Sequence[Measured], mechanisms: Mapping[str, str], *about: str) -> Figure:
+    """TTFT against the fraction of the KV cache that is kept, at the longest prompt; quartiles as bars."""
     figure = new_figure()
-    axes = figure.add_subplot()
+    axes = new_axes(figure)
     longest = max(entry.setting.length for entry in measured)
-    for entry in (entry for entry in measured if entry.setting.length == longest):
-        axes.scatter([100 * entry.kv_retain_rate], [entry.median("ttft_s")], label=entry.label)
-    _label(axes, "KV cache kept (% of the unmodified model's)", f"time to first token of {longest} tokens (seconds)")
+    shown = [entry for entry in measured if entry.setting.length == longest]
+    unit, scale = time_unit(entry.median("ttft_s") for entry in shown)
+    for entry, style in zip(shown, _styles(shown, mechanisms).values(), strict=True):
+        median, (low, high) = entry.median("ttft_s"), entry.quartiles("ttft_s")
+        axes.errorbar(
+            [100 * entry.kv_retain_rate],
+            [scale * median],
+            yerr=[[scale * (median - low)], [scale * (high - median)]],
+            label=words(entry.label),
+            **{**style, "linestyle": "none", "capsize": 3},
+        )
+    _label(axes, "KV cache kept (% of the unmodified model's)", f"{words('ttft_s')} ({unit})")
+    set_title(axes, f"Prefill of {longest:,} tokens over the cache it leaves", *about)
+    set_legend(figure, axes, list(axes.containers))
     return figure
+
+
+def _styles(measured: Sequence[Measured], mechanisms: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Label -> how it is drawn; the stock kernels' line is dashed."""
+    labels = dict.fromkeys(entry.label for entry in measured)
+    bounds = {label: DROPPED for label in labels if label.startswith(BOUND)}
+    styles = mechanism_styles({label: {**mechanisms, **bounds}.get(label, UNMODIFIED) for label in labels})
+    return {label: {**styles[label], "linestyle": "--" if label.startswith(STOCK) else "-"} for label in labels}
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)

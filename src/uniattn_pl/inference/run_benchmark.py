@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
+from uniattn_pl.display.figure_style import images
 from uniattn_pl.display.notices import tell_once
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
@@ -41,6 +42,7 @@ from uniattn_pl.kernels.stock import EAGER
 from uniattn_pl.modeling.loading.pretrained import load_model
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.compensation_cost import CompensationCost
+from uniattn_pl.plan.mechanism import mechanism_of
 from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
@@ -166,6 +168,7 @@ def _write(
     groups = sorted({(entry.setting.batch_size, entry.setting.backend) for entry in measured})
     lines: list[str] = []
     figures = {}
+    mechanisms, machine_name = {label: mechanism_of(plan) for label, plan in plans.items()}, describe_machine()
     for batch_size, backend in groups:
         entries = [e for e in measured if (e.setting.batch_size, e.setting.backend) == (batch_size, backend)]
         steps = ", compiled steps" if loaded.config.bench.compile else ""
@@ -175,12 +178,13 @@ def _write(
         print("\n".join(ratios))
         lines += [*table_text(title, bench_report.COLUMNS, rows), "", *ratios, ""]
         suffix = f"batch{batch_size}_{backend}"
-        figures[f"ttft_{suffix}"] = bench_report.time_figure(entries, "ttft_s", "time to first token")
-        figures[f"tpot_{suffix}"] = bench_report.time_figure(entries, "tpot_s", "time per further token")
-        figures[f"retain_{suffix}"] = bench_report.retain_figure(entries)
+        about = (tags.short_name(loaded.config.model.source), f"batch {batch_size}, {backend}{steps}", machine_name)
+        figures[f"ttft_{suffix}"] = bench_report.time_figure(entries, "ttft_s", mechanisms, *about)
+        figures[f"tpot_{suffix}"] = bench_report.time_figure(entries, "tpot_s", mechanisms, *about)
+        figures[f"retain_{suffix}"] = bench_report.retain_figure(entries, mechanisms, *about)
     lines += print_compensation(plans, shape)
     results = {
-        "machine": {"name": describe_machine(), **asdict(machine)},
+        "machine": {"name": machine_name, **asdict(machine)},
         "config": plain_config(loaded),
         "plans": {label: plan.to_dict() for label, plan in plans.items()},
         "measured": [entry.to_dict() for entry in measured],
@@ -189,7 +193,8 @@ def _write(
         (temporary / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         (temporary / "table.txt").write_text("\n".join(lines), encoding="utf-8")
         for name, figure in figures.items():
-            figure.savefig(temporary / f"{name}.png", dpi=150, bbox_inches="tight")
+            for file_name, content in images(figure, name).items():
+                (temporary / file_name).write_bytes(content)
 
 
 def _plan_tags(
@@ -197,9 +202,9 @@ def _plan_tags(
 ) -> dict[str, dict[str, str]]:
     """Label -> tags by which the runs of fits with that plan are found; the stock model is no plan's."""
     all_plans = {**plans, tags.BASELINE: stock_plan(model)}
-    tags_of = {label: {tags.PLAN: tags.plan_digest(plan)} for label, plan in all_plans.items()}
+    tags_of = {label: tags.of_plan(plan) for label, plan in all_plans.items()}
     for label, (plan, variant) in variants.items():
-        tags_of[label] = {tags.PLAN: tags.plan_digest(plan), tags.VARIANT: variant}
+        tags_of[label] = tags.of_plan(plan) | {tags.VARIANT: variant}
     return tags_of
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAP, KEY_VALUE = "map", "key_value"
+# What a plan saves by, in words for figures and tables; MIXED: by several of them.
+REUSED, SHARED_KV, DROPPED, WINDOWED, MERGED_HEADS = "reuse", "shared KV", "dropped", "windows", "heads"
+MECHANISMS = (REUSED, SHARED_KV, DROPPED, WINDOWED, MERGED_HEADS)
+UNMODIFIED, MIXED = "unmodified", "mixed"
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 KEYS, VALUES = "keys", "values"
 KV_HEADS, WINDOW = "kv_heads", "window"
@@ -27,6 +31,7 @@ class Role:
         reads: what it takes from its source layer: a map, or keys and values; None: it has no source.
         gives: what other layers may take from it.
         symbol, label: how it is drawn; the source's index follows the label.
+        mechanism: what it saves by, of `MECHANISMS`; of stock layers `UNMODIFIED`.
         becomes: how a search that gives a full layer this role is described; None: no search proposes it.
         feed_forward: whether the layer's feed-forward stays; without it the whole block is gone, its norms too.
         sizes: fields of a `LayerRow` that such a layer has a value of: kv_heads, window.
@@ -41,6 +46,7 @@ class Role:
     gives: frozenset[str]
     symbol: str
     label: str
+    mechanism: str = UNMODIFIED
     becomes: str | None = None
     feed_forward: bool = True
     sizes: frozenset[str] = frozenset()
@@ -83,6 +89,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset(),
         symbol="▒",
         label="map of",
+        mechanism=REUSED,
         becomes="use the attention map of the nearest layer below that computes one",
     ),
     "share_kv": Role(
@@ -94,6 +101,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset({MAP}),
         symbol="▒",
         label="K, V of",
+        mechanism=SHARED_KV,
         becomes="attend over the keys and values of the nearest layer below that has its own (CLA)",
     ),
     "drop": Role(
@@ -105,6 +113,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset(),
         symbol="·",
         label="dropped",
+        mechanism=DROPPED,
         becomes="have no attention (LLMDrop)",
     ),
     "skip": Role(
@@ -116,6 +125,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset(),
         symbol="×",
         label="block left out",
+        mechanism=DROPPED,
         feed_forward=False,
     ),
     "heads": Role(
@@ -127,6 +137,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset({MAP, KEY_VALUE}),
         symbol="▓",
         label="KV heads:",
+        mechanism=MERGED_HEADS,
         becomes="have fewer heads of keys and values (GQA)",
         sizes=frozenset({KV_HEADS}),
     ),
@@ -139,6 +150,7 @@ ROLES: dict[str, Role] = {
         gives=frozenset(),
         symbol="░",
         label="window",
+        mechanism=WINDOWED,
         becomes="attend to the last tokens and the first few",
         sizes=frozenset({WINDOW}),
     ),

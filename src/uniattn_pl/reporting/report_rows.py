@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.plan.roles import UNMODIFIED
 from uniattn_pl.reporting.columns import RETAIN_RATE
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, point_run, single_run
 from uniattn_pl.sweeps.lost_points import lost_model
@@ -86,6 +87,13 @@ class ReportRow:
         """The architecture's name, from the tags of its runs, else from the config."""
         tagged = (member.run.data.tags.get(tags.ARCHITECTURE) for member in self.members if member.run is not None)
         return next((name for name in tagged if name), self.loaded.architecture.name)
+
+    @property
+    def mechanism(self) -> str:
+        """What its plan saves by, from the tags of its runs, else what its architecture does."""
+        tagged = (member.run.data.tags.get(tags.MECHANISM) for member in self.members if member.run is not None)
+        found = next((name for name in tagged if name), self.loaded.architecture.mechanism)
+        return found if self.modified else UNMODIFIED
 
     @property
     def modified(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.display.figure_style import images as figure_files
+from uniattn_pl.display.figure_words import key_words
 from uniattn_pl.display.text_table import print_table
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.files import atomic_file
@@ -177,13 +178,12 @@ def _check_figures(figures: Mapping[str, Any], table: Table) -> None:
 
 def _drawn(figures: Mapping[str, Any], table: Table) -> tuple[dict[str, bytes], dict[str, str]]:
     """File name -> image, and name of a figure -> caption."""
-    images, captions = {}, {}
+    images: dict[str, bytes] = {}
+    captions: dict[str, str] = {}
     for name, axes in figures.items():
-        captions[name] = f"{', '.join(axes['y'])} over {axes['x']}."
-        image = io.BytesIO()
-        figure = draw_figures(table, axes["x"], axes["y"])
-        figure.savefig(image, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
-        images[f"{name}.png"] = image.getvalue()
+        across = key_words(axes["x"]) if axes["x"] not in VARIANT_AXES else VARIANT_AXES[axes["x"]][0]
+        captions[name] = f"{', '.join(axes['y'])} over {across}."
+        images |= figure_files(draw_figures(table, axes["x"], axes["y"]), name)
     return images, captions
 
 

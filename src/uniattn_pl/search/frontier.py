@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.architectures.measurement_protocol import GREEDY, LOSS, SCORES
-from uniattn_pl.display.figure import new_figure
+from uniattn_pl.display.figure_style import (
+    MARKERS,
+    PALETTE,
+    draw_front,
+    images,
+    new_axes,
+    new_figure,
+    set_legend,
+    set_title,
+)
+from uniattn_pl.display.figure_words import words
 from uniattn_pl.files import atomic_folder
+from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.cost_ratio import COSTS, Cost
+from uniattn_pl.plan.mechanism import mechanism_of
+from uniattn_pl.plan.roles import UNMODIFIED
 from uniattn_pl.search.greedy import BASES, FITTED, FrontierPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FRONTIER = "frontier"
-STYLES = (("#4c72b0", "o"), ("#dd8452", "^"), ("#c44e52", "x"), ("#55a868", "D"), ("#8172b3", "v"))
 
 
 def is_dominated(point: FrontierPoint, others: Sequence[FrontierPoint]) -> bool:
@@ -33,7 +45,7 @@ def is_dominated(point: FrontierPoint, others: Sequence[FrontierPoint]) -> bool:
 
 
 def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> Path:
-    """Write `frontier/` inside `folder`: table.txt, frontier.json, frontier.png and plans/NN.json; returns it.
+    """Write `frontier/` inside `folder`: table.txt, frontier.json and .png and .svg, and plans/NN.json; returns it.
 
     A plan file is what `architecture: {name: given, plan: FILE}` takes.
 
@@ -50,7 +62,8 @@ def write_frontier(folder: Path, points: Sequence[FrontierPoint], cost: Cost, sc
         content = {"cost": asdict(cost), "score": score, "points": rows}
         (temporary / "frontier.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         (temporary / "table.txt").write_text("\n".join(table(points, cost, score)) + "\n", encoding="utf-8")
-        figure(points, cost, score).savefig(temporary / "frontier.png", dpi=150, bbox_inches="tight")
+        for image_name, image in images(figure(points, cost, score), FRONTIER).items():
+            (temporary / image_name).write_bytes(image)
     return target
 
 
@@ -76,27 +89,29 @@ def _origin(point: FrontierPoint) -> str:
 
 
 def figure(points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> Figure:
-    """Score against cost, each plan marked by the kind of change that led to it, or by what proposed it."""
+    """Score against cost, each plan coloured by what it saves by, marked by what found it; none beats those joined."""
     drawing = new_figure()
-    axes = drawing.add_subplot()
-    steps = [p for p in points if p.found_by == GREEDY or not p.plan.get("rows")]
-    axes.plot([100 * p.cost for p in steps], [p.score for p in steps], color="#bbbbbb", linewidth=1, zorder=1)
-    styles = cycle(STYLES)
-    for label in dict.fromkeys(map(_label, points)):
-        chosen = [p for p in points if _label(p) == label]
-        color, marker = ("k", "s") if label == "unmodified" else next(styles)
+    axes = new_axes(drawing)
+    measured = [(100 * p.cost, p.score) for p in points if p.basis == FITTED]
+    draw_front(axes, measured)
+    labels = dict.fromkeys(map(_label, points))
+    markers = dict(zip(dict.fromkeys(by for _, by in labels), cycle(MARKERS), strict=False))
+    for mechanism, by in labels:
+        chosen = [p for p in points if _label(p) == (mechanism, by)]
+        color, marker = PALETTE[mechanism], markers[by]
+        label = mechanism if mechanism == by else f"{mechanism}, {by}"
         axes.scatter([100 * p.cost for p in chosen], [p.score for p in chosen], c=color, marker=marker, label=label)
-    axes.set_xlabel(f"{COSTS[cost.kind]} at {cost.length} tokens (% of the unmodified model)")
-    axes.set_ylabel(f"{SCORES[score]}, on the search's tokens")
+    axes.set_xlabel(f"{COSTS[cost.kind]} at {cost.length:,} tokens (% of the unmodified model)")
+    axes.set_ylabel(f"{SCORES[score]}")
+    set_title(axes, "The plans that the search went through", "scores on the search's tokens")
     axes.invert_xaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(title="last change, or found by")
+    set_legend(drawing, axes)
     return drawing
 
 
-def _label(point: FrontierPoint) -> str:
-    """The name of a plan's mark in the figure."""
+def _label(point: FrontierPoint) -> tuple[str, str]:
+    """What a plan saves by, and what found it."""
     if not point.plan.get("rows"):
-        return "unmodified"
-    by = point.kind if point.found_by == GREEDY and point.kind is not None else point.found_by
-    return by if point.basis == FITTED else f"{by}, {point.basis}"
+        return UNMODIFIED, UNMODIFIED
+    by = words(point.found_by)
+    return mechanism_of(LayerPlan.from_dict(point.plan)), by if point.basis == FITTED else f"{by}, {point.basis}"

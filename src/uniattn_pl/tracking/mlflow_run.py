@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config.sections.tracking_section import TrackingConfig
+from uniattn_pl.display.figure_style import images
 from uniattn_pl.errors import UserError
 from uniattn_pl.redaction import redact
 from uniattn_pl.tracking import mlflow_store
@@ -135,10 +135,9 @@ class MLflowRun:
             self.set_tag(TABLES, json.dumps([*listed, entry]))
 
     def log_figure(self, figure: Figure, artifact: str) -> None:
-        """Store a figure as a PNG, without touching pyplot's global state."""
-        image = BytesIO()
-        figure.savefig(image, dpi=120, bbox_inches="tight", format="png")
-        self._journal.artifact(artifact, image.getvalue())
+        """Store a figure as `artifact`.png and .svg."""
+        for name, content in images(figure, artifact).items():
+            self._journal.artifact(name, content)
 
     def history(self, key: str) -> list[tuple[int, float]]:
         """The (step, value) points of a metric, in order of steps."""

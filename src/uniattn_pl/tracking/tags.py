@@ -8,13 +8,17 @@ from pathlib import PurePath
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.plan import LayerPlan
+from uniattn_pl.plan.mechanism import mechanism_of
 from uniattn_pl.plan.saved_form import identity
+from uniattn_pl.tracking.environment import describe_machine
 
 KIND = "uniattn_pl.kind"  # fit, sweep, bench, analysis or evaluation
 ARCHITECTURE = "uniattn_pl.architecture"
 MODEL = "uniattn_pl.model"
 DATA = "uniattn_pl.data"
 PLAN = "uniattn_pl.plan"  # digest: a benchmark of a plan is one of every fit with that plan
+MECHANISM = "uniattn_pl.mechanism"  # what the plan saves by, of `plan.roles.MECHANISMS`: runs are grouped by it
+MACHINE = "uniattn_pl.machine"  # what it ran on: times of different ones do not compare
 EXPERIMENT = "uniattn_pl.experiment"  # key of what a fit computes: a point of a sweep is found by it under any name
 VARIANT = "uniattn_pl.variant"  # of a plan that goes beyond the fit's, as `drop_2`
 FOLDER = "uniattn_pl.run_folder"
@@ -41,7 +45,13 @@ def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[s
         ARCHITECTURE: architecture,
         MODEL: short_name(config.model.source),
         DATA: data_name(config.data),
+        MACHINE: describe_machine(),
     }
+
+
+def about(config: ExperimentConfig) -> tuple[str, str, str]:
+    """What a figure says it is of: model, rows, machine."""
+    return short_name(config.model.source), f"rows of {data_name(config.data)}", describe_machine()
 
 
 def data_name(data: DataConfig) -> str:
@@ -57,6 +67,11 @@ def short_name(source: str) -> str:
 def retained(rate: float) -> str:
     """A share of the cache as a tag, by which MLflow's pages group runs."""
     return f"{rate:.1%}"
+
+
+def of_plan(plan: LayerPlan) -> dict[str, str]:
+    """The tags that a run has of its plan."""
+    return {PLAN: plan_digest(plan), MECHANISM: mechanism_of(plan)}
 
 
 def plan_digest(plan: LayerPlan) -> str:

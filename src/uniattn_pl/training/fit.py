@@ -199,8 +199,8 @@ def prepare(
     context.tracking.log_metrics(data_report.source_counts(), 0)
     context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
     context.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
-    context.tracking.set_tag(tags.PLAN, tags.plan_digest(plan))
-    context.tracking.set_tag(tags.RETAINED, tags.retained(cache.retain_rate))
+    for tag, value in {**tags.of_plan(plan), tags.RETAINED: tags.retained(cache.retain_rate)}.items():
+        context.tracking.set_tag(tag, value)
     _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, context)
     context.tracking.flush()
     texts = (
@@ -252,9 +252,10 @@ def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
         tracking.log_metrics({"calibration/gap_closed": result.gap_closed}, 0)
     if tracking.mlflow_run is not None:
         curves = {name: tracking.history(f"{name}/loss") for name in ("stage1", "stage2")}
-        tracking.log_figure(fit_plots.loss_curve(curves, tracking.history("val/response_loss")), "plots/loss.png")
+        held_out, about = tracking.history("val/response_loss"), tags.about(experiment.config)
+        tracking.log_figure(fit_plots.loss_curve(curves, held_out, *about), "plots/loss")
         losses = {m.label: m.response_loss for m in result.milestones}
-        tracking.log_figure(fit_plots.milestones(losses), "plots/milestones.png")
+        tracking.log_figure(fit_plots.milestones(losses, *about), "plots/milestones")
     log_texts(result.texts, context)
     tracking.log_text(table, TABLE_FILE)
     tracking.set_tag(tags.FINAL_MODEL, str(result.model_folder.resolve()))

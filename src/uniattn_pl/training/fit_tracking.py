@@ -206,7 +206,7 @@ def _opened(loaded: LoadedConfig, record: RunRecord, console: Console) -> MLflow
     run_tags[tags.FOLDER] = str(record.folder.resolve())
     run_tags[tags.EXPERIMENT] = key_of(manifest.config)
     if manifest.plan:  # of a fit that goes on, or begins with what another point of a sweep has calibrated
-        run_tags[tags.PLAN] = tags.plan_digest(LayerPlan.from_dict(manifest.plan))
+        run_tags |= tags.of_plan(LayerPlan.from_dict(manifest.plan))
     if "cache" in record.result("prepare"):
         run_tags[tags.RETAINED] = tags.retained(manifest.result(record.folder, "").cache.retain_rate)
     if config.tracking.parent_run is not None:
