@@ -19,6 +19,7 @@ LONG = ("training", "sweeps", "tracking", "faults")
 # shipped file; and all families but these two, which differ most. A new test is fast until it is named here.
 SLOW = (
     "analysis/",
+    "api/test_run_fit.py",
     "benchmarks/test_gpu_check.py::test_every_part_runs_in_small",
     "benchmarks/test_gpu_check.py::test_without_a_card_it_says_so_and_what_can_be_done",
     "benchmarks/test_gpu_check.py::test_a_part_that_is_unknown_is_named",
@@ -101,6 +102,7 @@ SLOW = (
     "serving/vllm/test_vllm_engine.py",
     "sweeps/",
     "test_auto_registration.py",
+    "test_extras.py::test_the_core_alone_calibrates_and_generates",
     "test_cli.py::test_help_has_an_example_and_imports_nothing_heavy",
     "test_printed_commands.py::test_what_a_fit_prints_runs",
     "test_printed_commands.py::test_what_a_report_prints_runs",

@@ -19,6 +19,7 @@ from importlib import import_module
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, help_width, parse
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean, is_panic
+from uniattn_pl.extras import missing_extra, require_extra
 from uniattn_pl.redaction import redact
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCESS
     except Exception as error:
+        missing = missing_extra(error, f"uniattn-pl {arguments[0]}")
+        if missing is not None:
+            print(f"error: {missing}", file=sys.stderr)
+            return USER_ERROR
         return _of_a_place(error) or _bug()
     except BaseException as error:
         if not is_panic(error):
@@ -122,7 +127,11 @@ def _dispatch(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest or rest == ["help"]:
         print(parser.format_help())
         return SUCCESS
-    code: int = command.run(parse(parser, rest))
+    parsed = parse(parser, rest)
+    needed = getattr(command, "EXTRA", None)
+    if needed is not None and not parsed.print_config:
+        require_extra(needed, f"uniattn-pl {name}")
+    code: int = command.run(parsed)
     return code
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from uniattn_pl.commands import COMMANDS
+from uniattn_pl.config.presets import presets
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -59,8 +60,11 @@ class Command:
 
     @property
     def subject(self) -> str:
-        """The first config file, or `-` without one."""
-        return next((after for word, after in zip(self.words, self.words[1:], strict=False) if word == "--config"), "-")
+        """The first config file, or `-` without one; of a preset the file that it is."""
+        words = zip(self.words, self.words[1:], strict=False)
+        named = next((after for word, after in words if word == "--config"), "-")
+        known = presets()
+        return _relative(known[named]) if named in known else named
 
     @property
     def starts_nothing(self) -> bool:

@@ -47,6 +47,9 @@ class CalibrationReport:
         """Plain data for JSON."""
         return {**asdict(self), "error_before": self.error_before, "error_after": self.error_after}
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """The report as aligned text, one compensated layer per line, top layer first."""
         with_ranks = any(row.rank is not None or row.kept is not None for row in self.rows)

@@ -1,5 +1,7 @@
 """One module per command: `DESCRIPTION`, `EXAMPLE`, `add_arguments(parser)` and `run(args) -> int`.
 
+`EXTRA` names the extra of the package that all of a command needs, where it needs one.
+
 A command imports torch and its friends inside functions, so that its help answers at once.
 """
 

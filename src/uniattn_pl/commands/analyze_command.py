@@ -17,6 +17,7 @@ two CPU cores for 12 reuse layers of a 135M model, and it goes on where it was w
 EXAMPLE = """\
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml --only similarity --tokens 8000"""
+EXTRA = "training"
 TOPICS = ("similarity", "importance", "depth", "selection", "compensation")
 
 

@@ -6,12 +6,12 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from uniattn_pl.commands.understood_words import keys_like, understood
 from uniattn_pl.config import LoadedConfig, load_config
+from uniattn_pl.config.presets import config_argument
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.options import LARGEST
 
@@ -49,9 +49,9 @@ def add_config_arguments(parser: Parser, *, dry_run: bool) -> None:
         "--config",
         action="append",
         default=[],
-        type=Path,
+        type=config_argument,
         metavar="FILE",
-        help="experiment file; may be repeated, later ones win",
+        help="experiment file, or a preset such as quickstart; may be repeated, later ones win",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="overrides of the config, e.g. training.batch_size=8"

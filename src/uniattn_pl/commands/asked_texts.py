@@ -59,8 +59,6 @@ def asked_texts(
         UserError: a prompt without a token, or as `held_out_prompts`.
     """
     from uniattn_pl.config.sections.data_section import PAPER
-    from uniattn_pl.data.open_rows import held_out_prompts
-    from uniattn_pl.data.self_text import Original
     from uniattn_pl.inference.chat_prompt import learned_template
     from uniattn_pl.inference.generation import encoded_prompts
     from uniattn_pl.inference.texts_beside import AskedText
@@ -68,6 +66,9 @@ def asked_texts(
     encoded = encoded_prompts(tokenizer, prompts, in_chat=learned_template(folder) != PAPER)
     asked = [AskedText(prompt.shown, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
     if experiment is not None and arguments.row:
+        from uniattn_pl.data.open_rows import held_out_prompts
+        from uniattn_pl.data.self_text import Original
+
         check_rows(experiment)
         config = experiment.config
         rows = held_out_prompts(config.data, tokenizer, arguments.row, Original(config.model))

@@ -31,6 +31,7 @@ EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
   uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3
   uniattn-pl bench --config experiments/smollm2/sweep_superblocks.yaml"""
+EXTRA = "training"
 
 
 def add_arguments(parser: Parser) -> None:

@@ -28,6 +28,7 @@ EXAMPLE = """\
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/quickstart evaluation.limit=100
   uniattn-pl evaluate --from smollm2-135m evaluation.tasks=[commonsense_qa] --h2o 0.5
   uniattn-pl evaluate --from runs/quickstart --server http://127.0.0.1:8000 evaluation.probes=[held_out]"""
+EXTRA = "training"
 
 
 def add_arguments(parser: Parser) -> None:

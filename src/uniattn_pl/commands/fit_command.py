@@ -17,6 +17,7 @@ ends with a table of quality and cost. Killed at any point, the same command res
 EXAMPLE = """\
   uniattn-pl fit --config experiments/quickstart.yaml
   uniattn-pl fit --config experiments/quickstart.yaml architecture.superblock_size=2 name=pairs --dry-run"""
+EXTRA = "training"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -32,8 +33,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the experiment, then run it."""
-    if not arguments.config:
-        raise UserError("fit needs --config FILE, for example --config experiments/quickstart.yaml.")
+    if not (arguments.config or arguments.overrides):
+        raise UserError(
+            "fit needs to know what: --config FILE, for example --config quickstart, or values, for example "
+            "model.source=tiny-llama."
+        )
     loaded = load(arguments)
     if arguments.print_config:
         print(loaded.to_yaml(), end="")

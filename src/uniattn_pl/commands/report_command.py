@@ -19,6 +19,7 @@ EXAMPLE = """\
   uniattn-pl report --config experiments/smollm2/sweep_size.yaml --to reports/size \\
       'report.figures={by_size: {x: architecture.superblock_size, y: [KV cache]}}' \\
       'report.columns={KV cache: cost/kv_retain_rate}'"""
+EXTRA = "training"
 
 
 def add_arguments(parser: Parser) -> None:

@@ -32,6 +32,7 @@ EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --launcher slurm --workers 3 sweep.slurm.gpus=1 \\
       --dry-run"""
+EXTRA = "training"
 MEASURED = "measured"
 HERE, SLURM = LAUNCHERS = ("here", "slurm")
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from uniattn_pl.config.checks import cross_check
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
-from uniattn_pl.config.paths import path_argument
 from uniattn_pl.config.plain_layer import PLACES
+from uniattn_pl.config.presets import config_argument
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.section_fields import Field, section_fields
 from uniattn_pl.config.section_lists import fit_sections, section_of
@@ -31,7 +31,8 @@ from uniattn_pl.config.yaml_documents import (
     KeyPath,
     Layer,
     at,
-    read_files,
+    read_file,
+    read_mapping,
     read_overrides,
 )
 from uniattn_pl.config.yaml_scalars import dump_value, parse_value
@@ -45,12 +46,12 @@ DATA_SOURCE, SELF_TEXT, MORE_FILES = ("data", "source"), ("data", "self_text"), 
 
 
 def load_config(
-    files: Sequence[Path | str], overrides: Sequence[str] = (), *, base: Layer | None = None
+    files: Sequence[Path | str | Mapping[str, Any]], overrides: Sequence[str] = (), *, base: Layer | None = None
 ) -> LoadedConfig:
     """Read, merge, resolve and check an experiment.
 
     Args:
-        files: YAML files, later ones win.
+        files: YAML files, names of presets, or dictionaries that say what a file would; later ones win.
         overrides: `key.path=value` words, they win over files.
         base: values of an earlier run; keys that this version does not know are left out, and what it was made from
             need not be there any more.
@@ -58,7 +59,8 @@ def load_config(
     Raises:
         UserError: with every problem of the files, the overrides and the resulting config.
     """
-    return _Assembly().load([path_argument(str(file)) for file in files], overrides, base)
+    named = [file if isinstance(file, Mapping) else config_argument(str(file)) for file in files]
+    return _Assembly().load(named, overrides, base)
 
 
 class _Assembly:
@@ -72,11 +74,13 @@ class _Assembly:
         self.reported: set[str] = set()
         self.tree: DictConfig | None = None  # all values, in which references are looked up
 
-    def load(self, files: Sequence[Path], overrides: Sequence[str], base: Layer | None) -> LoadedConfig:
+    def load(
+        self, files: Sequence[Path | Mapping[str, Any]], overrides: Sequence[str], base: Layer | None
+    ) -> LoadedConfig:
         if base is not None:
             self._apply(Layer(tuple(entry for entry in base.entries if self._is_leaf(entry.path))))
         former = list(self.entries.values())
-        layers = read_files(files, self._is_leaf, self.problems)
+        layers = [layer for file in files for layer in self._read(file)]
         layers.append(read_overrides(overrides, self._is_leaf, self.problems))
         for layer in layers:
             self._apply(layer)
@@ -96,6 +100,10 @@ class _Assembly:
         if self.problems or architecture is None:
             raise UserError(*dict.fromkeys(self.problems))
         return LoadedConfig(config, architecture, {".".join(path): self._origin(".".join(path)) for path in resolved})
+
+    def _read(self, file: Path | Mapping[str, Any]) -> list[Layer]:
+        read = read_mapping if isinstance(file, Mapping) else read_file
+        return read(file, self._is_leaf, self.problems)  # type: ignore[arg-type]
 
     def _is_leaf(self, path: KeyPath) -> bool:
         return (path in self.fields and path != (ARCHITECTURE,)) or (path[:1] == (ARCHITECTURE,) and len(path) == 2)

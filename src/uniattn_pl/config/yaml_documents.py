@@ -6,7 +6,7 @@ Nothing is evaluated here: files go through a safe YAML loader, and interpolatio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any
 
 import yaml
 
-from uniattn_pl.config.yaml_scalars import UNREADABLE, Loader, repeated_keys
-from uniattn_pl.errors import did_you_mean
+from uniattn_pl.config.presets import SCHEME, preset_file, presets
+from uniattn_pl.config.yaml_scalars import UNREADABLE, Loader, dump_value, repeated_keys
+from uniattn_pl.errors import UserError, did_you_mean
 
 KeyPath = tuple[str, ...]
 INCLUDE = "include"
 DEFAULT = "default"
+ARGUMENTS = "argument"  # where a value of a dictionary stands
 SHOWN = 200  # characters of an override in a message
 
 
@@ -50,9 +52,37 @@ class Layer:
     entries: tuple[Entry, ...]
 
 
-def read_files(files: Sequence[Path], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> list[Layer]:
-    """Return the layers of `files` in order, each preceded by what it includes; problems are appended."""
-    return [layer for file in files for layer in _Reader(is_leaf, problems).read(file, (), None)]
+def read_file(file: Path, is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> list[Layer]:
+    """Return the layers of a file, preceded by those of what it includes; problems are appended."""
+    return _Reader(is_leaf, problems).read(file, (), None)
+
+
+def read_mapping(values: Mapping[str, Any], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> list[Layer]:
+    """Return the layers of a dictionary that says what a file would; dotted keys are those that they name.
+
+    What it includes is found from the present folder.
+    """
+    try:
+        root = yaml.compose(dump_value(_nested(values)), Loader=Loader)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"{ARGUMENTS}: not what a YAML file can hold: {_reason(error)}.")
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    return _Reader(is_leaf, problems).layers(Path(ARGUMENTS), root, (), partial(_same, ARGUMENTS))
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = str(key).split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, {})
+        value = _nested(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
+        old = node.get(last)
+        node[last] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return root
 
 
 def read_overrides(overrides: Sequence[str], is_leaf: Callable[[KeyPath], bool], problems: list[str]) -> Layer:
@@ -99,14 +129,15 @@ class _Reader:
             self.problems.append(f"{file}:{line}: a config file holds `key: value` lines, not {_kind(root)}.")
             return []
         try:
-            return self._layers(file, root, including)
+            return self.layers(file, root, including, partial(_line_of, file))
         except UNREADABLE as error:
             self.problems.append(f"{_place(file, error)}: {_reason(error)}.")
             return []
 
     def _compose(self, file: Path, named_by: str) -> yaml.Node | None:
         if not file.is_file():
-            problem = "is a folder, not a file." if file.is_dir() else f"does not exist.{nearest_file(file)}"
+            hint = "" if file.is_dir() else nearest_file(file) or did_you_mean(str(file), presets())
+            problem = "is a folder, not a file." if file.is_dir() else f"does not exist.{hint}"
             self.problems.append(f"{named_by} '{file}' {problem}")
             return None
         try:
@@ -121,10 +152,10 @@ class _Reader:
             return root
         return None
 
-    def _layers(self, file: Path, root: yaml.MappingNode, including: tuple[Path, ...]) -> list[Layer]:
-        def place(node: yaml.Node) -> str:
-            return f"{file}:{node.start_mark.line + 1}"
-
+    def layers(
+        self, file: Path, root: yaml.MappingNode, including: tuple[Path, ...], place: Callable[[yaml.Node], str]
+    ) -> list[Layer]:
+        """Return the layers of a file's contents: what it includes, and itself."""
         entries = self.flatten(root, (), (), place)
         layers: list[Layer] = []
         for entry in (e for e in entries if e.path == (INCLUDE,)):
@@ -133,9 +164,18 @@ class _Reader:
                 self.problems.append(f"{entry.origin}: include: expected a file name or a list of file names.")
                 continue
             for name in names:
-                target = Path(os.path.normpath(file.parent / Path(name).expanduser()))
-                layers += self.read(target, (*including, file), entry.origin)
+                target = self._included(file, name, entry.origin)
+                layers += [] if target is None else self.read(target, (*including, file), entry.origin)
         return [*layers, Layer(tuple(e for e in entries if e.path != (INCLUDE,)))]
+
+    def _included(self, file: Path, name: str, origin: str) -> Path | None:
+        if not name.startswith(SCHEME):
+            return Path(os.path.normpath(file.parent / Path(name).expanduser()))
+        try:
+            return preset_file(name)
+        except UserError as error:
+            self.problems += [f"{origin}: include: {problem}" for problem in error.problems]
+            return None
 
     def flatten(
         self, node: yaml.Node, path: KeyPath, origins: tuple[str, ...], place: Callable[[yaml.Node], str]
@@ -157,6 +197,10 @@ class _Reader:
                 continue
             entries[key] = self.flatten(value_node, (*path, key), (*origins, origin), place)
         return [entry for of_key in entries.values() for entry in of_key]
+
+
+def _line_of(file: Path, node: yaml.Node) -> str:
+    return f"{file}:{node.start_mark.line + 1}"
 
 
 def _same(origin: str, _node: yaml.Node) -> str:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.extras import require_extra
 from uniattn_pl.files import atomic_folder, cache_folder, exclusive_lock, file_digest
 from uniattn_pl.printed_commands import install
 
@@ -80,6 +81,7 @@ def convert_gguf(file: Path, target: Path) -> None:
         UserError: the file lacks weights of the model that it describes.
         Exception: whatever transformers says to a file that it cannot convert.
     """
+    require_extra("gguf", f"reading '{file.name}'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"note: writing {file.name} as safetensors, once; this takes a moment", file=sys.stderr)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from uniattn_pl.config.schema import ExperimentConfig
-from uniattn_pl.resilience.cluster import Cluster
+if TYPE_CHECKING:
+    from uniattn_pl.config.schema import ExperimentConfig
 
 
 def trainer_device(config: ExperimentConfig) -> torch.device:
@@ -14,6 +16,8 @@ def trainer_device(config: ExperimentConfig) -> torch.device:
     Raises:
         UserError: as `Cluster.alone`.
     """
+    from uniattn_pl.resilience.cluster import Cluster
+
     return Cluster.alone(config).device
 
 

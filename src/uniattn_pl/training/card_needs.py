@@ -18,8 +18,7 @@ from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.card_rates import GIB, USABLE_MEMORY
 from uniattn_pl.plan.forward_memory import CalibrationMemory, calibration_memory, inference_memory
 from uniattn_pl.plan.optimizer_memory import ADAMW_8BIT
-from uniattn_pl.training.fit_models import MODEL_FRACTION
-from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES, stage_memory
+from uniattn_pl.training.memory_estimate import MODEL_FRACTION, WEIGHT_DTYPES, stage_memory
 
 MOST_CARDS = 1024
 

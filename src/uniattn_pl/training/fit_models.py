@@ -19,9 +19,7 @@ from uniattn_pl.modeling.loading.sharded_weights import skeleton
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.run_folder import model_folder
 from uniattn_pl.training.experiment import Experiment, model_origin
-from uniattn_pl.training.memory_estimate import WEIGHT_DTYPES
-
-MODEL_FRACTION = 0.6  # of a device's memory, what a model in full may take; activations and statistics need the rest
+from uniattn_pl.training.memory_estimate import MODEL_FRACTION, WEIGHT_DTYPES
 
 
 class FitModels:

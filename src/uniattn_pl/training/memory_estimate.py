@@ -13,6 +13,7 @@ from uniattn_pl.plan.roles import MAP
 from uniattn_pl.plan.teacher_memory import compared_bytes, compared_map_bytes, teacher_bytes
 from uniattn_pl.plan.training_memory import TrainingMemory, training_memory
 
+MODEL_FRACTION = 0.6  # of a device's memory, what a model in full may take; activations and statistics need the rest
 WEIGHT_DTYPES = {"32-true": "float32", "bf16-true": "bfloat16", "bf16-mixed": "float32", "16-mixed": "float32"}
 """Precision -> dtype of the weights; `auto` keeps the model's own. Mixed precision needs float32 master weights."""
 
