@@ -14,7 +14,7 @@ from uniattn_pl.file_contents import check_writable
 # File systems take 255 bytes; names of temporary folders and of files beside a run are longer than its own.
 LONGEST_NAME = 200
 SWEEP_ENTRY = "sweep"
-FINAL = "final"
+FINAL, SEARCH_FOLDER = "final", "search"
 MANIFEST = "manifest.json"
 MODEL_FILES = ("config.json", "adapter_config.json")
 # What fit, analyze, bench and evaluate write directly in a run folder.
@@ -24,7 +24,7 @@ RUN_ENTRIES = (
     "identity.json",
     "provenance.json",
     "final_table.txt",
-    "search",
+    SEARCH_FOLDER,
     "calibration",
     "checkpoints",
     "initial",

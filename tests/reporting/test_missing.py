@@ -65,9 +65,14 @@ def test_the_commands_repeat_the_users_own_words(half: Tracked) -> None:
 
 def test_without_a_sweep_they_are_fit_and_evaluate(half: Tracked) -> None:
     half.config(CONFIG.replace("sweep:", "#"))
-    assert gap(half)[:2] == [f"- no run: `python -m uniattn_pl fit {WORDS}`", "- table"]
     half.fit("table", "uniattn", UNIATTN, 0.8, {})
     assert f"- not evaluated: `python -m uniattn_pl evaluate {WORDS}`" in gap(half)
+
+
+def test_the_held_out_loss_is_found_by_the_names_that_others_give_it(half: Tracked) -> None:
+    for name, meant in (("stage2/held_out_loss", "stage2/response_loss"), ("stage2/los", "stage2/response_loss")):
+        lines = gap(half, f"report.columns={{Loss: {name}}}")
+        assert any(f"`{name}`." in line and f"'{meant}'" in line for line in lines), lines
 
 
 def test_a_length_the_config_does_not_measure_is_added_to_the_command(half: Tracked) -> None:

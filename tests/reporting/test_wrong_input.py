@@ -99,8 +99,10 @@ def test_an_unknown_experiment_names_the_nearest(tracked: Tracked, capsys: pytes
 
 def test_a_figure_of_what_the_runs_do_not_have(tracked: Tracked, capsys: pytest.CaptureFixture[str]) -> None:
     tracked.config("report: {figures: {f: {x: KV cach, y: [Respons loss, KV cache]}}}")
-    assert tracked.report("--to", "before-any-run") == 0
-    assert "- no run: " in Path("before-any-run/report.md").read_text()
+    (nothing,) = problems(tracked, capsys, "--to", "before-any-run")
+    assert nothing.startswith("error: no run of 'table' is in experiment")
+    assert nothing.endswith("This makes its runs: python -m uniattn_pl fit --config table.yaml")
+    assert not Path("before-any-run").exists()
     tracked.fit("table", "uniattn", UNIATTN, 0.8, {"stage2/response_loss": 2.0})
     x, y, there = problems(tracked, capsys)
     assert "'f' has x 'KV cach', which the runs do not have. Did you mean 'KV cache'?" in x

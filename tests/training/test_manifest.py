@@ -55,7 +55,7 @@ def test_a_run_with_a_teacher_that_knew_no_weight_of_maps_goes_on_without_one() 
 
 def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:
     config = {"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"}
-    manifest = Manifest(config, mlflow_run_id="begun")
+    manifest = Manifest(config, results={"prepare": {}})
     with pytest.raises(UserError) as caught:
         manifest.check_same_config({"seed": 2, "training": {"stage1": {"learning_rate": 0.2}}, "name": "x"}, tmp_path)
     seed, rate, ways_out = caught.value.problems

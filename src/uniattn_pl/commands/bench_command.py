@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load
 from uniattn_pl.config import LoadedConfig, load_config
+from uniattn_pl.display.notices import tell_once
 from uniattn_pl.errors import UserError
+from uniattn_pl.families.positions import beyond_positions
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.run_folder import check_run_folder
 from uniattn_pl.tracking.tags import BASELINE, STOCK, drop_variant
@@ -51,14 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
     bench, of_points = loaded.config.bench, is_sweep(loaded.config)
     points = load_points(arguments.config, arguments.overrides, loaded) if of_points else []
     measured = _points_of(loaded, points) if of_points else Plans(_plans(loaded))
+    from uniattn_pl.inference.bench_memory import check_room
     from uniattn_pl.inference.device import trainer_device
     from uniattn_pl.kernels.kernel_presence import check_kernel
     from uniattn_pl.kernels.triton_maps.availability import check_reuse_mode
+    from uniattn_pl.modeling.loading.pretrained import load_shape
+    from uniattn_pl.training.experiment import model_origin
 
     device = trainer_device(loaded.config)
     for name in bench.backends:
         check_kernel(name, device=device)
     check_reuse_mode(loaded.config.model.reuse, device)
+    shape = load_shape(loaded.config.model.source, **model_origin(loaded))
+    check_room(loaded.config, shape, device)
+    beyond = beyond_positions("bench.lengths", max(bench.lengths), shape.positions)
+    if beyond:
+        tell_once(f"{beyond} Times and bytes are those of longer texts all the same.")
     if arguments.dry_run:
         print(
             f"dry run: would measure {', '.join([*REFERENCES, *measured.plans])} on {loaded.config.model.source} at "

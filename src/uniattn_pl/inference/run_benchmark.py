@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.display.figure_style import images
-from uniattn_pl.display.notices import tell_once
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.model_shape import shape_of, stock_plan
-from uniattn_pl.families.positions import beyond_positions, positions_of
 from uniattn_pl.files import atomic_folder
 from uniattn_pl.inference import bench_report
 from uniattn_pl.inference.backends import measured_backends
@@ -85,9 +83,6 @@ def run_benchmark(
         check_compilable(model)
     if bench.tune_kernels:
         tune_kernels(model, bench.lengths, rounds=bench.rounds, console=console)
-    problem = beyond_positions("bench.lengths", max(bench.lengths), positions_of(model.config))
-    if problem:
-        tell_once(f"{problem} Times and bytes are those of longer texts all the same.")
     machine = measure_machine(model.device, model.dtype)
     console.print(
         f"on {describe_machine()}\npeaks measured: {machine.flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "

@@ -18,6 +18,7 @@ from uniattn_pl.reporting.report_rows import H2O, Member, ReportRow
 from uniattn_pl.sweeps.points import is_sweep
 
 OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")
+HELD_OUT_WORDS = ("held_out", "heldout", "val", "eval", "test", "dev")  # how others call rows that are not trained on
 NOT_OF_VARIANTS = "it is not measured of a compressed cache or of dropped layers"
 
 
@@ -125,8 +126,18 @@ def _why(
     if row.variant is not None:
         return NOT_OF_VARIANTS, None
     at = "" if column.step is None or metric not in logged else f" at step {column.step}"
-    near = "" if metric in logged else did_you_mean(metric, logged)
+    near = "" if metric in logged else _meant(metric, logged)
     return f"the runs have no metric `{metric}`{at}.{near}", None
+
+
+def _meant(metric: str, logged: Sequence[str]) -> str:
+    """A hint at the metric that was meant: a held-out loss by another name, else the one that is most alike."""
+    stage, _, name = metric.rpartition("/")
+    if "loss" in name and any(word in metric for word in HELD_OUT_WORDS):
+        found = [one for one in (f"{stage}/response_loss", "val/response_loss") if one in logged]
+        if found:
+            return f" The held-out loss is '{found[0]}'."
+    return did_you_mean(metric, logged)
 
 
 def _bench(row: ReportRow, column: Column, line: CommandLine) -> str:

@@ -66,6 +66,7 @@ def write_report(request: Request) -> None:
     try:
         parent = sweep_run(runs, loaded.config.name, points) if line.is_sweep else None
         rows = sweep_rows(runs, points, parent, loaded) if line.is_sweep else single_row(runs, loaded)
+        _check_any_run(rows, loaded, line)
         report, files = _composed(loaded, line, rows, parent, runs)
     except Exception as error:
         raise answer(error, loaded.config.tracking) from error
@@ -87,6 +88,18 @@ def _checked(request: Request, line: CommandLine, points: Sequence[Point]) -> Ru
     if problems:
         raise UserError(*problems)
     return runs
+
+
+def _check_any_run(rows: Sequence[ReportRow], loaded: LoadedConfig, line: CommandLine) -> None:
+    """Raise UserError where nothing of a config has been run, with the command that does it."""
+    if any(member.run is not None for row in rows for member in row.members):
+        return
+    config = loaded.config
+    what = f"none of the {len(rows)} rows of" if line.is_sweep else "no run of"
+    raise UserError(
+        f"{what} '{config.name}' is in experiment '{config.tracking.experiment}' of '{redact(config.tracking.uri)}': "
+        f"there is nothing to report. This makes its runs: {line.fit}"
+    )
 
 
 def _unknown_x(loaded: LoadedConfig, points: Sequence[Point]) -> list[str]:

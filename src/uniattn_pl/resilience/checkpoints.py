@@ -223,6 +223,11 @@ def state_in(folder: Path) -> Path:
     return folder / (SHARDS if (folder / SHARDS).is_dir() else FULL)
 
 
+def step_of(state: Path) -> int:
+    """The optimizer steps of its stage that a checkpoint has behind it."""
+    return int(next(part for part in reversed(state.parts) if part.startswith("step-")).removeprefix("step-"))
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:

@@ -22,12 +22,11 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.files import atomic_file
 from uniattn_pl.plan.saved_form import current_role, former_role
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, MODEL, TEACHER, TEMPLATE, TRAINING_ROWS
+from uniattn_pl.run_folder import SEARCH_FOLDER
 from uniattn_pl.tracking.fit_result import FitResult
-from uniattn_pl.tracking.journal import FILE as JOURNAL
-from uniattn_pl.tracking.journal import FOLDER as JOURNAL_FOLDER
 
 PHASES = ("prepare", "initialise", "stage1", "stage2", "finish", "done")
-FILE_NAME = "manifest.json"
+FILE_NAME, LOCK_NAME = "manifest.json", ".lock"
 PLACEMENT = frozenset(
     {
         *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "default_root_dir")),
@@ -100,7 +99,6 @@ SOURCES = {
     TEACHER_KEY: TEACHER,
 }
 TEMPLATE_KEY = "data.template"  # a file, whose contents count, or the model's own, or none
-LOCK_NAME = ".lock"
 ROLES_KEY = "architecture.kinds"
 
 
@@ -217,9 +215,13 @@ class Manifest:
         return key == TEMPLATE_KEY and TEMPLATE in self.identity and not {PAPER, CHAT} & {before, now}
 
     def has_begun(self, folder: Path) -> bool:
-        """Whether anything was done here: a fit that was refused at its start has only written down what it was."""
-        tracked = self.mlflow_run_id is not None or (folder / JOURNAL_FOLDER / JOURNAL).exists()
-        return tracked or bool(self.results)
+        """Whether anything was computed here that is kept: what failed before has only written down what it was."""
+        advanced = self.phase != PHASES[0] or bool(self.results)
+        return advanced or any(path.is_file() for path in (folder / SEARCH_FOLDER).rglob("*"))
+
+    def start_anew(self) -> None:
+        """Become another fit, with an MLflow run of its own: what was begun has computed nothing."""
+        self.fit_id, self.mlflow_run_id, self.identity, self.accepted = uuid.uuid4().hex, None, {}, []
 
     def check_same_config(self, config: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError naming each key in which `config` differs from the one this folder was begun with."""

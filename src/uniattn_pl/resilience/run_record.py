@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import FILE, Identity, changes, digests_of, write_items
-from uniattn_pl.resilience.manifest import Manifest, exclusive
+from uniattn_pl.resilience.manifest import PHASES, Manifest, exclusive
 from uniattn_pl.resilience.model_folders import lost_files
 from uniattn_pl.resilience.moved_run import settle
 from uniattn_pl.run_folder import FINAL, check_run_folder
@@ -36,8 +36,20 @@ class RunRecord:
 
     @classmethod
     @contextmanager
-    def opened(cls, loaded: LoadedConfig, cluster: Cluster, *, allow_changes: bool) -> Iterator[RunRecord]:
+    def opened(
+        cls,
+        loaded: LoadedConfig,
+        cluster: Cluster,
+        *,
+        allow_changes: bool,
+        check: Callable[[], object] = lambda: None,
+    ) -> Iterator[RunRecord]:
         """The record of an experiment's folder, which is held for this process alone.
+
+        A fit that computed nothing binds its folder to nothing: with another config it is another fit.
+
+        Args:
+            check: raises what is wrong with the config itself, which comes before that it was another one.
 
         Raises:
             UserError: the folder is in use, leads elsewhere, or was started with another config and changes are not
@@ -50,8 +62,10 @@ class RunRecord:
                 check_run_folder(folder)
                 stack.enter_context(exclusive(folder))
                 manifest = Manifest.read(folder) or manifest
-                if not allow_changes:
-                    manifest.check_same_config(config, folder)
+                if not manifest.has_begun(folder) and manifest.changes(config):
+                    manifest.start_anew()
+                elif not allow_changes and manifest.changes(config):
+                    _refuse_changes(manifest, config, folder, check)
                 if manifest.phase != "done" or not manifest.changes(config):  # else that is not what was run
                     manifest.config = config
                 moved = settle(manifest, folder, loaded.config.tracking)
@@ -75,6 +89,9 @@ class RunRecord:
         lines: list[str] = []
         if self.cluster.is_main:
             changed = changes(identity, self.manifest.identity, self.folder)
+            if changed and not self.manifest.has_begun(self.folder):
+                self.manifest.start_anew()
+                changed = {}
             if changed and not allow_changes:
                 problems = [*changed.values(), self._ways_out()]
             else:
@@ -137,6 +154,11 @@ class RunRecord:
     def finished(self) -> bool:
         return self.manifest.phase == "done"
 
+    def how_far(self) -> str:
+        """What a fit that goes on has behind it, in a line."""
+        done = [phase for phase in PHASES[: PHASES.index(self.phase)] if phase in self.manifest.results]
+        return f"resuming {self.folder}: {', '.join(done)} done; it goes on with {self.phase}."
+
     def result(self, phase: str) -> dict[str, Any]:
         """What a finished phase has measured, or what it took over from another point of a sweep; else nothing."""
         return self.manifest.results.get(phase, {})
@@ -155,3 +177,16 @@ class RunRecord:
         if self.cluster.is_main:
             self.manifest.write(self.folder)
         self.cluster.barrier()
+
+
+def _refuse_changes(manifest: Manifest, config: Mapping[str, Any], folder: Path, check: Callable[[], object]) -> None:
+    """Raise UserError naming what is wrong with a config by itself, and behind it what was another one."""
+    own: list[str] = []
+    try:
+        check()
+    except UserError as error:
+        own = error.problems
+    try:
+        manifest.check_same_config(config, folder)
+    except UserError as error:
+        raise UserError(*own, *error.problems) from None

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from uniattn_pl.resilience.identity import MODEL, TRAINING_ROWS
 from uniattn_pl.resilience.model_folders import file_sums, save_model
 from uniattn_pl.resilience.preemption import Preemption
 from uniattn_pl.resilience.run_record import RunRecord
+from uniattn_pl.run_folder import SEARCH_FOLDER
 from uniattn_pl.search.frontier import FRONTIER
 from uniattn_pl.tracking import fit_plots, tags
 from uniattn_pl.tracking.final_table import as_text, final_table
@@ -55,10 +57,11 @@ from uniattn_pl.training.calibrated_start import (
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 from uniattn_pl.training.fit_models import FitModels
-from uniattn_pl.training.fit_plan import SEARCH_FOLDER, fit_plan
+from uniattn_pl.training.fit_plan import fit_plan
 from uniattn_pl.training.fit_tracking import deliver_rest, fit_tracking
 from uniattn_pl.training.held_out_texts import HeldOutTexts, log_texts
 from uniattn_pl.training.milestones import Milestones
+from uniattn_pl.training.preflight import check_fit
 from uniattn_pl.training.present_identity import PresentIdentities
 from uniattn_pl.training.saved_model import InMemory, reread
 from uniattn_pl.training.stage import FINAL, Stage, clear_checkpoints, is_damaged, run_stage
@@ -87,7 +90,8 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
         if not starts_others:
             cluster.launch()
         console, experiment = Console(quiet=not cluster.is_main), None
-        with RunRecord.opened(loaded, cluster, allow_changes=allow_changes) as record:
+        check = partial(check_fit, loaded, resumes=False, rows=False)
+        with RunRecord.opened(loaded, cluster, allow_changes=allow_changes, check=check) as record:
             record.agree()
             if record.moved is not None:
                 console.print(record.moved, highlight=False, markup=False, soft_wrap=True)
@@ -149,6 +153,8 @@ def _look_at_finished(loaded: LoadedConfig, record: RunRecord, console: Console,
 def _run_phases(experiment: Experiment, record: RunRecord, preemption: Preemption, console: Console) -> None:
     """Run the phases that are not finished yet, inside the fit's MLflow run."""
     cluster = record.cluster
+    if record.phase != "prepare":
+        console.print(record.how_far(), highlight=False, markup=False, soft_wrap=True)
     with fit_tracking(experiment.loaded, record, preemption, console) as tracking:
         context = FitContext(cluster, preemption, record, tracking, console)
         tracking.log_rows(experiment.config.data, experiment.data.contents)

@@ -13,6 +13,7 @@ from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.resilience.identity import MODEL, digests_of
+from uniattn_pl.run_folder import SEARCH_FOLDER
 from uniattn_pl.search.model_measurements import ModelMeasurements
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
@@ -20,7 +21,6 @@ from uniattn_pl.training.planning import with_configured_compensation
 from uniattn_pl.training.teacher_checks import check_source_maps
 
 MEASURED_TOKENS = 2000
-SEARCH_FOLDER = "search"
 
 
 def fit_plan(

@@ -244,7 +244,7 @@ def _check_resumption(
     """Check that a folder that a fit has begun is free, and is this experiment's by config and by content."""
     check_free(folder)
     manifest = Manifest.read(folder)
-    if manifest is None or allow_changes:
+    if manifest is None or allow_changes or not manifest.has_begun(folder):
         return
     manifest.check_same_config(plain_config(loaded), folder)
     model = loaded.config.model

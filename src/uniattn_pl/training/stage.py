@@ -17,7 +17,7 @@ from uniattn_pl.config.sections.training_section import StageConfig
 from uniattn_pl.data.loader import ResumableLoader
 from uniattn_pl.errors import RunFailure, UserError
 from uniattn_pl.plan import LayerPlan
-from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore
+from uniattn_pl.resilience.checkpoints import SHARDS, CheckpointStore, step_of
 from uniattn_pl.resilience.model_folders import copy_model, damaged_files, file_sums
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1, StageSummary
 from uniattn_pl.tracking.stage_logger import StageLogger
@@ -195,6 +195,8 @@ def _train(
             f"the checkpoint {checkpoint} was written in shards, which training.strategy=fsdp reads, also on one "
             "device."
         )
+    if checkpoint is not None:
+        context.console.print(f"{stage.name} goes on from its step {step_of(checkpoint)} of {steps}.", highlight=False)
     with _without_lightning_advice(trainer), context.preemption.deferred():
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
     context.preemption.check()  # a signal behind the last step
