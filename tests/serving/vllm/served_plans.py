@@ -110,6 +110,15 @@ CASES = {
     ),
 }
 
+SHARED_OUT = ServedCase(
+    UNMODIFIED.reuse([2, 3], 1, compensated=True)
+    .align_heads({2: (1, 0, 3, 3), 3: (0, 0, 3, 2)})
+    .share_kv([5], 4, compensated=False)
+    .place_compensation(input="value", output="heads"),
+    "qwen2",
+)
+"""What two workers serve: whatever of a layer is made of their heads."""
+
 
 def prompts(count: int, *, longest: int = PROMPT, seed: int = 0) -> list[list[int]]:
     """Random ids of mixed lengths, the first of them of the longest."""

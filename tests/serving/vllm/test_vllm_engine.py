@@ -17,6 +17,7 @@ from tests.serving.vllm.served_plans import (
     LAYERS,
     NEW,
     PROMPT,
+    SHARED_OUT,
     SIZES,
     UNMODIFIED,
     ServedCase,
@@ -52,8 +53,9 @@ TOGETHER = ("uniattn", "mixed", "window with sinks", "map of merged heads")
 CROWDED = "W_c from values to heads"
 CROWD = [{"prompt": prompt, "temperature": 0.0, "max_tokens": 60} for prompt in prompts(16, longest=60, seed=1)]
 SEEDED = {"temperature": 1.0, "max_tokens": 16}
+TWO_WORKERS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 REFUSED: dict[str, dict[str, Any]] = {
-    "two workers": {"engine": {"tensor_parallel_size": 2}},
+    "three workers": {"engine": {"tensor_parallel_size": 3}},
     "quantised cache": {"engine": {"kv_cache_dtype": "fp8"}},
     "head size": {"options": {"head_dim": 8}},
     "family": {"config": {"model_type": "uniattn_gemma2", "architectures": ["UniAttnGemma2ForCausalLM"]}},
@@ -142,6 +144,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change.get("config", {})))
         jobs.append({"name": name, "folder": folder, "rounds": [], "engine": change.get("engine", {})})
+    folder, alone = save(SHARED_OUT.model(), base / "two_workers"), {"prompt": prompts(1)[0], **GREEDY, "logprobs": 10}
+    jobs.append({"name": "two workers", "folder": folder, "rounds": [[alone], [alone]], "engine": TWO_WORKERS})
     jobs += decilm_jobs(base) + smollm2_jobs(base)
     (base / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("engine_jobs.py")
@@ -194,6 +198,17 @@ def test_a_prompt_that_was_there_is_read_from_the_cache(served: dict[str, Any], 
     assert again["tokens"] == first["tokens"]
 
 
+def test_two_workers_say_what_torch_says_and_each_holds_half(served: dict[str, Any]) -> None:
+    first, again = (of_round["answers"][0] for of_round in rounds_of(served, "two workers"))
+    expected, results = torch_answer(SHARED_OUT.model(), prompts(1)[0]), served["two workers"]
+    assert len(set(expected["tokens"])) > 10
+    assert first["tokens"] == again["tokens"] == [expected["tokens"]]
+    assert again["cached"] >= PROMPT - 2 * BLOCK
+    check_first(first, expected)
+    # three layers with keys and values, two with values alone, and one that reads another's
+    assert results["block_bytes"] == (3 * PAGE + 2 * PAGE // 2) // 2
+
+
 @pytest.mark.parametrize("name", DECILM)
 def test_a_decilm_folder_says_what_torch_says(served: dict[str, Any], name: str) -> None:
     model = load_folder(Path(served["folders"]) / f"{name}, converted")
@@ -241,8 +256,8 @@ def test_smollm2_says_what_torch_says_and_more_tokens_fit(served: dict[str, Any]
     ("name", "said"),
     [
         (
-            "two workers",
-            "UserError: tensor_parallel_size is 2; plans have been served by one worker only: set it to 1.",
+            "three workers",
+            "UserError: tensor_parallel_size is 3; the model's 4 heads, 2 of keys and values, must divide.",
         ),
         ("quantised cache", "layer 2 has the role 'reuse', whose cache is not kept in fp8"),
         ("head size", "UserError: the model's heads have size 8; vLLM's kernel takes 32, 64,"),

@@ -21,6 +21,8 @@ REUSING = UNMODIFIED.reuse([2], 1, compensated=True)
 SINKS = UNMODIFIED.limit_window([2], 8, 2, compensated=False)
 ON_CPU: dict[str, Any] = {
     "device": "cpu",
+    "heads": 4,
+    "kv_heads": 2,
     "head_size": 64,
     "head_sizes": [32, 64],
     "tensor_parallel_size": 1,
@@ -52,6 +54,8 @@ def test_the_documentation_shows_the_table() -> None:
 def test_a_plan_of_a_served_family_has_no_problems() -> None:
     assert plan_problems(config()) == []
     assert engine_problems(REUSING, ON_CPU) == []
+    aligned = REUSING.align_heads({2: (1, 0, 3, 3)})  # within what each of two workers has
+    assert engine_problems(aligned, ON_CPU | {"tensor_parallel_size": 2}) == []
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,17 @@ def test_a_config_that_cannot_be_served_is_refused(changes: dict[str, Any], said
 @pytest.mark.parametrize(
     ("plan", "asked", "said"),
     [
-        (REUSING, {"tensor_parallel_size": 2}, "tensor_parallel_size is 2"),
+        (REUSING, {"tensor_parallel_size": 4}, "the model's 4 heads, 2 of keys and values, must divide."),
+        (
+            UNMODIFIED.merge_heads([1], 1, compensated=False),
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size is 2; layer 1 has 1 heads of keys and values: each worker needs as many.",
+        ),
+        (
+            REUSING.align_heads({2: (1, 0, 1, 3)}),
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size is 2; layer 2 uses maps of heads that another worker has.",
+        ),
         (REUSING, {"pipeline_parallel_size": 2}, "pipeline_parallel_size is 2"),
         (REUSING, {"head_size": 8}, "the model's heads have size 8; vLLM's kernel takes 32, 64."),
         (REUSING, {"lora": True}, "LoRA adapters are not served beside a plan"),
@@ -97,7 +111,7 @@ def test_an_engine_that_cannot_serve_a_plan_is_refused(plan: LayerPlan, asked: d
 
 @given(st.sets(st.sampled_from(["tensor_parallel_size", "pipeline_parallel_size", "lora", "quantization"])))
 def test_every_problem_is_said_at_once(wrong: set[str]) -> None:
-    asked = {name: {"lora": True, "quantization": "awq"}.get(name, 2) for name in wrong}
+    asked = {name: {"lora": True, "quantization": "awq"}.get(name, 3) for name in wrong}
     assert len(engine_problems(UNMODIFIED, ON_CPU | asked)) == len(wrong)
 
 

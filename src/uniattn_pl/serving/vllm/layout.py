@@ -18,10 +18,12 @@ class ServedLayout:
     Attributes:
         config: of transformers, a converted model's.
         prefix: of the decoder's modules, `model`.
+        workers: that have the heads of every layer between them; numbers of heads below are those of one.
     """
 
     config: Any
     prefix: str
+    workers: int = 1
 
     @cached_property
     def plan(self) -> LayerPlan:
@@ -33,17 +35,27 @@ class ServedLayout:
 
     @property
     def heads(self) -> int:
-        """H."""
-        return int(self.config.num_attention_heads)
+        """Of the H heads those of a worker, which are neighbours."""
+        return int(self.config.num_attention_heads) // self.workers
 
     @property
     def head_size(self) -> int:
         """D."""
-        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
 
     def kv_heads(self, index: int) -> int:
-        """Heads of keys and values that a layer has: Hkv, or fewer."""
-        return self.plan.rows[index].kv_heads or int(self.config.num_key_value_heads)
+        """Heads of keys and values of a layer, Hkv or fewer, that a worker has."""
+        return (self.plan.rows[index].kv_heads or int(self.config.num_key_value_heads)) // self.workers
+
+    @property
+    def most_kv_heads(self) -> int:
+        """Hkv of a worker in layers whose heads are not merged."""
+        return int(self.config.num_key_value_heads) // self.workers
+
+    def heads_from(self, index: int, worker: int) -> list[int]:
+        """Of which of the worker's heads each of them uses the map in a layer; empty: each its own."""
+        first, everywhere = worker * self.heads, self.plan.rows[index].heads_from or ()
+        return [head - first for head in everywhere[first : first + self.heads]]
 
     def name(self, index: int, part: str) -> str:
         """The name by which vLLM knows what of a layer has a cache: `attn`, or `keys` and `values` apart."""

@@ -44,6 +44,8 @@ class ServedConfigChecks:
         parallel, device = vllm_config.parallel_config, vllm_config.device_config.device_type
         engine = {
             "device": device,
+            "heads": layout.config.num_attention_heads,
+            "kv_heads": layout.config.num_key_value_heads,
             "head_size": layout.head_size,
             # A GPU has several kernels, of which vLLM chooses, and refuses, by itself.
             "head_sizes": CPUAttentionBackend.get_supported_head_sizes() if device == "cpu" else [],

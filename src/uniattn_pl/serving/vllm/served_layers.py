@@ -7,9 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank, tensor_model_parallel_all_gather
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import QKVParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.models.llama import LlamaMLP
 
@@ -40,8 +46,9 @@ def served_compensation(layout: ServedLayout, row: LayerRow, prefix: str) -> nn.
     """A layer's W_c, of the size and rank that its plan says, or None."""
     if row.compensation is None:
         return None
-    heads = Heads(layout.heads, int(layout.config.num_key_value_heads), layout.head_size, layout.head_size)
-    read, added = row.compensation.sizes(heads, layout.config.hidden_size)
+    config = layout.config
+    heads = Heads(config.num_attention_heads, config.num_key_value_heads, layout.head_size, layout.head_size)
+    read, added = row.compensation.sizes(heads, config.hidden_size)
     rank, bias = row.compensation.thin, row.compensation.bias
     if rank is not None:
         return ServedLowRank(read, added, rank, bias, prefix)
@@ -58,17 +65,23 @@ class ServedSelfAttention(nn.Module):
         self.head_size, self.heads, self.kv_heads = layout.head_size, layout.heads, layout.kv_heads(row.index)
         query_bias = config.attention_bias if family.query_bias is None else family.query_bias
         output_bias = config.attention_bias if family.output_bias is None else family.output_bias
-        hidden, width = config.hidden_size, self.heads * self.head_size
+        self.worker = get_tensor_model_parallel_rank()
+        hidden, width = config.hidden_size, config.num_attention_heads * self.head_size
         projections = row.traits.projections
         if row.traits.complete:
             self.qkv_proj = QKVParallelLinear(
-                hidden, self.head_size, self.heads, self.kv_heads, bias=query_bias, prefix=f"{prefix}.qkv_proj"
+                hidden,
+                self.head_size,
+                config.num_attention_heads,
+                self.kv_heads * layout.workers,
+                bias=query_bias,
+                prefix=f"{prefix}.qkv_proj",
             )
         elif QUERY in projections:
-            self.own_q = ReplicatedLinear(hidden, width, bias=query_bias, prefix=f"{prefix}.own_q", return_bias=False)
+            self.own_q = _own_projection(hidden, width, query_bias, f"{prefix}.own_q")
         elif VALUE in projections:
-            values = self.kv_heads * self.head_size
-            self.own_v = ReplicatedLinear(hidden, values, bias=query_bias, prefix=f"{prefix}.own_v", return_bias=False)
+            values = self.kv_heads * layout.workers * self.head_size
+            self.own_v = _own_projection(hidden, values, query_bias, f"{prefix}.own_v")
         if OUTPUT in projections:
             self.o_proj = RowParallelLinear(
                 width, hidden, bias=output_bias, prefix=f"{prefix}.o_proj", return_bias=False
@@ -153,7 +166,7 @@ class ServedSelfAttention(nn.Module):
             output,
             self.layout.name(key_layer, "keys"),
             self.layout.name(value_layer, "values"),
-            list(self.row.heads_from or ()),
+            self.layout.heads_from(self.row.index, self.worker),
             self.head_size**-0.5,
             -1 if window is None else window,
         )
@@ -167,9 +180,12 @@ class ServedSelfAttention(nn.Module):
         if self.w_c is None or compensation is None:
             return torch.zeros_like(states) if heads is None else self.o_proj(heads), None
         read: Any = {"attention_input": states, "value": value, "heads": heads}[compensation.input]
+        if compensation.input != "attention_input" and self.layout.workers > 1:
+            read = tensor_model_parallel_all_gather(read)
         correction = self.w_c(read)
         if compensation.output == "heads":
-            return self.o_proj(heads + correction), None
+            own = correction.unflatten(-1, (self.layout.workers, -1))[:, self.worker]
+            return self.o_proj(heads + own), None
         output = torch.zeros_like(states) if heads is None else self.o_proj(heads)
         if compensation.output == "layer_output":
             return output, correction
@@ -182,6 +198,11 @@ class ServedSelfAttention(nn.Module):
 
     def _per_head(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_size))
+
+
+def _own_projection(hidden: int, width: int, bias: bool, prefix: str) -> ColumnParallelLinear:
+    """A layer's queries, or values, where it has nothing else: each worker's heads of them."""
+    return ColumnParallelLinear(hidden, width, bias=bias, prefix=prefix, return_bias=False)
 
 
 def _norm_heads(norm: Any, states: torch.Tensor, size: int) -> torch.Tensor:
@@ -212,8 +233,7 @@ def _attention(layout: ServedLayout, row: LayerRow, vllm_config: VllmConfig, nam
 def _pages(layout: ServedLayout, index: int, vllm_config: VllmConfig, name: str) -> SeparatePages:
     """The pages of a layer's keys, or of its values; those of merged heads have room for all."""
     window = None if layout.keeps_all else layout.window(index)
-    all_heads = int(layout.config.num_key_value_heads)
-    shape = PageShape(layout.kv_heads(index), layout.head_size, all_heads, window)
+    shape = PageShape(layout.kv_heads(index), layout.head_size, layout.most_kv_heads, window)
     return SeparatePages(vllm_config, name, shape, layout.heads)
 
 

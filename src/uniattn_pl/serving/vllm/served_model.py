@@ -24,7 +24,8 @@ class ServedModel(LlamaModel):
     """The decoder: vLLM's Llama, whose layers the plan makes, for every family of the same anatomy."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        self.layout = ServedLayout(vllm_config.model_config.hf_config, prefix)
+        workers = vllm_config.parallel_config.tensor_parallel_size
+        self.layout = ServedLayout(vllm_config.model_config.hf_config, prefix, workers)
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=partial(ServedDecoderLayer, self.layout))
 
     def forward(

@@ -111,14 +111,13 @@ def engine_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
     Args:
         plan: one without `plan_problems`.
         engine: `device`, `tensor_parallel_size`, `pipeline_parallel_size`, `kv_cache_dtype`, `quantization`, `lora` and
-            `kv_transfer`, as vLLM has them, the model's `head_size`, and the `head_sizes` that the kernel takes (empty:
-            any).
+            `kv_transfer`, as vLLM has them, the model's `heads`, `kv_heads` and `head_size`, and the `head_sizes` that
+            the kernel takes (empty: any).
     """
-    problems = [
-        f"{name} is {engine[name]}; plans have been served by one worker only: set it to 1."
-        for name in ("tensor_parallel_size", "pipeline_parallel_size")
-        if engine[name] != 1
-    ]
+    problems = _division_problems(plan, engine)
+    stages = engine["pipeline_parallel_size"]
+    if stages != 1:
+        problems.append(f"pipeline_parallel_size is {stages}; layers read each other's maps: set it to 1.")
     if engine["head_sizes"] and engine["head_size"] not in engine["head_sizes"]:
         sizes = ", ".join(map(str, engine["head_sizes"]))
         problems.append(f"the model's heads have size {engine['head_size']}; vLLM's kernel takes {sizes}.")
@@ -140,6 +139,28 @@ def engine_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
             problems.append(f"layer {index} {what}, whose cache is not kept in {engine['kv_cache_dtype']}; use auto.")
         elif engine["kv_transfer"]:
             problems.append(f"layer {index} {what}, whose pages are its own: leave kv_transfer_config out.")
+    return problems
+
+
+def _division_problems(plan: LayerPlan, engine: Mapping[str, Any]) -> list[str]:
+    """Why heads cannot be divided among the workers of tensor parallelism; empty: they can."""
+    workers, heads, kv_heads = engine["tensor_parallel_size"], engine["heads"], engine["kv_heads"]
+    if heads % workers or kv_heads % workers:
+        return [
+            f"tensor_parallel_size is {workers}; the model's {heads} heads, {kv_heads} of keys and values, must divide."
+        ]
+    problems = []
+    for row in plan.rows:
+        if row.kv_heads is not None and row.kv_heads % workers:
+            problems.append(
+                f"tensor_parallel_size is {workers}; layer {row.index} has {row.kv_heads} heads of keys and values: "
+                "each worker needs as many."
+            )
+        each = heads // workers
+        if any(head // each != of_map // each for head, of_map in enumerate(row.heads_from or ())):
+            problems.append(
+                f"tensor_parallel_size is {workers}; layer {row.index} uses maps of heads that another worker has."
+            )
     return problems
 
 
