@@ -17,5 +17,6 @@ COMMANDS = {
     "generate": "generate text with a post-trained model",
     "serve": "serve a post-trained model with an OpenAI-compatible API",
     "export": "write a run's model as a folder, a GGUF file or graphs, for others to load",
+    "data": "build the files of rows that shipped experiments read, from the hub",
     "completion": "print what lets bash or zsh complete commands, options and keys of a config",
 }

@@ -15,6 +15,14 @@ from uniattn_pl.config.presets import config_argument
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.options import LARGEST
 
+# What `--embedded` stands for: all that says where rows come from and how these are read.
+STAND_IN = (
+    "data.source=embedded",
+    "data.format=auto",
+    *(f"data.{key}=null" for key in ("sources", "further_sources", "more_files", "validation_source", "text_column")),
+    "data.pack_documents=false",
+    "data.streaming=false",
+)
 _LONGEST_NUMBER = 40  # characters that are read; a whole number with more of them is too large anyway
 
 
@@ -55,6 +63,11 @@ def add_config_arguments(parser: Parser, *, dry_run: bool) -> None:
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="overrides of the config, e.g. training.batch_size=8"
+    )
+    parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help="rows that the product writes itself in place of the config's, where these are not here",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config, with the origin of each value, and exit"
@@ -99,6 +112,8 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
         if not hasattr(arguments, "overrides"):
             raise UserError(*(f"unexpected argument '{word}'. See: {parser.prog} --help" for word in rest))
         arguments.overrides += rest
+    if getattr(arguments, "embedded", False):
+        arguments.overrides = [*STAND_IN, *arguments.overrides]
     return arguments
 
 

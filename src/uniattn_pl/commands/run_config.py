@@ -11,6 +11,7 @@ from uniattn_pl.commands.arguments import load
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.config.loaded_config import flatten
 from uniattn_pl.config.plain_layer import PLACES, plain_layer
+from uniattn_pl.config.published_sets import how_to_build
 from uniattn_pl.config.sections.data_section import CHAT, DATA_SUFFIXES, PAPER
 from uniattn_pl.config.source_paths import is_there, looks_like_path
 from uniattn_pl.errors import UserError
@@ -76,7 +77,7 @@ def check_rows(loaded: LoadedConfig) -> None:
         raise UserError(
             *(
                 f"{key}: the rows of this run, '{place}' ({loaded.provenance[key]}), are not there any more; "
-                f"give {key}=FILE with the same rows."
+                f"give {key}=FILE with the same rows.{how_to_build(place)}"
                 for key, place in gone
             )
         )

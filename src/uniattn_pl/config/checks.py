@@ -15,6 +15,7 @@ from uniattn_pl.config.data_checks import DATA_CHECKS
 from uniattn_pl.config.distillation_checks import DISTILLATION_CHECKS
 from uniattn_pl.config.kernel_checks import KERNEL_CHECKS
 from uniattn_pl.config.preference_checks import PREFERENCE_CHECKS
+from uniattn_pl.config.published_sets import how_to_build
 from uniattn_pl.config.report_checks import REPORT_CHECKS
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.measuring_sections import EVERY_KERNEL, PROBES
@@ -217,7 +218,7 @@ def _text(config: ExperimentConfig) -> str | None:
     path = Path(text)
     if path.is_dir():
         return f"'{text}' is a folder, not a text file."
-    return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}"
+    return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}{how_to_build(text)}"
 
 
 @_check("evaluation.h2o")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -61,6 +61,24 @@ def _load(name: str, split: str, hint: str) -> Any:
             f"hub cannot be reached.{hint} Give a .json, .jsonl or .parquet file as data.source, or copy "
             f"~/.cache/huggingface here once it was fetched where there is a network: {hub_data(name, split)}"
         ) from None
+
+
+def stream_hub(
+    name: str, split: str, *, config: str | None = None, revision: str | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of one split of a hub data set as they come, without keeping them.
+
+    Raises:
+        UserError: there is no such data set or split, or the hub cannot be reached, also on the way.
+    """
+    import datasets
+
+    if _hub_state(name) == "unreachable":
+        raise UserError(f"hub data set '{name}' cannot be read: the hub cannot be reached.")
+    try:
+        yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+    except Exception as error:  # `datasets` raises many types; each becomes one sentence with its own words
+        raise UserError(cannot_load(name, split, error)) from None
 
 
 def _hub_state(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from uniattn_pl.config.published_sets import how_to_build
 from uniattn_pl.data.data_files import read_file
 from uniattn_pl.errors import UserError, did_you_mean
 from uniattn_pl.evaluation.evaluation_results import fingerprint
@@ -136,6 +137,7 @@ def _local_task(name: str, data_dir: Path, num_fewshot: int | None) -> OpenTask:
         raise UserError(
             f"evaluation.data_dir: '{name}' is scored on its split '{scored}', and there is no file "
             f"'{folder / f'{scored}{SUFFIX}'}' (there: {', '.join(files) or 'none'})."
+            f"{how_to_build(f'{name}/{scored}{SUFFIX}')}"
         )
     examples = _examples_split(config, files, str(scored), num_fewshot, folder)
     rows = {split: _rows(path) for split, path in files.items()}
@@ -234,10 +236,12 @@ def _no_fit(name: str, path: Path) -> str:
 
 def _no_folder(folder: Path, data_dir: Path) -> str:
     if not data_dir.is_dir():
-        return f"evaluation.data_dir: there is no folder '{data_dir}'; set it to null to take the hub's data."
+        way_out = f"set it to null to take the hub's data.{how_to_build(folder.name)}"
+        return f"evaluation.data_dir: there is no folder '{data_dir}'; {way_out}"
     names = sorted(entry.name for entry in data_dir.iterdir() if entry.is_dir())
     near = did_you_mean(folder.name, names)
-    return f"evaluation.data_dir: there is no folder '{folder}' (there: {', '.join(names) or 'none'}).{near}"
+    there = f"(there: {', '.join(names) or 'none'})"
+    return f"evaluation.data_dir: there is no folder '{folder}' {there}.{near}{how_to_build(folder.name)}"
 
 
 def _answers(task: Any, docs: list[dict[str, Any]]) -> list[Hashable] | None:
