@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         for file in published.files:
             print(f"dry run: would write {folder / file.place}, {file.rows:,} rows of {file.hub}, split {file.split}.")
         return 0
+    from uniattn_pl.extras import require_extra
+
+    require_extra("training", "building rows of public sets", modules=["datasets", "pyarrow"])
     from uniattn_pl.data.published_sets import build_set
 
     build_set(name, folder, mirror=arguments.mirror, tell=print)

@@ -64,16 +64,27 @@ class PublishedSet:
     files: tuple[PublishedFile, ...]
 
 
-_PUBMEDQA = ("PMID", "QUESTION", "CONTEXTS", "LABELS", "MESHES", "YEAR", "reasoning_required_pred")
-_PUBMEDQA += ("reasoning_free_pred", "final_decision", "LONG_ANSWER")
+_PUBMEDQA = (
+    *("PMID", "QUESTION", "CONTEXTS", "LABELS", "MESHES", "YEAR"),
+    *("reasoning_required_pred", "reasoning_free_pred", "final_decision", "LONG_ANSWER"),
+)
 _MEDMCQA = ("id", "question", "opa", "opb", "opc", "opd", "cop", "choice_type", "exp", "subject_name", "topic_name")
 _COMMONSENSE = ("id", "question", "question_concept", "choices", "answerKey")
 
 
 def _pubmedqa(split: str, rows: int, digest: str) -> PublishedFile:
     # the set is a script, which is not run; the hub keeps what it makes beside it
-    origin = {"config": "pubmed_qa_labeled_fold0_source", "revision": "refs/convert/parquet", "key": "PMID"}
-    return PublishedFile(f"pubmedqa/{split}.jsonl", "bigbio/pubmed_qa", split, _PUBMEDQA, digest, rows, **origin)
+    return PublishedFile(
+        f"pubmedqa/{split}.jsonl",
+        "bigbio/pubmed_qa",
+        split,
+        _PUBMEDQA,
+        digest,
+        rows,
+        config="pubmed_qa_labeled_fold0_source",
+        revision="refs/convert/parquet",
+        key="PMID",
+    )
 
 
 SETS = {
