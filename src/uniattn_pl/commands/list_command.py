@@ -26,6 +26,7 @@ TOPICS = {
     "models": "names that model.source takes besides hub ids, folders and files",
     "initialisers": "how W_c is fitted",
     "engines": "what serves which kind of layer",
+    "api": "the public names of Python, as a page of Markdown",
     OPTIONS: "every key of an experiment file: type, default, bounds, meaning",
 }
 
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         "models": _models,
         "initialisers": _initialisers,
         "engines": _engines,
+        "api": _api,
     }
     tables[topic]()
     return 0
@@ -80,6 +82,14 @@ def _architectures() -> None:
     print_table("Architectures", ("name", "what it does"), [(kind.name, kind.summary) for kind in kinds])
     print("\nOptions (architecture.OPTION=VALUE)\n")
     print_sections([one for one in find_sections(ARCHITECTURE) if one.keys and one.name != ARCHITECTURE])
+
+
+def _api() -> None:
+    from uniattn_pl.api.api_page import api_page
+    from uniattn_pl.extras import require_extra
+
+    require_extra("training", "the page of all names")
+    print(api_page(), end="")
 
 
 def _models() -> None:

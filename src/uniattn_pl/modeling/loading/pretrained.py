@@ -46,10 +46,12 @@ def load_model(
     """Load a language model for evaluation or training: a decoder, or an encoder with a decoder.
 
     Args:
-        source: a name of `MODELS`, a local folder, a `.gguf` file, or a hub id.
-        dtype: `auto` is bfloat16 where the hardware computes in it, else float32.
-        attn_implementation: one of `ATTENTION_BACKENDS`.
-        quantization: None, or a name of `QUANTIZATIONS`: weights in 8 or 4 bits, for inference.
+        source: a name of `uniattn-pl list models`, a local folder, a `.gguf` file, or a hub id.
+        dtype: `auto` is bfloat16 where the hardware computes in it, else float32; or a name such as `float16`.
+        attn_implementation: the stock kernel that layers attend with, such as `sdpa`, `eager` or `flash_attention_2`.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run Python code that comes with a hub model.
+        quantization: None, `8bit` or `4bit`: weights in so many bits, for inference.
         device: default: the CPU; weights go to another one shard by shard, never all through main memory.
 
     Raises:
