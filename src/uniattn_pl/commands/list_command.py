@@ -18,7 +18,7 @@ known by name, initialisers; every key of an experiment file; and which engine s
 EXAMPLE = """\
   uniattn-pl list architectures
   uniattn-pl list options training.stage2
-  uniattn-pl list families --model gpt2"""
+  uniattn-pl list families --model tiny-t5"""
 OPTIONS = "options"
 TOPICS = {
     "architectures": "what can be made of a model, and the options of each",
