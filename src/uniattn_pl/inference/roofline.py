@@ -27,12 +27,17 @@ class Machine:
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Take the two peaks on this device, in the dtype the model computes in."""
-    matrix = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype)
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = min(_seconds(lambda: matrix @ matrix, device) for _ in range(REPEATS))
+    product = product_seconds(device, dtype, size=PRODUCT_SIZE, repeats=REPEATS)
     copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(REPEATS))
     return Machine(2 * PRODUCT_SIZE**3 / product, 2 * COPY_BYTES / copied)
+
+
+def product_seconds(device: torch.device, dtype: torch.dtype, *, size: int, repeats: int) -> float:
+    """Seconds of a product of two square matrices, the best of a few."""
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    return min(_seconds(lambda: matrix @ matrix, device) for _ in range(repeats))
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

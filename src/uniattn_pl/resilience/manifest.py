@@ -216,8 +216,7 @@ class Manifest:
 
     def has_begun(self, folder: Path) -> bool:
         """Whether anything was computed here that is kept: what failed before has only written down what it was."""
-        advanced = self.phase != PHASES[0] or bool(self.results)
-        return advanced or any(path.is_file() for path in (folder / SEARCH_FOLDER).rglob("*"))
+        return bool(self.results) or any(path.is_file() for path in (folder / SEARCH_FOLDER).rglob("*"))
 
     def start_anew(self) -> None:
         """Become another fit, with an MLflow run of its own: what was begun has computed nothing."""

@@ -17,7 +17,8 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.config.sections.dpo_section import DPO
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
-from uniattn_pl.data.encoded_split import no_usable_row
+from uniattn_pl.data.data_report import DataReport, report_of
+from uniattn_pl.data.encoded_split import encode_split, no_usable_row
 from uniattn_pl.data.encoding import encode_rows
 from uniattn_pl.data.open_rows import open_rows
 from uniattn_pl.data.preference_data import rejected_split
@@ -66,6 +67,8 @@ class Preflight:
         plan: None where it is chosen by measurement.
         rows: the rows; None where they were not asked for.
         unsampled: why rows were not read that are text of the model; None: they were.
+        tokens: what the rows come to as tokens; None where they were not asked for, or are streamed.
+        cluster: the devices.
         unopened: why the model itself was not looked at, though nothing is known to be wrong with it; None: it was.
     """
 
@@ -74,6 +77,8 @@ class Preflight:
     rows: Split | StreamSplit | None
     unopened: str | None
     unsampled: str | None
+    tokens: DataReport | None = None
+    cluster: Cluster | None = None
 
 
 @dataclass
@@ -98,13 +103,19 @@ class _Findings:
 
 
 def check_fit(
-    loaded: LoadedConfig, *, resumes: bool = True, rows: bool = True, allow_changes: bool = False
+    loaded: LoadedConfig,
+    *,
+    resumes: bool = True,
+    rows: bool = True,
+    tokens: bool = False,
+    allow_changes: bool = False,
 ) -> Preflight:
     """Open everything that a fit of an experiment opens.
 
     Args:
         resumes: look at what its run folder holds, too; the points of a sweep are other experiments once they change.
         rows: read them.
+        tokens: tokenise them all, and keep the tokens for the fit; else only as many as show that some can be used.
         allow_changes: a begun run may go on with others.
 
     Raises:
@@ -126,19 +137,25 @@ def check_fit(
     if planned is None and found.unopened:
         found.problems.append(found.unopened)  # not even its shape is known
     tokenizer = found.of(_check_model, loaded, *planned) if planned is not None else None
+    if tokenizer is None and found.unopened is None:  # the model has problems of its own, which the rows do not share
+        tokenizer = _Findings().of(load_tokenizer, config.model.source, **model_origin(loaded))
     if cluster is not None and planned is not None:
         found.of(_check_trainer, loaded, cluster, planned[1])
         strategy = found.of(resolve_strategy, config, cluster, planned[1])
         if strategy is not None:
             found.of(check_optimizer, loaded, planned[0], strategy, cluster.device)
     opened = found.of(open_rows, config.data, Original(config.model)) if rows else None
-    if opened is not None and tokenizer is not None:
-        found.of(_check_rows, loaded, opened, tokenizer)
+    report: DataReport | None = None
+    usable = opened is not None and tokenizer is not None and found.of(_check_rows, loaded, opened, tokenizer)
+    if tokens and usable and isinstance(opened, Split):
+        report = found.of(_tokenised, loaded, opened, tokenizer)
+    if report is not None and planned is not None:
+        found.of(check_positions, loaded, planned[1], report.longest)
     if resumes and not found.problems:
         found.of(_check_resumption, loaded, folder, opened, tokenizer, allow_changes=allow_changes)
     if found.problems or planned is None:
         raise UserError(*dict.fromkeys(found.problems))
-    return Preflight(planned[1], planned[0], opened, found.unopened, found.unsampled)
+    return Preflight(planned[1], planned[0], opened, found.unopened, found.unsampled, report, cluster)
 
 
 def _planned(loaded: LoadedConfig) -> tuple[LayerPlan | None, ModelShape]:
@@ -195,9 +212,9 @@ def _check_trainer(loaded: LoadedConfig, cluster: Cluster, shape: ModelShape) ->
         raise UserError(f"Lightning cannot train so: {' '.join(str(error).split())}") from error
 
 
-def _check_rows(loaded: LoadedConfig, split: Split | StreamSplit, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_rows(loaded: LoadedConfig, split: Split | StreamSplit, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Check that there are rows to train on (of each source of a mixture), to calibrate on and to validate, and that
-    the chat template takes them."""
+    the chat template takes them; True where nothing is wrong."""
     config = loaded.config
     check_packing(config.data.packing, tokenizer)
     template = ChatTemplate.of(config.data, tokenizer)
@@ -216,6 +233,14 @@ def _check_rows(loaded: LoadedConfig, split: Split | StreamSplit, tokenizer: Pre
         raise no_usable_row("validation", name, longest)
     if usable <= skipped:
         raise skips_all(skipped)
+    return True
+
+
+def _tokenised(loaded: LoadedConfig, split: Split, tokenizer: PreTrainedTokenizerBase) -> DataReport:
+    """All rows as tokens, kept where the fit looks for them. Raises as `encode_split`."""
+    config = loaded.config
+    template = ChatTemplate.of(config.data, tokenizer)
+    return report_of(config.data, split, encode_split(config.data, split, tokenizer, config.seed, template))
 
 
 def _usable(
