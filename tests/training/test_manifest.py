@@ -53,6 +53,14 @@ def test_a_run_with_a_teacher_that_knew_no_weight_of_maps_goes_on_without_one() 
     assert list(Manifest(former).changes(other)) == ["training.distillation.stage1.maps"]
 
 
+def test_a_run_that_was_begun_with_four_superblocks_by_default_goes_on_with_none_said() -> None:
+    former, now, other = ({"architecture": {"name": "uniattn", "num_superblocks": n}} for n in (4, None, 3))
+    assert Manifest(former).changes(now) == {}
+    assert key_of(former) == key_of(now) != key_of(other)
+    assert Manifest(former).changes(other) == {"architecture.num_superblocks": (4, 3)}
+    assert key_of({"architecture": {"name": "baseline"}}) == key_of({"architecture": {"name": "baseline"}, "name": "x"})
+
+
 def test_another_config_is_refused_key_by_key_with_ways_out(tmp_path: Path) -> None:
     config = {"seed": 1, "training": {"stage1": {"learning_rate": 0.1}}, "name": "x"}
     manifest = Manifest(config, results={"prepare": {}})

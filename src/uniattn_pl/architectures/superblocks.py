@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from uniattn_pl.plan import ModelShape, PlanError
 
+SUPERBLOCKS = 4  # of a plan that does not say how many
+
 
 def superblocks(shape: ModelShape, *, size: int, count: int, first_layer: int | None) -> list[tuple[int, list[int]]]:
     """Return `(source, readers)` per Superblock, bottom first.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from uniattn_pl.architectures.measurement_protocol import LOSS, SCORES, Measurements
 from uniattn_pl.architectures.registry import Architecture, register
-from uniattn_pl.architectures.superblocks import superblocks
+from uniattn_pl.architectures.superblocks import SUPERBLOCKS, superblocks
 from uniattn_pl.options import option
 from uniattn_pl.plan import COMPENSATION_INPUTS, COMPENSATION_OUTPUTS, LayerPlan, ModelShape, PlanError
 from uniattn_pl.plan.roles import REUSED
@@ -34,7 +34,9 @@ class UniAttn(Architecture):
     mechanism = REUSED
 
     superblock_size: int = option(4, "layers per Superblock, the source included", minimum=2)
-    num_superblocks: int = option(4, "number of Superblocks", minimum=1)
+    num_superblocks: int | None = option(
+        None, f"number of Superblocks; default: {SUPERBLOCKS}, fewer where the model has fewer layers", minimum=1
+    )
     first_layer: int | None = option(None, "0-based first layer; default: the last block ends at the top", minimum=0)
     selection: str = option("top", "who reuses: " + "; ".join(SELECTIONS.values()), allowed=tuple(SELECTIONS))
     layers: list[int] = option([], "0-based reuse layers of selection=given; each reuses the map below it")
@@ -67,14 +69,15 @@ class UniAttn(Architecture):
         if self.selection == "given":
             return self._finish(self._chained(shape, self.layers))
         plan = LayerPlan.stock(shape)
-        blocks = superblocks(shape, size=self.superblock_size, count=self.num_superblocks, first_layer=self.first_layer)
+        count = self.num_superblocks or max(1, min(SUPERBLOCKS, len(shape.attention_layers) // self.superblock_size))
+        blocks = superblocks(shape, size=self.superblock_size, count=count, first_layer=self.first_layer)
         for source, readers in blocks:
             plan = plan.reuse(readers, source, compensated=self.compensation)
         return self._finish(plan)
 
     @property
     def _count(self) -> int:
-        return self.num_reused or (self.superblock_size - 1) * self.num_superblocks
+        return self.num_reused or (self.superblock_size - 1) * (self.num_superblocks or SUPERBLOCKS)
 
     def check(self, shape: ModelShape) -> None:
         available = len(shape.attention_layers)

@@ -76,6 +76,8 @@ def _vllm_problems(plan: LayerPlan, device: str) -> list[str]:
         "quantization": None,
         "lora": False,
         "kv_transfer": False,
+        "heads": _llama().num_attention_heads,
+        "kv_heads": _llama().num_key_value_heads,
         "head_size": 16,
         "head_sizes": (),
     }

@@ -80,6 +80,7 @@ ADDED_VALUES = {
     "data.loss_turns": "all",
     "training.objective": SFT,
 }
+FORMER_DEFAULTS = {"architecture.num_superblocks": 4}  # of keys that may be left open now
 # Without a teacher nothing of its section matters.
 DISTILLATION = "training.distillation."
 TEACHER_KEY = DISTILLATION + "teacher"
@@ -246,11 +247,10 @@ def _use_current_roles(config: dict[str, Any]) -> None:
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of what makes a config another experiment: not where it runs, what is measured afterwards,
-    nor what sweeps run it."""
-    without = PLACEMENT | AFTERWARDS
+    """Dotted key -> value of what makes a config another experiment: not where it runs, nor what is done afterwards."""
     others = OTHERS if _samples_text(config) else (*OTHERS, SELF_TEXT)
-    values = {k: v for k, v in flatten(config).items() if k not in without and not k.startswith(others)}
+    values = {k: v for k, v in flatten(config).items() if k not in PLACEMENT | AFTERWARDS and not k.startswith(others)}
+    values |= {k: former for k, former in FORMER_DEFAULTS.items() if values.get(k, former) is None}
     if values.get(TEACHER_KEY) is None:
         values = {k: v for k, v in values.items() if not k.startswith(DISTILLATION)}
     if values.get(OBJECTIVE_KEY) != DPO:
