@@ -6,7 +6,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()  # a link's own place may be on another file system
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    # not of `tempfile`, whose folders are the owner's alone: the umask decides, as it does of any folder
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
+    temporary.mkdir()
     try:
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         for file in temporary.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode & 0o666)  # libraries that write by way of a temporary file leave it to the owner
                 sync_file(file)
-        temporary.chmod(0o755)
         _take_name(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

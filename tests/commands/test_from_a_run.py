@@ -98,6 +98,7 @@ def test_what_the_command_line_says_wins_and_other_rows_are_told(
     assert rows == 3
     told = capsys.readouterr().out
     assert "held_out: rows of other.jsonl" in told
+    assert told.count("data: other.jsonl (alpaca), 9 rows read, 4 train, 5 validation") == 1
     assert "held_out: not the rows that runs/tiny was measured on as it was fitted" in told
     assert loss != pytest.approx(own_loss("runs/tiny"), abs=1e-3)
 
@@ -138,12 +139,18 @@ def test_rows_that_are_gone_are_told_where_they_are_needed(
 
 
 def test_export_takes_every_model_folder_of_a_run(folder: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", "--from", "runs/tiny", HELD_OUT]) == 0
     weights = {}
     for name in ("", "final", "adapter", "stage1", "initial"):
         target = tmp_path / f"exported-{name}"
         assert main(["export", "--from", str(Path("runs/tiny", name)), "--to", str(target)]) == 0
         weights[name] = (target / "model.safetensors").read_bytes()
         assert (target / "tokenizer.json").is_file()
+    card = (tmp_path / "exported-/README.md").read_text()
+    assert "\n# tiny\n" in card
+    assert "![Held-out loss at each milestone](milestones.png)" in card
+    assert (tmp_path / "exported-/milestones.png").read_bytes().startswith(b"\x89PNG")
+    assert "| held_out | response_loss | " in card, "it was evaluated"
     assert weights[""] == weights["final"] == weights["adapter"]
     assert len(set(weights.values())) == 3
     assert main(["generate", "--from", "runs/tiny/adapter", "--prompt", "Hi", "--max-new-tokens", "2"]) == 0

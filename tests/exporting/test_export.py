@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +16,16 @@ from tests.modeling.test_convert import PLANS, converted
 from tests.parity import stock_llama
 from transformers import PreTrainedModel
 
+from uniattn_pl.config import load_config
+from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.errors import UserError
+from uniattn_pl.exporting.card_origin import data_sets, front_matter
 from uniattn_pl.exporting.export import export
 from uniattn_pl.families.catalogue import byte_tokenizer
 from uniattn_pl.modeling.conversion.convert import apply_plan
 from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.plan.drawing import draw
+from uniattn_pl.resilience.manifest import Manifest
 
 WITHOUT_PACKAGE = "import sys; sys.modules['uniattn_pl'] = None\n"
 PRINT_LOGITS = """
@@ -89,6 +96,48 @@ def test_a_standalone_folder_loads_without_the_package(name: str, tmp_path: Path
     assert torch.equal(output["logits"], expected.logits)
     assert output["cache"] == [type(layer).__name__ for layer in expected.past_key_values.layers]
     assert "ValueOnlyLayer" in output["cache"]
+
+
+def test_the_snippet_of_a_standalone_folder_s_card_asks_nothing(tmp_path: Path) -> None:
+    folder = export(saved(converted("uniattn"), tmp_path / "run"), tmp_path / "exported", standalone=True)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    asks = "import builtins\nbuiltins.input = lambda *_: (_ for _ in ()).throw(SystemExit('it asked'))\n"
+    process = run_python(f"{WITHOUT_PACKAGE}{asks}{snippet.replace('this folder', str(folder))}", tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Do you wish to run" not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_are_readable_by_those_that_the_umask_lets(umask: int, tmp_path: Path) -> None:
+    source, before = saved(converted("uniattn"), tmp_path / "run"), os.umask(umask)
+    try:
+        folder = export(source, tmp_path / "exported", standalone=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+    assert {"model.safetensors", "tokenizer.json", "README.md", "modeling_uniattn.py"} <= modes.keys()
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_card_s_first_lines_tell_the_hub_where_a_model_comes_from() -> None:
+    def lines(source: str, *words: str) -> list[str]:
+        config = plain_config(load_config([], [f"model.source={source}", "architecture.name=uniattn", *words]))
+        return front_matter("text-generation", Manifest(config, phase="done")).splitlines()
+
+    named = lines("smollm2-135m", "data.num_samples=300")
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in named
+    assert "license: apache-2.0" in named
+    assert "tags: [uniattn_pl, uniattn]" in named
+    assert "datasets:" not in named
+    of_hub = lines("meta-llama/Llama-3.1-8B", "data.source=allenai/tulu-3-sft-mixture")
+    assert of_hub[of_hub.index("datasets:") + 1] == "- allenai/tulu-3-sft-mixture"
+    assert "base_model: meta-llama/Llama-3.1-8B" in of_hub
+    assert not [line for line in of_hub if line.startswith("license")], "nobody here knows it"
+    config = plain_config(load_config([], ["model.source=tiny-llama"]))
+    config["data"]["source"] = "somewhere/pmc_llama_instructions_1000.json"
+    assert data_sets(config["data"]) == ["axiong/pmc_llama_instructions"]
+    assert "base_model" not in front_matter("text-generation", Manifest(config))
 
 
 def test_a_standalone_folder_does_not_run_its_code_unasked(tmp_path: Path) -> None:

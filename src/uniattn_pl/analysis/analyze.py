@@ -18,6 +18,7 @@ from uniattn_pl.analysis.selection import selection_traces, trace_lines
 from uniattn_pl.analysis.similarity_variants import VARIANTS, map_similarity
 from uniattn_pl.calibration.rank_choice import RANK_KEEPS
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.data.told_rows import tell_rows
 from uniattn_pl.display.figure_style import images
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.errors import UserError
@@ -50,6 +51,7 @@ class Analysed:
     def __init__(self, loaded: LoadedConfig, console: Console) -> None:
         self.cluster, self.console = Cluster.alone(loaded.config), console
         self.experiment = Experiment(loaded, self.cluster)
+        tell_rows(self.experiment.data.report, console)
         self.models = FitModels(self.experiment, self.cluster.device)
 
     @cached_property

@@ -12,6 +12,7 @@ from rich.console import Console
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.data import InstructionDataModule
 from uniattn_pl.data.open_rows import data_module
+from uniattn_pl.data.told_rows import tell_rows
 from uniattn_pl.display.progress import ProgressReporter
 from uniattn_pl.display.text_table import print_table, table_text
 from uniattn_pl.errors import UserError
@@ -133,7 +134,7 @@ class _Parts:
         """The first held-out rows of the experiment's data, so many together."""
         config, sizes = self.loaded.config, {"batch_size": size, "micro_batch_size": size, "eval_batch_size": size}
         data = data_module(config.data, tokenizer, seed=config.seed, original=self.model.original, **sizes)
-        data.setup()
+        tell_rows(data.report, self.console)
         self._tell_other_rows(data)
         return data.validation_batches(rows, size)
 

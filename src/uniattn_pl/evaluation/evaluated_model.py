@@ -15,6 +15,7 @@ from uniattn_pl.data import prompt_ids
 from uniattn_pl.data.chat_template import ChatTemplate, template_contents
 from uniattn_pl.data.open_rows import data_module, rows_contents
 from uniattn_pl.data.self_text import Original
+from uniattn_pl.data.told_rows import tell_rows
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop, layers_to_drop
 from uniattn_pl.evaluation.evaluation_results import Result, ResultFiles
@@ -217,7 +218,7 @@ class LoadedModel:
             model, tokenizer = self._loaded
             sizes = {"batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1}
             data = data_module(config.data, tokenizer, seed=config.seed, original=self.original, **sizes)
-            data.setup()
+            tell_rows(data.report, self.console)
             results = [importance_result(model, data.train_batches(IMPORTANCE_ROWS, 1))]
             self.files.keep(IMPORTANCE, settings, results)
         return results[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from uniattn_pl.exporting.card_origin import front_matter, licence_line, scores
 from uniattn_pl.families.catalogue import in_words
 from uniattn_pl.families.encoder_decoder import auto_model, has_encoder, reading
 from uniattn_pl.families.inspection import MODEL_TYPE_PREFIX
@@ -17,9 +19,11 @@ from uniattn_pl.modeling.conversion.convert import plan_of
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.manifest import Manifest
+from uniattn_pl.run_folder import run_name
 from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.training.callbacks.provenance import Provenance
 
+FIGURE = "milestones.png"
 CARD_LENGTHS = (512, 8192)
 MEASURED_LENGTH = 64
 
@@ -37,12 +41,15 @@ def model_card(model: PreTrainedModel, source: Path, *, standalone: bool = False
     plan = plan_of(model)
     family = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     task = "text2text-generation" if has_encoder(config) else "text-generation"
+    manifest = finished_run(source)
+    name = run_name(source) if manifest is not None else f"A {family} model"
     sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [uniattn_pl]\n---",
-        f"# A {family} model with a layer plan",
+        front_matter(task, manifest),
+        f"# {name}",
+        f"A {family} model with a layer plan, made by uniattn_pl.",
         f"```\n{draw(plan)}\n```",
         "## Costs\n\n" + _costs(model, plan, shape_of(config)),
-        *_training(source),
+        *_training(source, manifest),
         "## Loading\n\n" + _loading(auto_model(config).__name__, converted, standalone),
     ]
     return "\n\n".join(sections) + "\n"
@@ -72,13 +79,33 @@ def _measured_bytes(model: PreTrainedModel, length: int) -> int:
         return kv_cache_bytes(model(**reading(model, tokens), use_cache=True).past_key_values)
 
 
-def _training(source: Path) -> list[str]:
-    """How the run that wrote `source` (its `final/`) trained it; nothing for any other folder."""
-    run = source.parent
-    manifest = Manifest.read(run)
-    if manifest is None or manifest.phase != "done":
+def finished_run(source: Path) -> Manifest | None:
+    """The manifest of the finished run that wrote `source` (its `final/`); None for any other folder."""
+    manifest = Manifest.read(source.parent)
+    return None if manifest is None or manifest.phase != "done" else manifest
+
+
+def write_figure(source: Path, folder: Path) -> None:
+    """Draw the loss at each milestone of the run that wrote `source` into `folder`, where there can be a figure."""
+    manifest = finished_run(source)
+    if manifest is None or find_spec("matplotlib") is None:
+        return
+    from uniattn_pl.display.figure_style import images
+    from uniattn_pl.tracking.fit_plots import milestones
+
+    losses = {one.label: one.response_loss for one in manifest.result(source.parent, "").milestones}
+    about = (in_words(manifest.config["model"]["source"]),)
+    (folder / FIGURE).write_bytes(images(milestones(losses, *about), FIGURE.removesuffix(".png"))[FIGURE])
+
+
+def _training(source: Path, manifest: Manifest | None) -> list[str]:
+    """How a run trained it, and what it scores; nothing for a folder that is of none."""
+    if manifest is None:
         return []
-    sections = ["## Training\n\n" + _summary(manifest.result(run, ""), manifest.config)]
+    run = source.parent
+    summary, licence = _summary(manifest.result(run, ""), manifest.config), licence_line(manifest)
+    figure = "" if find_spec("matplotlib") is None else f"\n\n![Held-out loss at each milestone]({FIGURE})"
+    sections = ["## Training\n\n" + (f"{licence}\n" if licence else "") + summary + figure, *scores(run)]
     provenance = run / Provenance.FILE_NAME
     if provenance.is_file():
         sections.append("## Made with\n\n" + _environment(json.loads(provenance.read_text(encoding="utf-8"))[-1]))
@@ -124,5 +151,5 @@ def _loading(auto: str, converted: bool, standalone: bool) -> str:
 {first}from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained("this folder", dtype="auto"{trust})
-tokenizer = AutoTokenizer.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder"{trust})
 ```{note}"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from uniattn_pl.exporting.card import model_card
+from uniattn_pl.exporting.card import model_card, write_figure
 from uniattn_pl.exporting.export_target import check_target
 from uniattn_pl.exporting.standalone import make_standalone
 from uniattn_pl.files import atomic_folder
@@ -38,5 +38,6 @@ def export(
             make_standalone(model, temporary)
         model.save_pretrained(temporary)
         load_folder_tokenizer(source).save_pretrained(temporary)
+        write_figure(source, temporary)
         (temporary / "README.md").write_text(model_card(model, source, standalone=standalone), encoding="utf-8")
     return target

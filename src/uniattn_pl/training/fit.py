@@ -25,6 +25,7 @@ from rich.console import Console
 
 from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.data_section import SELF
+from uniattn_pl.data.told_rows import tell_rows
 from uniattn_pl.display.quiet_libraries import quiet_libraries
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.catalogue import in_words
@@ -111,6 +112,7 @@ def fit(loaded: LoadedConfig, *, allow_changes: bool = False) -> FitResult:
             else:
                 experiment = experiment or Experiment(loaded, cluster)
                 _check_identity(experiment, record, console, allow_changes=allow_changes)
+                tell_rows(experiment.data.report, console)
                 _run_phases(experiment, record, preemption, console)
             result = record.manifest.result(record.folder, redact(loaded.config.tracking.uri))
             # commands must be copied as they are, so lines are not broken
@@ -189,8 +191,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
     data_report = experiment.data.report
-    lines = "\n".join([*data_report.lines(), *_precision_notes(experiment, models), draw(plan)])
-    context.console.print(lines, highlight=False, markup=False, soft_wrap=True)
+    context.console.print(
+        *_precision_notes(experiment, models), draw(plan), sep="\n", markup=False, highlight=False, soft_wrap=True
+    )
     recorded = context.record.result("prepare")  # of another point of a sweep
     measured = dict(recorded.get("milestones", {}))
     if ORIGINAL not in measured:

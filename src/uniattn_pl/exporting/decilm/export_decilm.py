@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uniattn_pl.errors import UserError
-from uniattn_pl.exporting.card import model_card
+from uniattn_pl.exporting.card import model_card, write_figure
 from uniattn_pl.exporting.decilm.decilm_folder import write_decilm
 from uniattn_pl.exporting.decilm.decilm_support import decilm_problems, engine_obstacles
 from uniattn_pl.exporting.export_target import check_target
@@ -42,6 +42,7 @@ def export_decilm(
     with atomic_folder(target) as temporary:
         write_decilm(model, plan, shape, temporary)
         load_folder_tokenizer(source).save_pretrained(temporary)
+        write_figure(source, temporary)
         card = model_card(model, source).partition("## Loading")[0] + "## Serving\n\n" + engine_lines(obstacles)
         (temporary / "README.md").write_text(card + "\n", encoding="utf-8")
     return obstacles
