@@ -190,10 +190,8 @@ def prepare(
     experiment: Experiment, plan: LayerPlan, models: FitModels, milestones: Milestones, context: FitContext
 ) -> dict[str, Any]:
     """Measure the original and the converted model before anything is fitted, and the cache it keeps."""
-    data_report = experiment.data.report
-    context.console.print(
-        *_precision_notes(experiment, models), draw(plan), sep="\n", markup=False, highlight=False, soft_wrap=True
-    )
+    lines = "\n".join([*_precision_notes(experiment, models), draw(plan)])
+    context.console.print(lines, highlight=False, markup=False, soft_wrap=True)
     recorded = context.record.result("prepare")  # of another point of a sweep
     measured = dict(recorded.get("milestones", {}))
     if ORIGINAL not in measured:
@@ -205,8 +203,8 @@ def prepare(
     values = {"kv_cache_bytes": cache.measured, "kv_cache_bytes_unmodified": cache.unmodified}
     metrics = {f"cost/{name}": float(value) for name, value in values.items()}
     context.tracking.log_metrics({**metrics, "cost/kv_retain_rate": cache.retain_rate}, 0)
-    context.tracking.log_metrics(data_report.source_counts(), 0)
-    context.tracking.log_text(json.dumps(data_report.to_dict(), indent=2), "data.json")
+    context.tracking.log_metrics(experiment.data.report.source_counts(), 0)
+    context.tracking.log_text(json.dumps(experiment.data.report.to_dict(), indent=2), "data.json")
     context.tracking.log_text(draw(plan) + "\n", PLAN_FILE)
     for tag, value in {**tags.of_plan(plan), tags.RETAINED: tags.retained(cache.retain_rate)}.items():
         context.tracking.set_tag(tag, value)
