@@ -18,6 +18,7 @@ from importlib import import_module
 
 from uniattn_pl.commands import COMMANDS
 from uniattn_pl.commands.arguments import Parser, command_parser, help_width, parse
+from uniattn_pl.display.text_width import use_wide_output
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean, is_panic
 from uniattn_pl.extras import missing_extra, require_extra
 from uniattn_pl.redaction import redact
@@ -131,6 +132,7 @@ def _dispatch(arguments: list[str]) -> int:
     needed = getattr(command, "EXTRA", None)
     if needed is not None and not parsed.print_config:
         require_extra(needed, f"uniattn-pl {name}")
+    use_wide_output(getattr(parsed, "wide", False))
     code: int = command.run(parsed)
     return code
 

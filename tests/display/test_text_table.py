@@ -83,3 +83,21 @@ def test_every_list_fits_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["list", topic]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_wide_lets_a_table_be_as_wide_as_it_is_for_one_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    longest = []
+    for words in (["list", "families", "--wide"], ["list", "families"]):
+        assert main(words) == 0
+        longest.append(max(map(len, capsys.readouterr().out.splitlines())))
+    assert longest[0] > 80 >= longest[1]
+
+
+def test_a_plan_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["model.source=tiny-llama", "architecture.num_superblocks=1", "--card", "h100"]
+    assert main(["plan", *words]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -11,6 +11,7 @@ import torch
 from tests.tiny_models import converted, plan_of, stock, tokens
 from transformers import PreTrainedModel
 
+from uniattn_pl.display.text_table import table_text
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.inference import bench_report, benchmark
 from uniattn_pl.inference.benchmark import Measured, Setting, quartiles, run_setting, subjects_of
@@ -231,12 +232,41 @@ def test_a_row_has_the_paired_ratios_and_the_shares_of_the_peaks() -> None:
     # Ratios 2, 3, 4: 3 at the median, while the medians' own ratio would be 8 / 2 = 4.
     entries = [of_times("stock", [1, 10, 2], [1, 1, 1]), of_times("own", [2, 30, 8], [0.5, 0.5, 0.5])]
     rows = bench_report.rows(entries, Machine(flops_per_s=15, bytes_per_s=100))
-    row = dict(zip(bench_report.COLUMNS, rows[1], strict=True))
+    row = dict(zip(bench_report.columns(entries), rows[1], strict=True))
     assert [cells[0] for cells in rows] == ["stock", "own"]
-    assert rows[1][2:6] == ("8 (5-19)", "3.00 (2.50-3.50)", "500 (500-500)", "0.50 (0.50-0.50)")
+    assert rows[1][2:6] == ("8 (5-19)", "3.00 (2.50-3.50)", "0.5 (0.5-0.5)", "0.50 (0.50-0.50)")
     assert row["of peak FLOP/s"] == "50%", "60 FLOPs at 15 per second take 4 of the 8 seconds"
     assert row["of bandwidth"] == "60%", "30 bytes at 100 per second take 0.3 of the 0.5 seconds"
     assert (row["peak memory"], row["KV cache"], row["kept"]) == ("-", "400 B", "50.0%")
+
+
+def test_times_below_a_second_are_in_milliseconds() -> None:
+    entries = [of_times("stock", [0.01, 0.03, 0.02], [0.5] * 3), of_times("own", [0.02] * 3, [0.004] * 3)]
+    assert bench_report.columns(entries)[2:6] == ("TTFT ms", "/ stock", "TPOT ms", "/ stock")
+    assert bench_report.rows(entries, Machine(1, 1))[1][2] == "20 (20-20)"
+    assert bench_report.columns([*entries, of_times("slow", [2] * 3, [0.1] * 3)])[2:5] == (
+        "TTFT s",
+        "/ stock",
+        "TPOT ms",
+    )
+
+
+def test_the_short_table_of_a_bench_fits_80_columns() -> None:
+    entries = [of_times(label, [0.012345, 0.03, 0.02], [0.0567] * 3) for label in ("stock", "baseline", "a" * 26)]
+    headings, rows = bench_report.short_table(entries)
+    lines = table_text("Batch 1", headings, rows, width=80)
+    assert max(map(len, lines)) <= 80
+    assert rows[2][2:6] == ("20", "1.00", "56.7", "1.00")
+
+
+def test_a_bench_is_concluded_in_a_sentence_that_claims_no_difference_within_the_spread() -> None:
+    base = of_times("baseline", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    own = of_times("own", [0.9, 1.1, 1.0], [0.8, 0.8, 0.8])
+    assert bench_report.conclusion([of_times("stock", [1] * 3, [1] * 3), base, own]) == (
+        f"own beside the unmodified model (baseline) at {SETTING.length:,} tokens: first token no difference that the "
+        "rounds agree on, further tokens 20% sooner; it keeps 50.0% of the KV cache."
+    )
+    assert bench_report.conclusion([base]) is None
 
 
 def test_a_bound_is_the_slower_of_computing_and_reading() -> None:

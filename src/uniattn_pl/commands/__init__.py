@@ -1,6 +1,7 @@
 """One module per command: `DESCRIPTION`, `EXAMPLE`, `add_arguments(parser)` and `run(args) -> int`.
 
-`EXTRA` names the extra of the package that all of a command needs, where it needs one.
+`EXTRA` names the extra of the package that all of a command needs, where it needs one; `SHOWS_TABLES = True` adds
+`--wide`, by which tables do not keep to the terminal's width.
 
 A command imports torch and its friends inside functions, so that its help answers at once.
 """

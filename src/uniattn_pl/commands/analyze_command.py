@@ -14,6 +14,7 @@ Measures an experiment's model on its training rows: similarity of attention map
 each attention, depth factor, the loss as more layers reuse, what the compensation repairs. Each is a table and a
 figure, in the run folder's analysis/ and in MLflow. `selection` measures every layer again and again: 7 minutes on
 two CPU cores for 12 reuse layers of a 135M model, and it goes on where it was when killed."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml
   uniattn-pl analyze --config experiments/smollm2/pmc_uniattn.yaml --only similarity --tokens 8000"""

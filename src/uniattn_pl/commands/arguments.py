@@ -48,6 +48,8 @@ def command_parser(name: str, command: ModuleType) -> Parser:
     description = textwrap.fill(" ".join(command.DESCRIPTION.split()), help_width())
     parser = Parser(prog=f"uniattn-pl {name}", description=description, epilog=f"example:\n{command.EXAMPLE}")
     command.add_arguments(parser)
+    if getattr(command, "SHOWS_TABLES", False):
+        parser.add_argument("--wide", action="store_true", help="tables as wide as they are, whatever the terminal")
     return parser
 
 

@@ -29,6 +29,7 @@ architectures of bench.beside, and the bound: the same layers without attention.
 the plans of all points are measured instead, without bounds. Weights do not matter to cost, so nothing is trained; a
 plan that is chosen by measurement is that of its fit."""
 REFERENCES = (STOCK, BASELINE)
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
   uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3

@@ -23,6 +23,7 @@ The model is that of --from; without it the finished fit in the config's run fol
 config's model as it is. Without --config a run is evaluated with its own, on its own rows. What a killed evaluation
 has finished is kept. Results of a run go into its folder's evaluation/ and its MLflow run; of anything else into the
 config's run folder and an MLflow run of its own."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/quickstart evaluation.limit=100

@@ -15,6 +15,7 @@ from uniattn_pl.errors import UserError, did_you_mean
 DESCRIPTION = """\
 Lists what a config may name: architectures with their options, model families and what their layers can be, models
 known by name, initialisers; every key of an experiment file; and which engine serves which kind of layer."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl list architectures
   uniattn-pl list options training.stage2

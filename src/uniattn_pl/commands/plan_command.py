@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.commands.predicted_table import print_predicted
 from uniattn_pl.config import LoadedConfig
-from uniattn_pl.display.text_table import bytes_text, count_text, print_table
+from uniattn_pl.display.text_table import bytes_text, count_text, print_table, print_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.inference.compensation_table import print_compensation
 from uniattn_pl.plan import LayerPlan, ModelShape, costs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Draws which layer computes its attention map and which uses another's, and computes what this costs: cache,
 parameters, FLOPs, memory, and what fits on a card. Loads no weights."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl plan --config experiments/quickstart.yaml
   uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
@@ -124,7 +125,9 @@ def _print_inference(
     print_table(f"Inference, batch size {batch_size}, {name}", columns, rows)
     states = costs.state_bytes(plan, shape, batch_size=batch_size, bytes_per_element=dtype.itemsize)
     if states:
-        print(f"Beside the KV cache, at any length, the states of recurrences and convolutions: {bytes_text(states)}")
+        print_text(
+            f"Beside the KV cache, at any length, the states of recurrences and convolutions: {bytes_text(states)}"
+        )
 
 
 def _with_ratio(flops: list[int]) -> tuple[str, str]:
@@ -142,10 +145,15 @@ def _print_training(plan: LayerPlan, shape: ModelShape, loaded: LoadedConfig, gp
         for stage, memory in enumerate(stages, start=1)
     ]
     planned, unmodified = (costs.parameters(p, shape) for p in (plan, LayerPlan.stock(shape)))
-    print(f"\nParameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})")
+    print()
+    print_text(
+        f"Parameters: {count_text(planned)} ({planned:,}); unmodified: {count_text(unmodified)} ({unmodified:,})"
+    )
     active = costs.active_parameters(plan, shape)
     if active < planned:
-        print(f"Of them compute for a token: {count_text(active)} ({active:,}); the other experts wait to be chosen")
+        print_text(
+            f"Of them compute for a token: {count_text(active)} ({active:,}); the other experts wait to be chosen"
+        )
     print()
     columns = ("stage", "memory", *names)
     size = f"micro batches of {config.training.micro_batch_size} x {config.data.max_length} tokens"
@@ -171,4 +179,4 @@ def _print_fits(
     title = f"On {each} of {bytes_text(memory)} (estimate; up to {USABLE_MEMORY:.0%} of it fits)"
     print_table(title, ("what", "memory", "of it", "fits, or what would"), rows)
     for note in (need.note for need in needs if need.note):
-        print(note)
+        print_text(note)

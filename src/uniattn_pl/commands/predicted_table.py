@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uniattn_pl.display.text_table import print_table
+from uniattn_pl.display.text_table import print_table, print_text
 from uniattn_pl.plan import LayerPlan, ModelShape
 from uniattn_pl.plan.card_rates import GIB, CardRates
 from uniattn_pl.plan.predicted_times import (
@@ -43,7 +43,9 @@ def print_predicted(
     print_table(f"Predicted on {name}, batch size {batch_size}, bfloat16", COLUMNS, rows)
     peaks = f"{card.flops_per_s / 1e12:.0f} TFLOP/s and {card.bytes_per_s / 1e12:.2f} TB/s"
     reached = f"{REACHED.products:.0%} and {REACHED.memory:.0%}"
-    print(f"at least: at {peaks}; the others: at {reached} of these, as on an H100; what Python takes is left out.")
+    print_text(
+        f"at least: at {peaks}; the others: at {reached} of these, as on an H100; what Python takes is left out."
+    )
 
 
 def _ms(seconds: float) -> str:

@@ -14,6 +14,7 @@ Reads the runs of a sweep from MLflow and writes report.md, table.csv and figure
 by their seed are one, with mean and spread), the columns and figures of the config's `report` section. Times come
 from runs of `bench` with the same plan. What is missing is listed with the command that fills it. Without a sweep in
 the config the table has one row: its fit."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl report --config experiments/smollm2/table1_medical.yaml
   uniattn-pl report --config experiments/smollm2/sweep_size.yaml --to reports/size \\

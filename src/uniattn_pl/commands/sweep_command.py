@@ -25,6 +25,7 @@ point is a fit of its own, in its own folder and MLflow run. Killed at any point
 points are not run again, a half-done one resumes. Started again while it runs, here or on another machine that has
 the same sweep.storage, it joins in as a further worker. `--launcher slurm` has SLURM start workers as jobs, as
 sweep.slurm says, and shows their progress."""
+SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
   uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \\
@@ -131,7 +132,7 @@ def _dry_run(
     rates: dict[str, float | None],
 ) -> None:
     """Open what the points' fits would open, and list them."""
-    from uniattn_pl.display.text_table import print_table
+    from uniattn_pl.display.text_table import print_table, print_text
     from uniattn_pl.sweeps.point_checks import check_points
 
     unopened = check_points(points)
@@ -144,7 +145,7 @@ def _dry_run(
     columns = ("point", "KV", "training memory", "state", "folder")
     print_table(f"{loaded.config.name}: {len(points)} points", columns, rows)
     storage = loaded.config.sweep.storage or f"sqlite in {folder.bookkeeping}"
-    print(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
+    print_text(f"training memory: of each device, an estimate (`{MEASURED}`: the fit chooses the layers as it starts)")
     print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
     for reason in unopened:
         print(f"not checked: the model's own files: {reason}")

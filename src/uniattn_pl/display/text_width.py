@@ -10,8 +10,8 @@ LEAST = 40  # narrower ones are not served
 _wide = False
 
 
-def use_wide_output(wide: bool = True) -> None:
-    """Let tables be as wide as they are, for the rest of this process (`--wide`)."""
+def use_wide_output(wide: bool) -> None:
+    """Let tables be as wide as they are, or (False) keep to the terminal, until this is called again (`--wide`)."""
     global _wide
     _wide = wide
 

@@ -18,15 +18,73 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = (
-    "model", "tokens", "TTFT s", "/ stock", "TPOT ms", "/ stock", "peak memory", "KV cache", "kept",
-    "of peak FLOP/s", "of bandwidth",
-)  # fmt: skip
+
+def columns(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """The headings of `rows`; times are in milliseconds where all of them are below a second."""
+    rest = ("peak memory", "KV cache", "kept", "of peak FLOP/s", "of bandwidth")
+    return ("model", "tokens", *_time_headings(measured), *rest)
 
 
 def rows(measured: Sequence[Measured], machine: Machine) -> list[tuple[str, ...]]:
     """One row per model and length: median and quartiles, ratios to the stock model, fractions of the bounds."""
-    return [_row(entry, _reference(entry, measured), machine) for entry in measured]
+    scales = _scale(measured, "ttft_s"), _scale(measured, "tpot_s")
+    return [_row(entry, _reference(entry, measured), machine, scales) for entry in measured]
+
+
+def short_table(measured: Sequence[Measured]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows for a narrow terminal: medians, their ratios to the stock model, and the cache."""
+    headings = ("model", "tokens", *_time_headings(measured), "KV cache", "kept")
+    shown = []
+    for entry in measured:
+        reference = _reference(entry, measured)
+        times = [
+            text
+            for metric in ("ttft_s", "tpot_s")
+            for text in (
+                f"{_scale(measured, metric) * entry.median(metric):.3g}",
+                f"{statistics.median(entry.ratios(metric, reference)):.2f}",
+            )
+        ]
+        cache = (bytes_text(entry.kv_bytes), f"{entry.kv_retain_rate:.1%}")
+        shown.append((entry.label, str(entry.setting.length), *times, *cache))
+    return headings, shown
+
+
+def conclusion(measured: Sequence[Measured]) -> str | None:
+    """What the experiment's own architecture does to the baseline at the longest prompt; None: it is not there."""
+    own = [entry for entry in measured if not entry.label.startswith(STOCK) and entry.label != BASELINE]
+    if not own:
+        return None
+    entry = max((one for one in own if one.label == own[0].label), key=lambda one: one.setting.length)
+    other = next(one for one in measured if one.label == BASELINE and one.setting == entry.setting)
+    said = [f"{name} {_change(entry.ratios(metric, other))}" for name, metric in WORDS.items()]
+    return (
+        f"{entry.label} beside the unmodified model (baseline) at {entry.setting.length:,} tokens: {', '.join(said)}; "
+        f"it keeps {entry.kv_retain_rate:.1%} of the KV cache."
+    )
+
+
+WORDS = {"first token": "ttft_s", "further tokens": "tpot_s"}
+
+
+def _change(ratios: Sequence[float]) -> str:
+    """A ratio of times in words; where the quartiles of the rounds are on both sides of 1, none is claimed."""
+    low, high = quartiles(ratios)
+    if low <= 1 <= high:
+        return "no difference that the rounds agree on"
+    median = statistics.median(ratios)
+    return f"{abs(1 - median):.0%} {'sooner' if median < 1 else 'later'}"
+
+
+def _scale(measured: Sequence[Measured], metric: str) -> float:
+    return time_unit(entry.median(metric) for entry in measured)[1]
+
+
+def _time_headings(measured: Sequence[Measured]) -> list[str]:
+    units = (time_unit(entry.median(metric) for entry in measured)[0] for metric in ("ttft_s", "tpot_s"))
+    return [
+        heading for name, unit in zip(("TTFT", "TPOT"), units, strict=True) for heading in (f"{name} {unit}", "/ stock")
+    ]
 
 
 def ratio_lines(measured: Sequence[Measured]) -> list[str]:
@@ -50,15 +108,15 @@ def _reference(entry: Measured, measured: Sequence[Measured]) -> Measured:
     return next(other for other in measured if other.label == STOCK and other.setting == entry.setting)
 
 
-def _row(entry: Measured, reference: Measured, machine: Machine) -> tuple[str, ...]:
+def _row(entry: Measured, reference: Measured, machine: Machine, scales: tuple[float, float]) -> tuple[str, ...]:
     prefill = machine.bound_s(flops=entry.prefill_flops) / entry.median("ttft_s")
     decode = machine.bound_s(read_bytes=entry.decode_bytes) / entry.median("tpot_s")
     return (
         entry.label,
         str(entry.setting.length),
-        _spread(entry, "ttft_s", 1),
+        _spread(entry, "ttft_s", scales[0]),
         _ratio(entry.ratios("ttft_s", reference)),
-        _spread(entry, "tpot_s", 1000),
+        _spread(entry, "tpot_s", scales[1]),
         _ratio(entry.ratios("tpot_s", reference)),
         "-" if entry.peak_memory_bytes is None else bytes_text(entry.peak_memory_bytes),
         bytes_text(entry.kv_bytes),

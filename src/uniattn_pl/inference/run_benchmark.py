@@ -17,7 +17,9 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.loaded_config import plain_config
 from uniattn_pl.display.figure_style import images
 from uniattn_pl.display.progress import ProgressReporter
-from uniattn_pl.display.text_table import print_table, table_text
+from uniattn_pl.display.quiet_libraries import quiet_libraries
+from uniattn_pl.display.text_table import print_table, print_text, table_text
+from uniattn_pl.display.text_width import output_width
 from uniattn_pl.errors import UserError
 from uniattn_pl.families.model_shape import shape_of, stock_plan
 from uniattn_pl.files import atomic_folder
@@ -71,6 +73,7 @@ def run_benchmark(
             compiled, or there is no card to tune kernels on.
     """
     config, bench, console = loaded.config, loaded.config.bench, Console()
+    quiet_libraries()
     check_experiment(config.tracking)
     folder = Path(config.trainer.default_root_dir) / FOLDER
     if folder.is_file():
@@ -168,10 +171,11 @@ def _write(
         entries = [e for e in measured if (e.setting.batch_size, e.setting.backend) == (batch_size, backend)]
         steps = ", compiled steps" if loaded.config.bench.compile else ""
         title = f"Batch {batch_size}, {backend}{steps}: median (quartiles) of {loaded.config.bench.rounds} rounds"
-        rows, ratios = bench_report.rows(entries, machine), bench_report.ratio_lines(entries)
-        print_table(title, bench_report.COLUMNS, rows)
-        print("\n".join(ratios))
-        lines += [*table_text(title, bench_report.COLUMNS, rows), "", *ratios, ""]
+        headings, rows = bench_report.columns(entries), bench_report.rows(entries, machine)
+        ratios = bench_report.ratio_lines(entries)
+        _show(title, entries, headings, rows, ratios)
+        concluded = bench_report.conclusion(entries)
+        lines += [*table_text(title, headings, rows), "", *ratios, "", *([concluded, ""] if concluded else [])]
         suffix = f"batch{batch_size}_{backend}"
         about = (tags.short_name(loaded.config.model.source), f"batch {batch_size}, {backend}{steps}", machine_name)
         figures[f"ttft_{suffix}"] = bench_report.time_figure(entries, "ttft_s", mechanisms, *about)
@@ -190,6 +194,28 @@ def _write(
         for name, figure in figures.items():
             for file_name, content in images(figure, name).items():
                 (temporary / file_name).write_bytes(content)
+
+
+def _show(
+    title: str,
+    entries: Sequence[Measured],
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    ratios: Sequence[str],
+) -> None:
+    """Print one table, in short where the terminal has no room for all of it, and what follows from it."""
+    width = output_width()
+    if width is None or max(map(len, table_text(title, headings, rows))) <= width:
+        print_table(title, headings, rows)
+        print("\n".join(ratios))
+    else:
+        print_table(title.replace(" (quartiles)", ""), *bench_report.short_table(entries))
+        print_text(
+            "Quartiles, ratios of all pairs, peak memory and shares of the machine's peaks: --wide, or table.txt."
+        )
+    concluded = bench_report.conclusion(entries)
+    if concluded is not None:
+        print_text(f"\n{concluded}" if width is None else concluded)
 
 
 def _plan_tags(
