@@ -87,6 +87,15 @@ def test_a_run_is_evaluated_on_its_own_rows_and_in_its_own_store(
     assert not (folder / "mlruns").exists(), "nothing went to the default store"
 
 
+def test_the_original_is_measured_beside_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--from", "runs/tiny", HELD_OUT, "--beside", "original"]) == 0
+    manifest = Manifest.read(folder / "runs/tiny")
+    assert manifest is not None
+    original = manifest.results["prepare"]["milestones"]["original"]["response_loss"]
+    (line,) = re.findall(r"held_out +response_loss +(\S+) +(\S+) ", capsys.readouterr().out)
+    assert [float(figure) for figure in line] == pytest.approx([original, own_loss("runs/tiny")], abs=1e-3)
+
+
 def test_what_the_command_line_says_wins_and_other_rows_are_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

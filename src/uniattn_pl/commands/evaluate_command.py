@@ -49,6 +49,11 @@ def add_arguments(parser: Parser) -> None:
         help="measure only with this fraction of each prompt's cache, the most attended and most recent tokens",
     )
     parser.add_argument(
+        "--beside",
+        choices=("original",),
+        help="measure the model that a run was made from on the same, too: a column of the table",
+    )
+    parser.add_argument(
         "--server",
         type=text_argument,
         metavar="URL",
@@ -80,12 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError(*problems)
     from uniattn_pl.evaluation.open_server import open_server
-    from uniattn_pl.evaluation.subject import find_subject
+    from uniattn_pl.evaluation.subject import Subject, find_subject
     from uniattn_pl.evaluation.tasks import check_names
     from uniattn_pl.inference.device import trainer_device
 
     subject = find_subject(arguments.source, loaded)
     server = None if arguments.server is None else open_server(arguments.server)
+    beside = None if arguments.beside is None else Subject(None, loaded.config.model.source, None)
     trainer_device(loaded.config)
     check_run_folder(subject.run or Path(loaded.config.trainer.default_root_dir))
     if "divergence" in options.probes and options.reference is not None:
@@ -106,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     from uniattn_pl.evaluation.evaluate import evaluate
 
     quiet_libraries()
-    evaluate(loaded, subject, retain_rate=arguments.h2o, server=server)
+    evaluate(loaded, subject, retain_rate=arguments.h2o, server=server, beside=beside)
     return 0
 
 

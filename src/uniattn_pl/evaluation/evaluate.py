@@ -35,11 +35,17 @@ from uniattn_pl.tracking.data_inputs import EVALUATION, DataInput
 
 FOLDER = "evaluation"
 COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
+BESIDE = "original"
 DETAIL = "_depth_"  # figures that are in the files, and too many for a table
 
 
 def evaluate(
-    loaded: LoadedConfig, subject: Subject, *, retain_rate: float | None, server: OpenServer | None = None
+    loaded: LoadedConfig,
+    subject: Subject,
+    *,
+    retain_rate: float | None,
+    server: OpenServer | None = None,
+    beside: Subject | None = None,
 ) -> list[Result]:
     """Measure the tasks and probes of `loaded.config.evaluation`; what an earlier, killed run has finished is kept.
 
@@ -47,6 +53,9 @@ def evaluate(
 
     Writes results.json and table.txt to RUN/evaluation and the figures to the fit's MLflow run, or, for a model that
     is no run's, to the config's run folder and a run of its own.
+
+    Args:
+        beside: another model, whose figures stand in the table beside those of the subject, measured on the same.
 
     Raises:
         UserError: the data, the model or the tracking store cannot be opened as the config says.
@@ -64,9 +73,17 @@ def evaluate(
     parts = _Parts(model).all()
     model.check(variants)
     results = [result for variant in variants for result in model.measured(variant, parts)]
-    _write(results, subject, folder)
+    others = [] if beside is None else _measured_beside(loaded, beside, console, folder)
+    _write(results, subject, folder, others)
     track(loaded, subject, results, folder, scored=model.scored, retain_rates=model.retain_rates(variants))
     return results
+
+
+def _measured_beside(loaded: LoadedConfig, beside: Subject, console: Console, folder: Path) -> list[Result]:
+    """What another model scores on the same tasks and probes; kept as the subject's own results are."""
+    console.print(f"beside it: {beside}", highlight=False, markup=False, soft_wrap=True)
+    model = LoadedModel(loaded, beside, console, ResultFiles(folder))
+    return model.measured(Variant(), _Parts(model).all())
 
 
 class _Parts:
@@ -205,19 +222,27 @@ class _Parts:
         return ProgressReporter(label, self.console)
 
 
-def _write(results: list[Result], subject: Subject, folder: Path) -> None:
-    """The table on screen and as a file, and everything as JSON."""
+def _write(results: list[Result], subject: Subject, folder: Path, others: list[Result]) -> None:
+    """The table on screen and as a file, and everything as JSON; what another model scores beside the value."""
+    known = {(other.name, metric): figure for other in others for metric, figure in other.figures.items()}
+
+    def cells(result: Result, metric: str, figure: Estimate) -> tuple[str, ...]:
+        other = known.get((result.name, metric))
+        beside = () if not others else ("-" if other is None else f"{other.value:.4f}",)
+        return (result.name, metric, *beside, f"{figure.value:.4f}", _interval(figure), str(result.rows))
+
+    columns = (*COLUMNS[:2], BESIDE, *COLUMNS[2:]) if others else COLUMNS
     rows = [
-        (result.name, metric, f"{figure.value:.4f}", _interval(figure), str(result.rows))
+        cells(result, metric, figure)
         for result in results
         for metric, figure in result.figures.items()
         if DETAIL not in metric
     ]
     title = f"Evaluation of {subject}"
-    print_table(title, COLUMNS, rows)
+    print_table(title, columns, rows)
     contents: Mapping[str, str] = {
         "results.json": json.dumps({"model": str(subject), "results": [r.to_dict() for r in results]}, indent=1),
-        "table.txt": "\n".join(table_text(title, COLUMNS, rows)) + "\n",
+        "table.txt": "\n".join(table_text(title, columns, rows)) + "\n",
     }
     for name, text in contents.items():
         with atomic_file(folder / name) as file:
