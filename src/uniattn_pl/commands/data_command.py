@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from uniattn_pl.extras import require_extra
 
     require_extra("training", "building rows of public sets", modules=["datasets", "pyarrow"])
-    from uniattn_pl.data.published_sets import build_set
+    from uniattn_pl.data.built_sets import build_set
 
     build_set(name, folder, mirror=arguments.mirror, tell=print)
     if folder.resolve() != named.resolve():
