@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from uniattn_pl.redaction import redact
 
@@ -33,11 +34,17 @@ def mlflow_on(store: str, *words: str) -> str:
     return _line(f"MLFLOW_TRACKING_URI={shlex.quote(redact(store))} {python()} -m mlflow", *words)
 
 
-def mlflow_ui(store: str) -> str:
-    """What shows the runs of a store: a command for a database; a server is its own page."""
+def mlflow_ui(store: str, run_id: str | None = None) -> str:
+    """What shows the runs of a store: a command for a database; of a server its page, or that of a run."""
     if store.startswith(("http:", "https:")):
-        return f"open {redact(store)} in a browser"
+        return mlflow_page(store) + ("" if run_id is None else f"/#/runs/{run_id}")
     return _line(f"{python()} -m mlflow ui --host 127.0.0.1", "--backend-store-uri", redact(store))
+
+
+def mlflow_page(store: str) -> str:
+    """The address of a server's pages, without credentials."""
+    parts = urlsplit(store)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def hub_model(source: str, revision: str | None) -> str:

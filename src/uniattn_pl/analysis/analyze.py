@@ -31,7 +31,10 @@ from uniattn_pl.plan.roles import KEY_VALUE, MAP, OTHER, UNMODIFIED
 from uniattn_pl.resilience.cluster import Cluster
 from uniattn_pl.search.importance import attention_importance
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.notes import analysis_note
 from uniattn_pl.tracking.one_off_run import one_off_run
+from uniattn_pl.tracking.run_above import parent_tag
+from uniattn_pl.tracking.run_params import set_params
 from uniattn_pl.training.callbacks.compensation_init import CompensationInit
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_models import FitModels
@@ -103,9 +106,11 @@ def analyze(loaded: LoadedConfig, topics: Sequence[str] | None, *, tokens: int) 
     folder = analysed.experiment.folder / FOLDER
     config = analysed.experiment.config
     run_tags = tags.describing(config, "analysis", loaded.architecture.name)
+    run_tags |= parent_tag(config.tracking, analysed.experiment.folder)
+    run_tags[tags.NOTE] = analysis_note(run_tags, {topic: TOPICS[topic][0] for topic in topics})
     name = f"{config.name}-analysis"
     with one_off_run(config.tracking, analysed.experiment.folder, name=name, tags=run_tags) as run:
-        run.log_params(loaded.flatten())
+        run.log_params(set_params(loaded))
         for topic in topics:
             console.print(f"\n{topic}: {TOPICS[topic][0]}", highlight=False)
             finding = TOPICS[topic][1](analysed, tokens)

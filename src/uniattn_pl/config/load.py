@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from uniattn_pl.config.checks import cross_check
+from uniattn_pl.config.environment_layer import environment_layer
 from uniattn_pl.config.interpolation import refers, resolve, syntax_problem
 from uniattn_pl.config.loaded_config import ARCHITECTURE, LoadedConfig
 from uniattn_pl.config.plain_layer import PLACES
@@ -77,6 +78,7 @@ class _Assembly:
     def load(
         self, files: Sequence[Path | Mapping[str, Any]], overrides: Sequence[str], base: Layer | None
     ) -> LoadedConfig:
+        self._apply(environment_layer())
         if base is not None:
             self._apply(Layer(tuple(entry for entry in base.entries if self._is_leaf(entry.path))))
         former = list(self.entries.values())

@@ -17,6 +17,7 @@ from uniattn_pl.tracking.lost_run import continued_run
 from uniattn_pl.tracking.mlflow_run import MLflowRun, reopened
 from uniattn_pl.tracking.mlflow_store import check_experiment, connect, find_or_create_run, is_local
 from uniattn_pl.tracking.one_off_run import one_off_run
+from uniattn_pl.tracking.run_params import set_params
 
 FILES = ("results.json", "table.txt")
 LONGEST_TABLE = 1000  # rows; MLflow's pages load a table whole, and results.json has every row
@@ -65,7 +66,7 @@ def track(
         run_tags[tags.MODEL] = tags.short_name(str(subject.folder or subject.source))
         name = f"{loaded.config.name}-evaluation"
         with one_off_run(loaded.config.tracking, folder.parent, name=name, tags=run_tags) as run:
-            run.log_params(loaded.flatten())
+            run.log_params(set_params(loaded))
             _log(run, results, scored, costs, 0, folder)
         return
     with exclusive(subject.run):

@@ -12,7 +12,8 @@ from uniattn_pl.display.text_table import bytes_text
 from uniattn_pl.inference.benchmark import BOUND, Measured, quartiles
 from uniattn_pl.inference.roofline import Machine
 from uniattn_pl.plan.roles import DROPPED, UNMODIFIED
-from uniattn_pl.tracking.tags import BASELINE, STOCK
+from uniattn_pl.tracking.notes import measured_note
+from uniattn_pl.tracking.tags import BASELINE, MACHINE, MODEL, STOCK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,6 +135,18 @@ def _spread(entry: Measured, metric: str, scale: float) -> str:
 def _ratio(values: Sequence[float]) -> str:
     low, high = quartiles(values)
     return f"{statistics.median(values):.2f} ({low:.2f}-{high:.2f})"
+
+
+def note(entries: Sequence[Measured], run_tags: Mapping[str, str]) -> str:
+    """Describe the benchmark of one model on its MLflow page: medians at every length, and where the others are."""
+    unit, scale = time_unit(entry.median("ttft_s") for entry in entries)
+    table = [["prompt", f"time to first token ({unit})", "time per further token (ms)", "KV cache", "kept"]]
+    for entry in entries:
+        times = f"{scale * entry.median('ttft_s'):.3g}", f"{1000 * entry.median('tpot_s'):.3g}"
+        setting = f"{entry.setting.length:,} x {entry.setting.batch_size}, {entry.setting.backend}"
+        table.append([setting, *times, bytes_text(entry.kv_bytes), f"{entry.kv_retain_rate:.1%}"])
+    what = f"Cost of {words(entries[0].label)} on {run_tags[MODEL]}, medians; {run_tags[MACHINE]}."
+    return measured_note(what, table, "`bench/table.txt` among the artifacts has it beside the others.")
 
 
 def time_figure(measured: Sequence[Measured], metric: str, mechanisms: Mapping[str, str], *about: str) -> Figure:

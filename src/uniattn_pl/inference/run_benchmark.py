@@ -48,6 +48,8 @@ from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.environment import describe_machine
 from uniattn_pl.tracking.mlflow_store import check_experiment
 from uniattn_pl.tracking.one_off_run import one_off_run
+from uniattn_pl.tracking.run_above import parent_tag
+from uniattn_pl.tracking.run_params import set_params
 
 FOLDER = "bench"
 
@@ -238,13 +240,14 @@ def _track(
 ) -> None:
     """One MLflow run per model, so that they can be compared; a metric's step is the length of the prompt."""
     config = loaded.config
-    backends = {entry.setting.backend for entry in measured}
+    backends, parent = {entry.setting.backend for entry in measured}, parent_tag(config.tracking, folder.parent)
     for label in dict.fromkeys(entry.label for entry in measured):
-        run_tags = tags.describing(config, "bench", label) | of_plan.get(label, {})
+        run_tags = tags.describing(config, "bench", label) | of_plan.get(label, {}) | parent
         run_tags[tags.FOLDER] = str(folder.resolve())
+        run_tags[tags.NOTE] = bench_report.note([e for e in measured if e.label == label], run_tags)
         name = f"{config.name}-bench-{label}"
         with one_off_run(config.tracking, folder.parent, name=name, tags=run_tags) as run:
-            run.log_params(loaded.flatten())
+            run.log_params(set_params(loaded))
             if label in compensations:
                 spent, saved = compensations[label].parameters, compensations[label].saved_parameters
                 run.log_metrics({"cost/compensation_parameters": spent, "cost/saved_parameters": saved}, 0)
@@ -255,7 +258,7 @@ def _track(
                     "ttft_s": entry.median("ttft_s"),
                     "tpot_s": entry.median("tpot_s"),
                     "kv_retain_rate": entry.kv_retain_rate,
-                    "kv_bytes": entry.kv_bytes,
+                    "kv_cache_bytes": entry.kv_bytes,
                     "tokens_per_s": entry.setting.batch_size / entry.median("tpot_s"),
                 }
                 if entry.peak_memory_bytes is not None:

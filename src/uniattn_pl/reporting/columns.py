@@ -9,8 +9,8 @@ from typing import Any
 
 from uniattn_pl.display.text_table import bytes_text
 from uniattn_pl.tracking.fit_result import LABELS
+from uniattn_pl.tracking.metric_names import FINAL_LOSS, RETAIN_RATE
 
-RETAIN_RATE = "cost/kv_retain_rate"
 TTFT = "cost/ttft_s"
 COST = "cost/"
 EVAL = "eval/"
@@ -117,7 +117,8 @@ def default(logged: Iterable[str]) -> list[Column]:
         logged: the names of the metrics that the rows' runs have.
     """
     names = set(logged)
-    losses = [f"{name}/response_loss" for name in reversed(LABELS) if f"{name}/response_loss" in names]
+    known = (FINAL_LOSS, *(f"{name}/response_loss" for name in reversed(LABELS)))
+    losses = [name for name in known if name in names]
     columns = [Column(heading, metric) for heading, metric in _COSTS.items() if metric in names]
     columns += [Column("Response loss", metric) for metric in losses[:1]]
     return columns + [Column(_heading(name, names), name) for name in sorted(names) if _is_main(name)]

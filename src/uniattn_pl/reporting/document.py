@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
+from uniattn_pl.printed_commands import mlflow_page
 from uniattn_pl.reporting.cells import BEST, MISSING, SECOND, Cell, Table
 from uniattn_pl.reporting.columns import ACCURACY, Column
 from uniattn_pl.reporting.gaps import Gap
@@ -24,15 +25,15 @@ class Links:
 
     base: str
     experiment_id: str
+    view: str | None = None  # key of a shared view of the runs
 
     @classmethod
-    def to(cls, tracking_uri: str, experiment_id: str) -> Links:
+    def to(cls, tracking_uri: str, experiment_id: str, view: str | None = None) -> Links:
         """The addresses on a server, else those of the local user interface."""
         parts = urlsplit(tracking_uri)
         if parts.scheme not in ("http", "https"):
-            return cls(LOCAL_UI, experiment_id)
-        host = parts.netloc.rpartition("@")[2]  # without credentials
-        return cls(f"{parts.scheme}://{host}{parts.path.rstrip('/')}", experiment_id)
+            return cls(LOCAL_UI, experiment_id, view)
+        return cls(mlflow_page(tracking_uri), experiment_id, view)
 
     def run(self, run_id: str) -> str:
         return f"{self.runs}/{run_id}?{TRAINING}"
@@ -47,7 +48,9 @@ class Links:
         return f"{self.base}/#/experiments/{self.experiment_id}/runs"
 
     def comparison(self, run_ids: Sequence[str]) -> str:
-        """These runs side by side."""
+        """These runs side by side: the shared view where there is one, final loss over cost, else MLflow's own page."""
+        if self.view is not None:
+            return f"{self.experiment}&compareRunsMode=CHART&viewStateShareKey={self.view}"
         runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [self.experiment_id]))
         return f"{self.base}/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
 

@@ -12,10 +12,11 @@ from uniattn_pl.config.sections.measuring_sections import PROBES, EvaluationConf
 from uniattn_pl.errors import did_you_mean
 from uniattn_pl.printed_commands import config_words, uniattn
 from uniattn_pl.reporting.cells import Table
-from uniattn_pl.reporting.columns import COST, EVAL, RETAIN_RATE, TTFT, Column
+from uniattn_pl.reporting.columns import COST, EVAL, TTFT, Column
 from uniattn_pl.reporting.lookup import Lookup, metric_of
 from uniattn_pl.reporting.report_rows import H2O, Member, ReportRow
 from uniattn_pl.sweeps.points import is_sweep
+from uniattn_pl.tracking.metric_names import RETAIN_RATE
 
 OF_FITS = ("kv_retain_rate", "kv_cache_bytes", "kv_cache_bytes_unmodified", "parameters")
 HELD_OUT_WORDS = ("held_out", "heldout", "val", "eval", "test", "dev")  # how others call rows that are not trained on

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from uniattn_pl.reporting.columns import BOUNDS, COST, EVAL, RETAIN_RATE, TTFT, Column
+from uniattn_pl.reporting.columns import BOUNDS, COST, EVAL, TTFT, Column
 from uniattn_pl.reporting.report_rows import DROP, H2O, Member, ReportRow
-from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore
+from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, spelled
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.metric_names import FORMER_CACHE_BYTES, RETAIN_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -66,7 +67,8 @@ class Lookup:
         if variant is not None and metric == RETAIN_RATE:
             of_fit = self._read(run, f"{RETAIN_RATE}_{variant.suffix}", None)
         else:
-            of_fit = self._read(run, metric, column.step) if variant is None else None
+            of_bench = variant is not None or metric.startswith(FORMER_CACHE_BYTES)
+            of_fit = None if of_bench else self._read(run, metric, column.step)
         return of_fit or self._first(self._matching(row, run), column)
 
     def _compressed(self, row: ReportRow, run: Run, column: Column, rate: float) -> Value | None:
@@ -101,7 +103,7 @@ class Lookup:
         for bench in benches:
             value = self._read(bench, column.metric, column.step)
             if value is not None:
-                steps = self.runs.history(bench.info.run_id, column.metric)
+                steps = self.runs.history(bench.info.run_id, spelled(bench, column.metric))
                 return replace(value, step=column.step if column.step is not None else max(steps))
         return None
 

@@ -14,6 +14,7 @@ from uniattn_pl.errors import RunFailure, UserError, did_you_mean
 from uniattn_pl.redaction import redact
 from uniattn_pl.sweeps.points import Point
 from uniattn_pl.tracking import mlflow_store, tags
+from uniattn_pl.tracking.metric_names import spellings
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -51,9 +52,15 @@ class RunStore:
 
     def value(self, run: Run, metric: str, step: int | None) -> float | None:
         """The value at a step, by default at the last one; None where there is none."""
-        if metric not in run.data.metrics or step is None:
-            return run.data.metrics.get(metric)
-        return self.history(run.info.run_id, metric).get(step)
+        name = spelled(run, metric)
+        if name not in run.data.metrics or step is None:
+            return run.data.metrics.get(name)
+        return self.history(run.info.run_id, name).get(step)
+
+
+def spelled(run: Run, metric: str) -> str:
+    """What a run calls a metric; runs of former versions have other names for some."""
+    return next((name for name in spellings(metric) if name in run.data.metrics), metric)
 
 
 def open_store(config: TrackingConfig, filled_by: str) -> RunStore:

@@ -25,9 +25,11 @@ from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
 from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw_figures
 from uniattn_pl.reporting.report_rows import ReportRow, single_row, sweep_rows
+from uniattn_pl.reporting.shared_view import share_view
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, answer, open_store, sweep_run
 from uniattn_pl.sweeps.points import Point, load_points
 from uniattn_pl.tracking import tags
+from uniattn_pl.tracking.metric_names import RETAIN_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -124,12 +126,14 @@ def _composed(
     _check_figures(figures, table)
     images, captions = _drawn(figures, table)
     analyses = _analyses(loaded, runs)
+    ids = dict.fromkeys(m.run.info.run_id for row in rows for m in row.members if m.run is not None)
+    view = share_view(runs, config.name, list(ids)) if len(ids) > 1 else None
     absent = [name for name in config.report.analysis if name not in analyses]
     report = Report(
         title=config.report.title or config.name,
         made_by=line.of("report"),
         table=table,
-        links=Links.to(config.tracking.uri, runs.experiment_id),
+        links=Links.to(config.tracking.uri, runs.experiment_id, view),
         gaps=gaps_of(table, lookup, line, absent),
         stock=_stock(table, lookup),
         figures=captions,
@@ -204,7 +208,7 @@ def _stock(table: Table, lookup: Lookup) -> dict[str, str]:
     """Heading -> what the model costs without this package."""
     costs = {}
     for column in table.columns:
-        if not column.parts and column.metric.startswith(all_columns.COST) and column.metric != all_columns.RETAIN_RATE:
+        if not column.parts and column.metric.startswith(all_columns.COST) and column.metric != RETAIN_RATE:
             value = lookup.stock(table.rows[0], column)
             if value is not None:
                 costs[column.heading] = column.unit.write(value.number, value.number)

@@ -74,7 +74,7 @@ def commands(result: FitResult) -> str:
         f"vLLM      {uniattn('serve', '--from', run, '--engine', 'vllm')}",
     ]
     lines = [
-        f"MLflow    {mlflow_ui(result.tracking_uri)}",
+        f"MLflow    {mlflow_ui(result.tracking_uri, result.mlflow_run_id)}",
         f"generate  {uniattn('generate', '--from', run, '--row', '0', '--beside', 'original')}",
         *([] if has_encoder_in(result.model_folder) else served),
         f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",

@@ -112,6 +112,10 @@ class MLflowRun:
     def set_tag(self, key: str, value: str) -> None:
         self._journal.tag(key, value)
 
+    def tag_value(self, key: str) -> str | None:
+        """A tag as it was set last."""
+        return self._journal.tag_value(key)
+
     def log_text(self, text: str, artifact: str) -> None:
         """Store `text`, without credentials, as an artifact, replacing an earlier one of that name."""
         self._journal.artifact(artifact, str(redact(text)).encode())

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from uniattn_pl.tracking.tags import DATA, MACHINE, MODEL
+
+LONGEST = 5000  # the shortest limit that the stores MLflow has had set a tag
 
 
 def run_link(run_id: str, text: str) -> str:
@@ -29,6 +34,41 @@ def fit_note(what: str, *, sweep: str | None, teacher: str | None) -> str:
     if teacher is not None:
         lines.append(f"Distilled from {teacher}.")
     return "\n\n".join(lines)
+
+
+def results_note(about: str, table: Sequence[Sequence[str]], lines: Iterable[str], plan: str, code: str) -> str:
+    """Describe a finished fit: what it is, its table, its plan, and how its model is loaded.
+
+    Args:
+        about: as `fit_note`.
+        table: rows of cells, the first of headings.
+        lines: what else came out, in words.
+        plan: drawn.
+        code: Python that loads the model.
+    """
+    parts = [about, markdown_table(table), "\n\n".join(lines), f"```python\n{code}```", f"```\n{plan}\n```"]
+    note = "\n\n".join(part for part in parts if part)
+    return note if len(note) <= LONGEST else "\n\n".join([*parts[:-1], "`plan.txt` among the artifacts has its plan."])
+
+
+def measured_note(what: str, table: Sequence[Sequence[str]], rest: str) -> str:
+    """Describe a benchmark of one model: what it is, its figures, and where the others are."""
+    return "\n\n".join([what, markdown_table(table), rest])
+
+
+def analysis_note(run_tags: Mapping[str, str], topics: Mapping[str, str]) -> str:
+    """Describe an analysis by what it looked at: topic -> what that is."""
+    what = f"Analysis of {run_tags[MODEL]} on rows of {run_tags[DATA]}, {run_tags[MACHINE]}."
+    return "\n".join([what, "", *(f"- `analysis/{topic}.txt`: {about}" for topic, about in topics.items())])
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of headings, as Markdown; numbers stand at the right."""
+    if not rows:
+        return ""
+    head, *body = rows
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def sweep_note(best: str, loss: float) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from uniattn_pl.config.schema import ExperimentConfig
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.mechanism import mechanism_of
 from uniattn_pl.plan.saved_form import identity
-from uniattn_pl.tracking.environment import describe_machine
+from uniattn_pl.tracking.environment import describe_machine, git_state
 
 KIND = "uniattn_pl.kind"  # fit, sweep, bench, analysis or evaluation
 ARCHITECTURE = "uniattn_pl.architecture"
@@ -32,6 +33,8 @@ BEST = "uniattn_pl.best_of_sweep"  # true of one point of a sweep, false of the 
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
 NOTE = "mlflow.note.content"  # MLflow's own: a description in Markdown
 TABLES = "mlflow.loggedArtifacts"  # MLflow's own: the JSON files that it shows as tables
+USER = "mlflow.user"  # MLflow's own, `Created by`
+COMMIT = "mlflow.source.git.commit"  # MLflow's own
 SOURCE = "mlflow.source.name"  # MLflow's own, a column of its table of runs
 BASELINE = "baseline"  # architecture of a benchmark of the unmodified plan
 STOCK = "stock"  # architecture of a benchmark of the model without this package
@@ -46,7 +49,18 @@ def describing(config: ExperimentConfig, kind: str, architecture: str) -> dict[s
         MODEL: short_name(config.model.source),
         DATA: data_name(config.data),
         MACHINE: describe_machine(),
+        **code_and_user(),
     }
+
+
+def code_and_user() -> dict[str, str]:
+    """The commit of the code that runs, and who runs it, where that can be told."""
+    state = git_state(Path.cwd()) or git_state(Path(__file__).parent)
+    commit = {COMMIT: state["commit"]} if state is not None and state["commit"] else {}
+    try:
+        return commit | {USER: getpass.getuser()}
+    except (OSError, KeyError):  # a process whose user has no name, as in containers
+        return commit
 
 
 def about(config: ExperimentConfig) -> tuple[str, str, str]:

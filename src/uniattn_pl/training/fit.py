@@ -266,6 +266,7 @@ def finish(experiment: Experiment, context: FitContext) -> dict[str, Any]:
     log_texts(result.texts, context)
     tracking.log_text(table, TABLE_FILE)
     tracking.set_tag(tags.FINAL_MODEL, str(result.model_folder.resolve()))
+    tracking.describe(result)
     tracking.log_model(experiment.loaded)
     tracking.end("FINISHED")
     return {}

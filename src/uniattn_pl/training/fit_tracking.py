@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,11 +21,14 @@ from uniattn_pl.resilience.run_record import RunRecord
 from uniattn_pl.run_folder import FINAL, run_name
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.data_inputs import held_out_rows, training_rows
+from uniattn_pl.tracking.fit_description import finished_note
+from uniattn_pl.tracking.fit_result import FitResult
 from uniattn_pl.tracking.journal import journal_owner
 from uniattn_pl.tracking.lost_run import continued_run, is_lost, send_again
 from uniattn_pl.tracking.mlflow_run import MLflowRun, reopened
 from uniattn_pl.tracking.notes import fit_note, linked
 from uniattn_pl.tracking.other_loggers import OtherLoggers
+from uniattn_pl.tracking.run_params import set_params
 from uniattn_pl.tracking.store_check import check_beside
 from uniattn_pl.tracking.system_metrics import SystemMetrics
 from uniattn_pl.training.callbacks.provenance import Provenance
@@ -94,6 +97,12 @@ class FitTracking:
         if self.mlflow_run is not None:
             _log_model(self.mlflow_run, loaded, self.record)
 
+    def describe(self, result: FitResult) -> None:
+        """The run's description, with its results, its plan and how its model is loaded, once all is measured."""
+        if self.mlflow_run is not None:
+            about = self.mlflow_run.tag_value(tags.NOTE) or ""
+            self.mlflow_run.set_tag(tags.NOTE, finished_note(about, result, self.record.manifest.plan))
+
     def history(self, metric: str) -> list[tuple[int, float]]:
         """The points of a metric logged so far."""
         return [] if self.mlflow_run is None else self.mlflow_run.history(metric)
@@ -133,7 +142,7 @@ def fit_tracking(
             provenance = Provenance(plain_config(loaded), identity=manifest.identity).write(
                 record.folder, step=manifest.step_offset
             )
-            mlflow_run.log_params(tracked_params(loaded))
+            mlflow_run.log_params(set_params(loaded))
             mlflow_run.log_text(loaded.to_yaml(), CONFIG_FILE)
             mlflow_run.log_file(provenance)
         yield tracking
@@ -143,16 +152,6 @@ def fit_tracking(
         with preemption.deferred(), suppress(OSError):
             tracking.end(status)
         raise
-
-
-def tracked_params(loaded: LoadedConfig) -> dict[str, Any]:
-    """The config as parameters of a run; every entry of a list of sections, as `data.sources`, has its own."""
-    params: dict[str, Any] = {}
-    for key, value in loaded.flatten().items():
-        entries = value if isinstance(value, list) and any(isinstance(item, dict) for item in value) else []
-        params |= {f"{key}.{number}.{name}": one for number, item in enumerate(entries) for name, one in item.items()}
-        params |= {} if entries else {key: value}
-    return params
 
 
 def deliver_rest(loaded: LoadedConfig, record: RunRecord, console: Console) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from uniattn_pl.evaluation.held_out import HeldOut, held_out_metrics
 from uniattn_pl.evaluation.held_out_preferences import HeldOutPreferences
 from uniattn_pl.resilience import ranks
+from uniattn_pl.tracking.metric_names import HELD_OUT
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
 
@@ -59,9 +60,9 @@ class Milestones:
             step: optimizer steps of the fit so far, for the points of the fit's own `val/` curve.
         """
         metrics = self.score(model)
-        self.context.tracking.log_metrics(metrics.named(f"{name}/"), step or 0)
-        if step is not None:
-            self.context.tracking.log_metrics(metrics.named("val/"), step)
+        # what comes before training are numbers to compare with, what comes behind a step a point of the one curve
+        curve = (f"{name}/", 0) if step is None else (HELD_OUT, step)
+        self.context.tracking.log_metrics(metrics.named(curve[0]), curve[1])
         accuracy = "" if metrics.answer_accuracy is None else f", answer accuracy {metrics.answer_accuracy:.1%}"
         perplexity = "" if metrics.perplexity is None else f", perplexity {metrics.perplexity:.2f}"
         loss = "held-out response loss" if metrics.perplexity is None else "held-out loss"

@@ -17,7 +17,11 @@ OTHER_LOGGERS = {
 class TrackingConfig:
     """Where MLflow keeps runs, and what else it is told of a fit."""
 
-    uri: str = option("sqlite:///mlruns/mlflow.db", "MLflow tracking URI", path=True)
+    uri: str = option(
+        "sqlite:///mlruns/mlflow.db",
+        "MLflow tracking URI; where it is not set, $MLFLOW_TRACKING_URI if there is one",
+        path=True,
+    )
     experiment: str = option("uniattn_pl", "MLflow experiment name")
     artifact_location: str | None = option(
         "mlruns/artifacts", "artifact folder of a new experiment on a local store", path=True
