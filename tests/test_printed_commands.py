@@ -163,7 +163,8 @@ def test_data_and_packages_are_fetched_by_lines_that_are_whole() -> None:
 
 
 def test_a_server_is_a_page_and_credentials_are_left_out() -> None:
-    assert printed_commands.mlflow_ui("http://u:secret@host:5000") == "open http://***@host:5000 in a browser"
+    assert printed_commands.mlflow_ui("http://u:secret@host:5000") == "http://host:5000"
+    assert printed_commands.mlflow_ui("http://host/ml/", "4b27") == "http://host/ml/#/runs/4b27"
     shows = printed_commands.mlflow_ui("postgresql://u:secret@host/db")
     assert "secret" not in shows
     reads_mlflow(words_of(shows)[3:])

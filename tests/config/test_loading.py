@@ -161,3 +161,13 @@ def test_text_with_an_escaped_interpolation_survives_printing(tmp_path: Path) ->
     assert "${seed}" in loaded.config.tracking.experiment
     again = load_config([write(tmp_path, "printed.yaml", loaded.to_yaml(provenance=False))])
     assert again.config == loaded.config
+
+
+def test_mlflows_variable_says_where_the_store_is_where_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    loaded = load_config([], ["model.source=tiny-llama"])
+    assert loaded.config.tracking.uri == "http://tracker:5000"
+    assert "uri: http://tracker:5000  # $MLFLOW_TRACKING_URI\n" in loaded.to_yaml()
+    assert load_config([], ["tracking.uri=sqlite:///own.db"]).config.tracking.uri == "sqlite:///own.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert load_config([]).config.tracking.uri == "sqlite:///mlruns/mlflow.db"

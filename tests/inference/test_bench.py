@@ -228,6 +228,7 @@ def test_every_subject_has_one_finished_mlflow_run(done: Done) -> None:
         assert run.info.status == "FINISHED"
         assert run.info.run_name == f"tiny-bench-{label}"
         assert run.data.params["bench.rounds"] == str(ROUNDS)
+        assert "time to first token" in run.data.tags["mlflow.note.content"]
         for batch_size, metric in product(BATCH_SIZES, ("ttft_s", "tpot_s")):
             history = client.get_metric_history(run.info.run_id, f"cost/{metric}_batch{batch_size}")
             expected = {
@@ -236,7 +237,7 @@ def test_every_subject_has_one_finished_mlflow_run(done: Done) -> None:
             }
             assert {point.step: point.value for point in history} == pytest.approx(expected)
             assert len(history) == len(LENGTHS)
-        of_cache = client.get_metric_history(run.info.run_id, "cost/kv_bytes_batch2")
+        of_cache = client.get_metric_history(run.info.run_id, "cost/kv_cache_bytes_batch2")
         assert {p.step: p.value for p in of_cache} == {n: measured[label, n, 2]["kv_bytes"] for n in LENGTHS}
         assert run.data.metrics["cost/kv_retain_rate_batch1"] == pytest.approx(RETAINED[label])
         kept = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "bench")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from urllib.parse import unquote
 
 import pytest
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
@@ -105,10 +104,32 @@ def test_names_lead_to_the_runs_of_the_local_interface(table: Tracked) -> None:
     for name, row in table.csv().items():
         link = f"http://127.0.0.1:5000/#/experiments/{table.id}/runs/{row['runs']}?{TRAINING}"
         assert f"| [{name}]({link}) |" in table.markdown
-    beside = re.search(r"side by side in MLflow: \S+/#/compare-runs\?runs=(\S+)&experiments=(\S+)&", table.markdown)
+    beside = re.search(
+        r"side by side in MLflow: \S+/#/experiments/(\S+)/runs\?\S+&viewStateShareKey=(\S+)", table.markdown
+    )
     assert beside is not None
-    assert json.loads(unquote(beside[1])) == [row["runs"] for row in table.csv().values() if row["runs"]]
-    assert json.loads(unquote(beside[2])) == [table.id]
+    assert beside[1] == table.id
+    view = json.loads(table.client.get_experiment(table.id).tags[f"mlflow.sharedViewState.{beside[2]}"])
+    assert re.findall("[0-9a-f]{32}", view["searchFilter"]) == [
+        row["runs"] for row in table.csv().values() if row["runs"]
+    ]
+    first = view["compareRunCharts"][0]
+    assert (first["xaxis"]["key"], first["yaxis"]["key"]) == ("cost/kv_retain_rate", "final/response_loss")
+    assert first["metricSectionId"] == view["compareRunSections"][0]["uuid"]
+
+
+def test_metrics_are_found_under_the_names_of_former_versions(tracked: Tracked) -> None:
+    tracked.config("sweep: {points: {new: {seed: 1}, former: {seed: 2, data.max_length: 9}}}\n")
+    parent = tracked.run("sweep", "table", {})
+    tracked.fit("new", "uniattn", UNIATTN, 0.8, {"final/response_loss": 1.5, "cost/kv_cache_bytes": 512}, parent=parent)
+    tracked.fit("former", "uniattn", CLA, 0.7, {"stage2/response_loss": 2.5, "cost/kv_cache_bytes": 400}, parent=parent)
+    tracked.run("bench", "b", {"cost/kv_cache_bytes": {64: 8192}}, architecture="uniattn", plan=UNIATTN)
+    tracked.run("bench", "b", {"cost/kv_bytes": {64: 4096}}, architecture="cla", plan=CLA)
+    columns = "{loss: final/response_loss, old: stage2/response_loss, bytes: cost/kv_cache_bytes@64, kv: cost/kv_bytes}"
+    assert tracked.report(f"report.columns={columns}") == 0
+    rows = tracked.csv()
+    assert [rows["new"][name] for name in ("loss", "old", "bytes", "kv")] == ["1.5", "1.5", "8192.0", "8192.0"]
+    assert [rows["former"][name] for name in ("loss", "old", "bytes", "kv")] == ["2.5", "2.5", "4096.0", "4096.0"]
 
 
 def test_a_mean_is_missing_with_any_of_its_parts(table: Tracked) -> None:

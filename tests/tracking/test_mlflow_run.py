@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.tracking.mlflow_run import MLflowRun
+from uniattn_pl.tracking.run_above import parent_tag
 from uniattn_pl.tracking.stage_logger import StageLogger
 
 
@@ -134,3 +135,13 @@ def test_a_uri_that_cannot_be_one_is_refused_without_asking_anybody(tmp_path: Pa
     with pytest.raises(UserError, match=answer.replace("?", r"\?")):
         opened(TrackingConfig(uri), tmp_path, "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_measures_in_a_run_folder_is_shown_below_its_run(tracking: TrackingConfig, tmp_path: Path) -> None:
+    run = opened(tracking, tmp_path, "fitted")
+    assert run.end("FINISHED")
+    folder = run.journal_folder.parent
+    assert parent_tag(tracking, folder) == {"mlflow.parentRunId": run.run_id}
+    assert parent_tag(tracking, tmp_path / "never") == {}
+    other = replace(tracking, uri=f"sqlite:///{tmp_path}/other.db")
+    assert parent_tag(other, folder) == {}, "the run is in another store"

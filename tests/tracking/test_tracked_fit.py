@@ -95,13 +95,34 @@ def test_its_rows_are_inputs_once_each_by_what_they_say(tracked: Tracked) -> Non
     assert {one.dataset.profile for one in inputs} == {'{"num_rows": 4}', '{"num_rows": 2}'}
 
 
+def test_its_page_says_what_came_out_who_ran_which_code_and_what_was_set(tracked: Tracked) -> None:
+    run, note = tracked.run, tracked.run.data.tags["mlflow.note.content"]
+    losses = re.findall(r"│ +(\d\.\d{4}) │", Path("runs/tiny/final_table.txt").read_text(encoding="utf-8"))
+    assert len(losses) == 5
+    assert all(f"| {loss} |" in note for loss in losses)
+    assert 'uniattn_pl.load_model("' in note
+    assert str(Path("runs/tiny/tracking/artifacts/plan.txt").read_text(encoding="utf-8")).strip() in note
+    assert run.data.tags["mlflow.user"]
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    assert run.data.params["training.stage2.max_steps"] == "2"
+    assert "training.stage2.weight_decay" not in run.data.params
+    assert len(run.data.params) < 40
+
+
+def test_its_milestones_are_points_of_one_curve(tracked: Tracked) -> None:
+    assert [step for step, _ in tracked.history("val/response_loss")] == [0, 1, 3]
+    losses = {key for key in tracked.run.data.metrics if key.endswith("response_loss") and not key.startswith("eval/")}
+    of_milestones = {"original/response_loss", "no_compensation/response_loss"}
+    assert losses == {*of_milestones, "val/response_loss", "final/response_loss"}
+
+
 def test_its_model_is_logged_once_with_what_made_it_and_its_figures(tracked: Tracked) -> None:
     model, run = tracked.model, tracked.run
     assert (model.name, model.model_type, model.source_run_id) == ("tiny", "uniattn", run.info.run_id)
     assert model.params["training.stage2.learning_rate"] == run.data.params["training.stage2.learning_rate"]
     assert not any(key.startswith(("tracking.", "trainer.")) for key in model.params)
     figures = {metric.key: metric for metric in model.metrics}
-    assert figures["final/response_loss"].value == run.data.metrics["stage2/response_loss"]
+    assert figures["final/response_loss"].value == run.data.metrics["val/response_loss"]
     assert figures["cost/kv_retain_rate"].value == run.data.metrics["cost/kv_retain_rate"]
     held_out = next(one.dataset.digest for one in run.inputs.dataset_inputs if one.tags[0].value == "validation")
     assert figures["final/response_loss"].dataset_digest == figures["eval/held_out/response_loss"].dataset_digest

@@ -17,7 +17,7 @@ from uniattn_pl.tracking.metric_names import FINAL_LOSS, RETAIN_RATE
 TAG = "mlflow.sharedViewState."
 LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 CURVES = ("val/response_loss", "stage2/loss", "stage1/loss")
-BEHIND, BESIDE = "Loss over cost", "Loss while it trains"
+OVER_COST, TRAINING = "Loss over cost", "Loss while it trains"
 
 
 def share_view(runs: RunStore, name: str, run_ids: Sequence[str]) -> str | None:
@@ -43,7 +43,7 @@ def view_state(run_ids: Sequence[str]) -> dict[str, Any]:
     """What MLflow's pages show of these runs: the best first, charts of final loss over cost and of training."""
     of_cost = {"type": "SCATTER", "xaxis": _metric(RETAIN_RATE), "yaxis": _metric(FINAL_LOSS)}
     curves = [{"type": "LINE", "metricKey": key} for key in CURVES]
-    charts = [_chart(of_cost, 0, BEHIND), *(_chart(curve, n, BESIDE) for n, curve in enumerate(curves, start=1))]
+    charts = [_chart(of_cost, 0, OVER_COST), *(_chart(curve, n, TRAINING) for n, curve in enumerate(curves, start=1))]
     named = ", ".join(f"'{run_id}'" for run_id in run_ids)
     return {
         "searchFilter": f"attributes.run_id IN ({named})",
@@ -51,7 +51,8 @@ def view_state(run_ids: Sequence[str]) -> dict[str, Any]:
         "orderByAsc": True,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
-        "compareRunSections": [_section(BEHIND), _section(BESIDE)],
+        "compareRunSections": [_section(OVER_COST, columns=1), _section(TRAINING, columns=3)],
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "isAccordionReordered": True,  # else sections come by their names
     }
 
@@ -65,5 +66,13 @@ def _chart(chart: dict[str, Any], number: int, section: str) -> dict[str, Any]:
     return {"uuid": f"chart-{number}", "metricSectionId": section, **of_all, **chart}
 
 
-def _section(name: str) -> dict[str, Any]:
-    return {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+def _section(name: str, *, columns: int) -> dict[str, Any]:
+    return {
+        "uuid": name,
+        "name": name,
+        "columns": columns,
+        "display": True,
+        "isReordered": True,
+        "deleted": False,
+        "isGenerated": False,
+    }
