@@ -34,7 +34,7 @@ def test_what_is_lost_is_told_and_done_again_and_other_rows_are_refused(tmp_path
     sent = next(run for run in children if run.info.run_name == "seed=1")
     assert sent.info.status == "FINISHED"
     assert sent.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert {"stage2/response_loss", "eval/held_out/response_loss"} <= sent.data.metrics.keys()
+    assert {"final/response_loss", "eval/held_out/response_loss"} <= sent.data.metrics.keys()
 
     problems = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert any("point 'seed=0': the training rows changed: 8 of the 8 of 'rows.jsonl'" in line for line in problems)

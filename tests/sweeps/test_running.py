@@ -35,7 +35,7 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     assert {run.data.tags["uniattn_pl.experiment"]: run.info.run_name for run in children} == {
         key: point["name"] for key, point in points.items()
     }
-    losses = {run.info.run_name: run.data.metrics["stage2/response_loss"] for run in children}
+    losses = {run.info.run_name: run.data.metrics["final/response_loss"] for run in children}
     assert parent.data.metrics["sweep/best_response_loss"] == min(losses.values())
     best, *others = sorted(losses, key=lambda name: losses[name])
     assert f"* {best} " in small.table()

@@ -84,7 +84,7 @@ def test_the_run_is_exported_loaded_generated_from_and_evaluated(
     assert main(["evaluate", "--config", "killed.yaml"]) == 0
     results = json.loads((fits / "whole/runs/killed/evaluation/results.json").read_text())["results"]
     (held_out,) = [result for result in results if result["name"] == "held_out"]
-    ((_, loss), *_) = history(fits / "whole")["stage2/response_loss"]
+    ((_, loss), *_) = history(fits / "whole")["final/response_loss"]
     assert held_out["figures"]["response_loss"]["value"] == pytest.approx(loss, rel=1e-5)
 
 

@@ -109,7 +109,7 @@ def test_a_stream_is_counted_as_it_is_read_and_plain_text_has_its_perplexity(fit
     found, (run,) = history(fits / "streamed"), runs(fits / "streamed")
     assert found["stage2/source_0/taken"] == [(10, 20)]
     assert found["stage2/source_0/rows_read"][0][1] > 0
-    for name in ("original", "initial", "stage1", "stage2", "val"):
+    for name in ("original", "val", "final"):
         losses, perplexities = found[f"{name}/response_loss"], found[f"{name}/perplexity"]
         assert [step for step, _ in losses] == [step for step, _ in perplexities]
         assert [math.exp(loss) for _, loss in losses] == pytest.approx([value for _, value in perplexities])
