@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from tests.tiny_models import cases, converted, plan_of, shape, tokens
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 import uniattn_pl  # noqa: F401  registers the model types
+from uniattn_pl.errors import UserError
+from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
 from uniattn_pl.plan import costs
 
 
@@ -45,3 +48,18 @@ def test_a_saved_model_comes_back_bit_for_bit(family: str, architecture: str, tm
     # Not `model` itself: casting a model casts its rotary tables as well, loading one does not.
     cast = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     assert torch.equal(in_halves(ids).logits, cast(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@torch.no_grad()
+def test_automodel_loads_the_base_model_and_a_head_for_classification_is_refused(family: str, tmp_path: Path) -> None:
+    model, ids = converted(family, "uniattn"), tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert base.layer_plan == model.layer_plan
+    assert torch.equal(base(ids).last_hidden_state, model.base_model(ids).last_hidden_state)
+    assert kv_cache_bytes(base(ids).past_key_values) == kv_cache_bytes(model(ids).past_key_values)
+    made = AutoModel.from_config(model.config)
+    assert made.state_dict().keys() == base.state_dict().keys()
+    with pytest.raises(UserError, match=f"uniattn_{family} has no head for classification.*Load it with AutoModel"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)

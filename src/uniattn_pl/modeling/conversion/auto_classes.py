@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from uniattn_pl.errors import UserError
@@ -26,10 +33,42 @@ def auto_classes(stock: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedMod
         auto_model(config).register(config, model)
         if sees_images(config) and stock.config_class in MODEL_FOR_CAUSAL_LM_MAPPING:  # Gemma-3's stands in both
             AutoModelForCausalLM.register(config, model)
+        AutoModel.register(config, _as_base_model(config, model))
+        AutoModelForSequenceClassification.register(config, _without_head(config, model))
         # Pickling and save_pretrained look classes up by module and name.
         globals()[config.__name__], globals()[model.__name__] = config, model
         _CLASSES[stock] = (config, model)
     return _CLASSES[stock]
+
+
+def _as_base_model(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> type:
+    """What AutoModel loads of a converted type: the base model inside its language model."""
+
+    def load(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return model.from_pretrained(*args, **kwargs).base_model
+
+    def make(cls: type, given: PreTrainedConfig, **kwargs: Any) -> Any:
+        return model._from_config(given, **kwargs).base_model
+
+    return _stand_in(f"{model.__name__}Base", config, load, make)
+
+
+def _without_head(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> type:
+    """What AutoModelForSequenceClassification finds of a converted type: why there is none."""
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        raise UserError(
+            f"a model of type {config.model_type} has no head for classification: only language models are converted. "
+            "Load it with AutoModel, and put your head on its last_hidden_state."
+        )
+
+    return _stand_in(f"{model.__name__}WithoutHead", config, refuse, refuse)
+
+
+def _stand_in(name: str, config: type[PreTrainedConfig], load: Any, make: Any) -> type:
+    return type(
+        name, (), {"config_class": config, "from_pretrained": classmethod(load), "_from_config": classmethod(make)}
+    )
 
 
 def check_class(model: PreTrainedModel) -> None:
