@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 from uniattn_pl.errors import UserError
+from uniattn_pl.printed_commands import install
 
 PACKAGE = "uniattn-pl"
 # By the name a module is imported by.
@@ -69,5 +70,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _missing(extra: str, absent: list[str], what: str) -> MissingExtraError:
     verb = "is" if len(absent) == 1 else "are"
     return MissingExtraError(
-        f"{what} needs {', '.join(absent)}, which {verb} not installed: pip install '{PACKAGE}[{extra}]'"
+        f"{what} needs {', '.join(absent)}, which {verb} not installed: {install(f'{PACKAGE}[{extra}]')}"
     )

@@ -66,7 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
         check_kernel(name, device=device)
     check_reuse_mode(loaded.config.model.reuse, device)
     shape = load_shape(loaded.config.model.source, **model_origin(loaded))
-    check_room(loaded.config, shape, device)
+    try:
+        check_room(loaded.config, shape, device)
+    except UserError as error:
+        if not arguments.dry_run:
+            raise
+        tell_once(f"On this machine, as it is now, it would not start: {error}")
     beyond = beyond_positions("bench.lengths", max(bench.lengths), shape.positions)
     if beyond:
         tell_once(f"{beyond} Times and bytes are those of longer texts all the same.")

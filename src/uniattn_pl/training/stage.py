@@ -250,8 +250,8 @@ def _trainer(experiment: Experiment, context: FitContext, **options: Any) -> pl.
         enable_model_summary=False,
         **options,
     )
-    # its handler of SIGTERM broadcasts wherever the signal comes, and ranks that are in another collective lock up
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # which broadcasts wherever the signal comes, and ranks that are in another collective lock up
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     return trainer
 
 
