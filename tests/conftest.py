@@ -14,6 +14,9 @@ import pytest
 # As in an environment that is active: commands are printed with `python` where that is this interpreter.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
+# Tables are as wide as they are, as in a file; xdist tells its workers a terminal's width.
+os.environ.pop("COLUMNS", None)
+
 LONG = ("training", "sweeps", "tracking", "faults")
 # What `make test-fast` leaves out: folders, files and tests that run whole fits, other processes, compilers or every
 # shipped file; and all families but these two, which differ most. A new test is fast until it is named here.

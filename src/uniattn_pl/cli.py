@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCESS
     except Exception as error:
-        missing = missing_extra(error, f"uniattn-pl {arguments[0]}")
+        missing = missing_extra(error, " ".join(["uniattn-pl", *arguments[:1]]))
         if missing is not None:
             print(f"error: {missing}", file=sys.stderr)
             return USER_ERROR

@@ -43,7 +43,7 @@ def mlflow_ui(store: str, run_id: str | None = None) -> str:
 
 def mlflow_page(store: str) -> str:
     """The address of a server's pages, without credentials."""
-    parts = urlsplit(store)
+    parts = urlsplit(redact(store))  # by its rules: a password may have a slash
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 

@@ -370,7 +370,7 @@ def test_fits_train_on_it_and_a_second_one_samples_nothing(
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert "data: self (self), 13 rows read, 7 train, 2 validation" in capsys.readouterr().out
     assert main([*fit, "--dry-run"]) == 0
-    assert "data: self, 7 rows to train on, 2 to validate" in capsys.readouterr().out
+    assert "data: self (self), 13 rows read, 7 train, 2 validation" in capsys.readouterr().out
     assert main([*fit, "name=second", "seed=1"]) == 0
     assert main(["evaluate", "--from", "runs/tiny", "evaluation.probes=[held_out]"]) == 0
     assert len(batches) == 2

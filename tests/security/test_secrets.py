@@ -67,7 +67,7 @@ def local_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("uri", [URL, "${oc.env:WHERE}"], ids=["written", "from a variable"])
 def test_a_fit_keeps_credentials_to_itself(folder: Path, printed: Callable[[], str], uri: str) -> None:
     assert main([*FIT, f"tracking.uri={uri}"]) == 0
-    assert "https://***@tracker.invalid/mlflow" in printed()
+    assert "https://tracker.invalid/mlflow/#/runs/" in printed()
     manifest = json.loads((folder / "runs" / "tiny" / "manifest.json").read_text())
     assert manifest["config"]["tracking"]["uri"].startswith("https://***@tracker.invalid")
     assert b"https://***@tracker.invalid" in (folder / "store.db").read_bytes()
@@ -87,7 +87,7 @@ def test_a_fit_resumes_after_the_password_has_changed(printed: Callable[[], str]
 @pytest.mark.usefixtures("local_store")
 def test_a_benchmark_keeps_credentials_to_itself(folder: Path, printed: Callable[[], str]) -> None:
     assert main(["bench", "--config", "tiny.yaml", f"tracking.uri={URL}"]) == 0
-    assert "open https://***@tracker.invalid" in printed()
+    assert "  https://tracker.invalid/mlflow\n" in printed()
     assert "https://***@" in (folder / "runs" / "tiny" / "bench" / "results.json").read_text()
 
 

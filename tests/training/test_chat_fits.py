@@ -69,7 +69,7 @@ def test_a_fit_says_what_it_learns_from(here, capsys):
     assert manifest.phase == "done"
     assert "template" in manifest.identity
     assert main(["fit", "--config", "tiny.yaml", "name=other", "--dry-run"]) == 0
-    assert "data: rows.jsonl, 6 rows to train on, 2 to validate" in capsys.readouterr().out
+    assert "data: rows.jsonl (chat, template own.jinja), 8 rows read, 6 train, 2 validation" in capsys.readouterr().out
     assert (here / "runs/tiny/final/chat_template.jinja").read_text() == TEMPLATE
 
 

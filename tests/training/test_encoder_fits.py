@@ -63,7 +63,7 @@ def test_killed_and_resumed_it_ends_as_one_that_was_not(fits: Path) -> None:
 @pytest.mark.parametrize("name", ["whole", "baseline", "lora"])
 def test_training_lowers_the_loss_of_held_out_responses(fits: Path, name: str) -> None:
     ((_, before), *_), ((_, after), *_) = (
-        history(fits / name)[f"{milestone}/response_loss"] for milestone in ("original", "stage2")
+        history(fits / name)[f"{milestone}/response_loss"] for milestone in ("original", "final")
     )
     assert after < before
 

@@ -295,7 +295,6 @@ def _prepare_process(*, deterministic: bool) -> None:
     quiet_libraries()
     # transformers warns of a fork after tokenisation otherwise, in the middle of the progress bar
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if deterministic:
-        # calibration and evaluation count too, not only what a Trainer does
+    if deterministic:  # calibration and evaluation count too, not only what a Trainer does
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
