@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from uniattn_pl.families.catalogue import byte_tokenizer
 from uniattn_pl.modeling.loading.pretrained import load_folder
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.training import fit
+from uniattn_pl.training.lightning_module import PostTrainingModule
 
 CONFIG = (
     BASE
@@ -140,6 +142,13 @@ def test_a_final_model_damaged_before_the_end_is_written_again(folder: Path, mon
     save_file(rounds(load_file(file)), file, metadata={"format": "pt"})
     assert main([*FIT, *PLAIN]) == 0
     assert file.read_bytes() == sound
+
+
+def test_an_interrupted_stage_gives_ctrl_c_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(PostTrainingModule, "training_step", killed)
+    assert main([*FIT, *PLAIN]) == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def tied_model(folder: Path) -> PreTrainedModel:
