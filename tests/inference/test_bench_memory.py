@@ -48,11 +48,11 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_memory, "free_bytes", lambda _: GIB)
     words = ["bench", "model.source=tiny-llama", "model.dtype=float32", "architecture.num_superblocks=1"]
-    assert main([*words, "bench.lengths=[64, 16000000]", "--dry-run"]) == 2
+    assert main([*words, "bench.lengths=[64, 16000000]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "1 x 16,000,000 tokens needs about" in line
     assert f"1 GiB are free on cpu; at most {longest_fitting(CONFIG, SHAPE, 1, GIB):,} tokens fit." in line
-    assert main([*words, "bench.lengths=[4000]", "--dry-run"]) == 0
+    assert main([*words, "bench.lengths=[4000]"]) == 0
     assert "4000 tokens are more than the 2048 positions" in capsys.readouterr().err
 
 
