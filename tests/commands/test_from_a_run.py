@@ -87,6 +87,11 @@ def test_a_run_is_evaluated_on_its_own_rows_and_in_its_own_store(
     assert not (folder / "mlruns").exists(), "nothing went to the default store"
 
 
+def test_of_a_model_that_is_no_runs_the_original_is_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--from", "tiny-llama", HELD_OUT, "--beside", "original"]) == 2
+    assert "--beside original needs a run, or its --config; 'tiny-llama' is of none." in capsys.readouterr().err
+
+
 def test_the_original_is_measured_beside_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--from", "runs/tiny", HELD_OUT, "--beside", "original"]) == 0
     manifest = Manifest.read(folder / "runs/tiny")

@@ -79,7 +79,7 @@ def test_a_server_scores_as_the_model_and_both_stand_in_one_table(
     manifest = Manifest.read(Path("runs/tiny"))
     assert manifest is not None
     assert manifest.mlflow_run_id is not None
-    metrics = MlflowClient("sqlite:///mlflow.db").get_run(manifest.mlflow_run_id).data.metrics
+    metrics = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(manifest.mlflow_run_id).data.metrics
     assert metrics["eval/held_out_served/response_loss"] == pytest.approx(own["value"], abs=1e-5)
     assert "held_out_served" in capsys.readouterr().out
 

@@ -52,10 +52,25 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_loaded(
     (line,) = capsys.readouterr().err.splitlines()
     assert "1 x 16,000,000 tokens needs about" in line
     assert f"1 GiB are free on cpu; at most {longest_fitting(CONFIG, SHAPE, 1, GIB):,} tokens fit." in line
-    assert main([*words, "bench.lengths=[4000]"]) == 0
+    assert main([*words, "bench.lengths=[64, 16000000]", "--dry-run"]) == 0, (
+        "that it is planned elsewhere is no mistake"
+    )
+    assert "as it is now, it would not start: bench.lengths: " in capsys.readouterr().err
+    assert main([*words, "bench.lengths=[4000]", "--dry-run"]) == 0
     assert "4000 tokens are more than the 2048 positions" in capsys.readouterr().err
 
 
 def test_this_machine_says_what_is_free() -> None:
     free = free_bytes(torch.device("cpu"))
     assert free is None or free > 2**20
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_what_a_container_can_give_back_is_free(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, limit, used, pages = bench_memory.CGROUPS[version]
+    for name, text in ((limit, "5000"), (used, "4000"), ("memory.stat", f"anon 1\n{pages} 3000\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(bench_memory, "CGROUPS", ((tmp_path, limit, used, pages),))
+    assert free_bytes(torch.device("cpu")) == 4000
+    (tmp_path / limit).write_text("max")
+    assert int(free_bytes(torch.device("cpu")) or 0) > 4000

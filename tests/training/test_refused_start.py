@@ -63,5 +63,5 @@ def fails(*_: object, **__: object) -> None:
 
 
 def tracked_fits() -> list[Run]:
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     return list(client.search_runs([client.get_experiment_by_name("uniattn_pl").experiment_id]))

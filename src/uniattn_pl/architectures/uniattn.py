@@ -69,25 +69,28 @@ class UniAttn(Architecture):
         if self.selection == "given":
             return self._finish(self._chained(shape, self.layers))
         plan = LayerPlan.stock(shape)
-        count = self.num_superblocks or max(1, min(SUPERBLOCKS, len(shape.attention_layers) // self.superblock_size))
-        blocks = superblocks(shape, size=self.superblock_size, count=count, first_layer=self.first_layer)
+        blocks = superblocks(
+            shape, size=self.superblock_size, count=self._superblocks(shape), first_layer=self.first_layer
+        )
         for source, readers in blocks:
             plan = plan.reuse(readers, source, compensated=self.compensation)
         return self._finish(plan)
 
-    @property
-    def _count(self) -> int:
-        return self.num_reused or (self.superblock_size - 1) * (self.num_superblocks or SUPERBLOCKS)
+    def _superblocks(self, shape: ModelShape) -> int:
+        return self.num_superblocks or max(1, min(SUPERBLOCKS, len(shape.attention_layers) // self.superblock_size))
+
+    def _count(self, shape: ModelShape) -> int:
+        return self.num_reused or (self.superblock_size - 1) * self._superblocks(shape)
 
     def check(self, shape: ModelShape) -> None:
-        available = len(shape.attention_layers)
-        if self.measured and self._count >= available:
-            raise PlanError(f"num_reused is {self._count}; at most {available - 1} of {available} layers fit.")
+        available, count = len(shape.attention_layers), self._count(shape)
+        if self.measured and count >= available:
+            raise PlanError(f"num_reused is {count}; at most {available - 1} of {available} layers fit.")
         super().check(shape)
 
     def choose(self, shape: ModelShape, measurements: Measurements) -> LayerPlan:
         self.check(shape)
-        count = self._count
+        count = self._count(shape)
         if self.selection == "similarity":
             similarity = measurements.map_similarity()
             ranked = sorted(shape.attention_layers[1:], key=lambda layer: similarity[layer] or 0.0, reverse=True)
@@ -113,11 +116,12 @@ class UniAttn(Architecture):
             PlanError: there are not so many.
         """
         chosen: list[int] = []
-        while len(chosen) < self._count:  # a layer may fit once the one below it uses a source that sees further
+        count = self._count(shape)
+        while len(chosen) < count:  # a layer may fit once the one below it uses a source that sees further
             further = next((layer for layer in ranked if self._can_reuse(layer, chosen, shape)), None)
             if further is None:
                 most = len(chosen)
-                raise PlanError(f"num_reused is {self._count}; the model's windows let {most} layers reuse others.")
+                raise PlanError(f"num_reused is {count}; the model's windows let {most} layers reuse others.")
             chosen.append(further)
         return chosen
 

@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from uniattn_pl.inference.device import trainer_device
 
     subject = find_subject(arguments.source, loaded)
+    if arguments.beside is not None and subject.run is None and not arguments.config:
+        raise UserError(f"--beside {arguments.beside} needs a run, or its --config; '{subject}' is of none.")
     server = None if arguments.server is None else open_server(arguments.server)
     beside = None if arguments.beside is None else Subject(None, loaded.config.model.source, None)
     trainer_device(loaded.config)

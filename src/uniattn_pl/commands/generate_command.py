@@ -25,7 +25,9 @@ from uniattn_pl.inference.texts_beside import print_beside
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from uniattn_pl.config import LoadedConfig
     from uniattn_pl.config.sections.model_section import ModelConfig
+    from uniattn_pl.data.prompt_file import AskedPrompt
     from uniattn_pl.inference.generation import TextModel
     from uniattn_pl.inference.texts_beside import AskedText
     from uniattn_pl.inference.token_choice import Sampling
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     original = experiment_of(arguments, f"--beside {ORIGINAL}").config.model if from_original else None
     experiment = experiment_of(arguments, "--row") if arguments.row else None
     if arguments.dry_run:
-        _dry_run(arguments, folder, beside)
+        _dry_run(arguments, prompts, folder, beside, experiment)
         return 0
     from transformers.utils.logging import disable_progress_bar
 
@@ -95,15 +97,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(arguments: argparse.Namespace, folder: Path, beside: Path | None) -> None:
+def _dry_run(
+    arguments: argparse.Namespace,
+    prompts: Sequence[AskedPrompt],
+    folder: Path,
+    beside: Path | None,
+    experiment: LoadedConfig | None,
+) -> None:
     from uniattn_pl.inference.chat_prompt import check_chat
     from uniattn_pl.modeling.loading.pretrained import check_folder, load_folder_tokenizer
 
     check_folder(folder)
     if beside is not None:
         check_folder(beside)
+    tokenizer = load_folder_tokenizer(folder)
     if arguments.chat:
-        check_chat(load_folder_tokenizer(folder), str(folder))
+        check_chat(tokenizer, str(folder))
+    else:
+        asked_texts(arguments, prompts, folder, tokenizer, experiment)
     print(f"dry run: would generate up to {arguments.max_new_tokens} tokens for each prompt with {folder}.")
 
 

@@ -16,10 +16,11 @@ from uniattn_pl.plan.forward_memory import inference_memory
 from uniattn_pl.plan.predicted_times import EAGER_MAP_HELD
 
 MEMORY_FILE = Path("/proc/meminfo")
-# Of a container: its limit, and what is used of it; version 2 of cgroups, then version 1.
+# Of a container: folder, its limit, what is used of it, and what of that are files' pages, which it gives back when it
+# must; version 2 of cgroups, then version 1.
 CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -80,9 +81,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _left_in_containers() -> list[int]:
     left = []
-    for limit, used in CGROUPS:
+    for folder, limit, used, pages in CGROUPS:
         try:
-            left.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such version, or no limit ("max")
+            entries = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(entries[pages])
+            left.append(int((folder / limit).read_text()) - taken)
+        except (OSError, ValueError, KeyError):  # no such version, or no limit ("max")
             continue
     return left

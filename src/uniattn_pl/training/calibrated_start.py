@@ -82,9 +82,8 @@ def log_parameters(converted: PreTrainedModel, experiment: Experiment, context: 
 
 def warn_of_harm(measured: dict[str, Any], context: FitContext) -> None:
     """Say at once where the initialisation made the converted model worse: stages of hours begin there."""
-    known = {"milestones": {**context.record.result("prepare")["milestones"], **measured}}
-    prepared = {**context.record.result("prepare"), **known}
-    result = FitResult.from_results({"prepare": prepared}, run_folder=Path(), model_folder=Path())
+    phases = {"prepare": context.record.result("prepare"), "initialise": {"milestones": measured}}
+    result = FitResult.from_results(phases, run_folder=Path(), model_folder=Path())
     for line in initialisation_lines(result):
         if line.startswith(WARNING):
             context.console.print(line, highlight=False, markup=False, soft_wrap=True)

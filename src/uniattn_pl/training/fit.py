@@ -210,12 +210,10 @@ def prepare(
         context.tracking.set_tag(tag, value)
     _log_frontier(experiment.folder / SEARCH_FOLDER / FRONTIER, context)
     context.tracking.flush()
-    texts = (
-        {"texts": known}
-        if (known := recorded.get("texts"))
-        else HeldOutTexts(experiment, models, context).said(ORIGINAL, models.original)
-    )
-    return {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict(), **texts}
+    results = {"milestones": measured, "cache": asdict(cache), "plan": plan.to_dict()}
+    if "texts" in recorded:
+        return results | {"texts": recorded["texts"]}
+    return results | HeldOutTexts(experiment, models, context).said(ORIGINAL, models.original)
 
 
 def initialise(

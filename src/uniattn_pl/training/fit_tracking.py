@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -74,6 +74,11 @@ class FitTracking:
         """A figure as an artifact."""
         if self.mlflow_run is not None:
             self.mlflow_run.log_figure(figure, name)
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Rows as a table that MLflow's pages show, beside those that are there."""
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_table(rows, name)
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """A file as an artifact."""

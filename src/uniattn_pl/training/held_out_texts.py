@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,6 @@ from transformers import PreTrainedModel
 from uniattn_pl.data.held_out_prompts import HeldOutPrompt
 from uniattn_pl.inference.generation import TextModel
 from uniattn_pl.inference.token_choice import Sampling
-from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.fit_result import HeldOutText
 from uniattn_pl.training.experiment import Experiment
 from uniattn_pl.training.fit_context import FitContext
@@ -57,7 +55,5 @@ class HeldOutTexts:
 def log_texts(texts: tuple[HeldOutText, ...], context: FitContext) -> None:
     """Log the texts as a table that MLflow shows."""
     if texts:
-        columns = ["row", "asked", "expected", *texts[0].said]
-        data = [[text.number, text.asked, text.expected, *text.said.values()] for text in texts]
-        context.tracking.log_text(json.dumps({"columns": columns, "data": data}, ensure_ascii=False), FILE)
-        context.tracking.set_tag(tags.TABLES, json.dumps([{"path": FILE, "type": "table"}]))
+        rows = [{"row": text.number, "asked": text.asked, "expected": text.expected, **text.said} for text in texts]
+        context.tracking.log_table(rows, FILE)
