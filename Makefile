@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SERVING := .venv-serving
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-serving lint audit gpu-check serving-env ui
+.PHONY: help quickstart test test-fast test-serving lint docs audit gpu-check serving-env ui
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -33,6 +33,10 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## build the pages of docs/ as a site in build/docs; a broken link fails
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "open build/docs/index.html"
 
 # Without the environment too, which needs a network: a machine with a card may have one of its own.
 WORDS := $(if $(TINY),--tiny) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
