@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SERVING := .venv-serving
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-serving lint docs audit gpu-check serving-env ui
+.PHONY: help quickstart test test-fast test-serving lint docs pages audit gpu-check serving-env ui
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -37,6 +37,9 @@ lint: $(READY)  ## check style and types
 docs: $(READY)  ## build the pages of docs/ as a site in build/docs; a broken link fails
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
 	@echo "open build/docs/index.html"
+
+pages: $(READY)  ## write what is generated in docs/: pictures, costs, options, docstrings (results: by their own command)
+	$(BIN)/python -m tools.pages
 
 # Without the environment too, which needs a network: a machine with a card may have one of its own.
 WORDS := $(if $(TINY),--tiny) $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))

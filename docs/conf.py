@@ -48,8 +48,25 @@ templates_path = ["site/templates"]
 # with a slash. What is generated may be missing.
 SECTIONS = {
     "Start": ["/README", "troubleshooting"],
-    "Concepts": ["concepts/*"],
-    "Architectures": ["architectures/index", "architectures/*"],
+    "Concepts": [f"concepts/{name}" for name in ("roles", "superblocks", "compensation", "stages", "costs")],
+    "Architectures": [
+        f"architectures/{name}"
+        for name in (
+            "index",
+            "uniattn",
+            "shared_attention",
+            "cla",
+            "yoco",
+            "kvsharer",
+            "llmdrop",
+            "shortgpt",
+            "gqa",
+            "window",
+            "search",
+            "given",
+            "baseline",
+        )
+    ],
     "How-to": [
         "choosing",
         "data",

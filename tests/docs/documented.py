@@ -90,13 +90,30 @@ def documented() -> list[Command]:
 def in_markdown(page: Path) -> Iterator[Command | None]:
     """Lines of ```bash blocks, and inline code, which may go over several lines of a paragraph."""
     text = page.read_text(encoding="utf-8")
-    for match in re.finditer(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        yield from _lines(match[1], page, _line_of(text, match.start(1)))
+    for block, first in _shell_blocks(text):
+        yield from (_command(line, page, number) for line, number in _lines(block, first))
     prose = re.sub(r"^```.*?^```", lambda match: re.sub(r"[^\n]", " ", match[0]), text, flags=re.MULTILINE | re.DOTALL)
     for match in re.finditer(r"(?<!`)`([^`]+)`(?!`)", prose):
         code = re.sub(r"\s+", " ", match[1]).strip()
         if "\n\n" not in match[1]:
             yield _command(code, page, _line_of(text, match.start()))
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Lines of ```bash blocks, and where they are, that are no command of this project."""
+    found = []
+    for page in PAGES:
+        for block, first in _shell_blocks(page.read_text(encoding="utf-8")):
+            for line, number in _lines(block, first):
+                if line and _command(line, page, number) is None:
+                    found.append((line, f"{_relative(page)}:{number}"))
+    return found
+
+
+def _shell_blocks(text: str) -> Iterator[tuple[str, int]]:
+    """Each ```bash block, which may be indented by the list that it is in, and the number of its first line."""
+    for match in re.finditer(r"^( *)```bash\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+        yield match[2], _line_of(text, match.start(2))
 
 
 def in_comments(file: Path) -> Iterator[Command | None]:
@@ -119,7 +136,8 @@ def in_help(name: str) -> Iterator[Command | None]:
     """The examples of a command's help."""
     file = ROOT / "src" / "uniattn_pl" / "commands" / f"{name}_command.py"
     line = file.read_text(encoding="utf-8").split("\nEXAMPLE = ")[0].count("\n") + 2
-    yield from _lines(import_module(f"uniattn_pl.commands.{name}_command").EXAMPLE, file, line)
+    example = import_module(f"uniattn_pl.commands.{name}_command").EXAMPLE
+    yield from (_command(text, file, number) for text, number in _lines(example, line))
 
 
 def in_docstring(file: Path) -> Iterator[Command | None]:
@@ -129,7 +147,8 @@ def in_docstring(file: Path) -> Iterator[Command | None]:
             yield _command(line.strip(), file, number)
 
 
-def _lines(text: str, file: Path, first: int) -> Iterator[Command | None]:
+def _lines(text: str, first: int) -> Iterator[tuple[str, int]]:
+    """Each line, joined with those that go on from it, and its number."""
     joined, start = "", first
     for number, line in enumerate(text.splitlines(), start=first):
         start = start if joined else number
@@ -137,7 +156,7 @@ def _lines(text: str, file: Path, first: int) -> Iterator[Command | None]:
         if joined.endswith("\\"):
             joined = joined[:-1]
             continue
-        yield _command(joined, file, start)
+        yield joined, start
         joined = ""
 
 

@@ -45,10 +45,13 @@ def _section(section: SectionReference) -> Iterator[str]:
     yield section.summary
     yield ""
     if section.keys:
-        yield "| key | value | default | meaning |"
-        yield "|---|---|---|---|"
-        yield from (_row(key) for key in section.keys)
+        yield option_table(section)
         yield ""
+
+
+def option_table(section: SectionReference) -> str:
+    """The keys of one section as a table of Markdown."""
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *map(_row, section.keys)])
 
 
 def _row(key: KeyReference) -> str:
