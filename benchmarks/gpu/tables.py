@@ -1,4 +1,4 @@
-"""The rows of a check as tables: for the terminal at its end, and for docs/RESULTS.md."""
+"""The rows of a check as tables: for the terminal at its end, and for docs/results/gpu.md."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ def check_tables(content: Row) -> list[ResultTable]:
     ]
     tables = [part_table(content["parts"]), *(maker(content["rows"]) for maker in makers)]
     return [table for table in tables if table is not None and table.rows]
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Where it was measured, and every table."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
+    commit = (content["commit"] or "unknown")[:7] + (" and changes" if content["changed_since"] else "")
+    memory = f" ({content['memory_gib']} GiB)" if content["memory_gib"] else ""
+    lines = [f"{content['card'] or 'CPU'}{memory}, {content['date']}, commit {commit}; {versions}.", ""]
+    for table in check_tables(content):
+        lines += [f"{table.title}:", "", _markdown_line(table.columns), "|---" * len(table.columns) + "|"]
+        lines += [*(_markdown_line(row) for row in table.rows), ""]
+    return "\n".join(lines)
 
 
 def part_table(parts: Row) -> ResultTable:
@@ -282,3 +294,7 @@ def _busy_and_wall(row: Row | None) -> str:
     if row is None:
         return NOTHING
     return f"{_ms(row.get('gpu_ms'))}, {_ms(row['ms'])}"
+
+
+def _markdown_line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"

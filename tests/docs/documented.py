@@ -167,15 +167,19 @@ def _command(text: str, file: Path, line: int) -> Command | None:
     place = f"{_relative(file)}:{line}"
     text = re.sub(r"^(?:[A-Z_]+=\S+ +|srun +)+", "", text)
     text = re.sub(r"^torchrun .*?-m uniattn_pl\b|^uniattn-pl(?= )|^python -m uniattn_pl\b", "uniattn_pl", text)
-    text = re.sub(
-        r"^python -m benchmarks\.(gpu\.)?(\w+)", lambda m: f"benchmarks {'gpu/' if m[1] else ''}{m[2]}.py", text
-    )
+    text = re.sub(r"^python -m benchmarks\.([\w.]+)", lambda m: f"benchmarks {_script(m[1])}", text)
     text = re.sub(r"^python (benchmarks|examples)/", r"\1 ", text)
     if not re.match(r"(?:uniattn_pl|make|benchmarks|examples) +\S", text):
         return None
     program, *words = shlex.split(text, comments=True)
     named_only = program == "uniattn_pl" and len(words) == 1
     return None if named_only or not words else Command(program, tuple(words), place)
+
+
+def _script(module: str) -> str:
+    """The file of a module below benchmarks/, or what runs of a package."""
+    path = module.replace(".", "/")
+    return f"{path}/__main__.py" if (ROOT / "benchmarks" / path).is_dir() else f"{path}.py"
 
 
 def _line_of(text: str, position: int) -> int:

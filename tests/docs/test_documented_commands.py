@@ -31,6 +31,7 @@ def runs_its_own_file(command: Command) -> bool:
 
 OURS = [command for command in EVERY if not runs_its_own_file(command)]
 TRIED = {"report": "--print-config"}  # others have a dry run
+RESULTS = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs" / "results").glob("*.md"))]
 STARTED = [command for command in DOCUMENTED if not command.starts_nothing]
 
 
@@ -73,7 +74,7 @@ TIME = re.compile(r"\d+ (?:s|seconds|minutes|hours)\b")
 def test_the_collector_finds_what_a_reader_sees() -> None:
     """So that no change of its patterns lets a kind of place slip away."""
     places = {command.place.partition(":")[0] for command in DOCUMENTED}
-    assert {"README.md", "docs/training.md", "docs/RESULTS.md", "experiments/quickstart.yaml"} <= places
+    assert {"README.md", "docs/training.md", "docs/results/quality.md", "experiments/quickstart.yaml"} <= places
     assert {"CONTRIBUTING.md", "examples/minimal.py", "examples/own_trainer.py"} <= places
     assert {f"src/uniattn_pl/commands/{name}_command.py" for name in COMMANDS} <= places
     assert {command.name for command in EVERY} == set(COMMANDS)
@@ -152,17 +153,17 @@ def test_a_command_that_takes_time_is_listed_with_its_time(command: Command) -> 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: " ".join((*entry.whats, *entry.subjects)))
 def test_an_expected_time_is_of_a_documented_command_and_measured_somewhere(entry: Entry) -> None:
-    """Figures are those of docs/RESULTS.md or of the files that show the command; else it says `not measured`."""
+    """Figures are those of the results or of the files that show the command; else it says `not measured`."""
     for what, subject in product(entry.whats, entry.subjects):
         one = Entry((what,), (subject,), entry.time, entry.line)
         assert any(one.covers(command) for command in STARTED), (
             f"docs/commands.md:{entry.line}: no document shows `{what}` with `{subject}` any more."
         )
     own = [command for command in STARTED if entry.covers(command) and not command.place.startswith("docs/commands.md")]
-    files = {"docs/RESULTS.md", *(c.subject for c in own), *(c.place.partition(":")[0] for c in own)}
+    files = {*RESULTS, *(c.subject for c in own), *(c.place.partition(":")[0] for c in own)}
     texts = [(ROOT / file).read_text(encoding="utf-8") for file in files - {"-", "exp.yaml"}]
     for figure in TIME.findall(entry.time):
         assert any(figure in TIME.findall(text) for text in texts), (
-            f"docs/commands.md:{entry.line}: neither docs/RESULTS.md nor the file of the command says '{figure}'."
+            f"docs/commands.md:{entry.line}: neither docs/results/ nor the file of the command says '{figure}'."
         )
     assert "not measured" in entry.time or re.search(r"\d|until you stop it", entry.time)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 import pytest
+from benchmarks.results.measurement import Measurement
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
 
 from uniattn_pl.config import load_config
@@ -90,6 +92,27 @@ def test_the_csv_holds_what_was_logged(table: Tracked) -> None:
     assert table.client.get_run(row["runs"]).info.run_name == "UniAttn"
     assert table.csv()["LLMDrop"]["TTFT (s)"] == ""
     assert "MedQA low" not in row
+
+
+def test_the_numbers_become_a_measurement_that_pages_are_written_from(table: Tracked) -> None:
+    assert table.report() == 0
+    one = Measurement.read(table.folder / "reports/table/table.json")
+    assert {key: text for key, text in one["uniattn"].text.items() if key != "avg"} == {
+        "row": "UniAttn",
+        "ttft_s": "1.48",
+        "kv_cache": "81.3 %",
+        "loss": "**1.346**",
+        "pubmedqa": "**79.0** [69.0, 89.0]",
+        "medqa": "59.5",
+    }
+    assert one["llmdrop"].text["ttft_s"] == "-"
+    assert one.columns[4].metric == "eval/pubmedqa/acc"
+    assert one.rows["uniattn"]["loss"]["value"] == Decimal("1.3456"), "as it was logged"
+    assert (one.title, one.model, one.seeds, one.lead) == ("Table 1", "tiny-llama", 1, True)
+    assert one.commands == tuple(f"python -m uniattn_pl {name} --config table.yaml" for name in ("sweep", "report"))
+    assert one.config["model.source"] == "tiny-llama"
+    assert not [key for key in one.config if key.startswith(("tracking", "report", "sweep"))]
+    assert "a lead, not a fact" in one.source()
 
 
 def test_intervals_stand_below_the_table(table: Tracked) -> None:
@@ -187,6 +210,11 @@ def test_points_that_differ_by_their_seed_are_one_row_with_mean_and_spread(seeds
     assert len(row["runs"].split()) == 3
     for seed, run in enumerate(row["runs"].split()):
         assert f"[{seed}](http://127.0.0.1:5000/#/experiments/{seeds.id}/runs/{run}?{TRAINING})" in seeds.markdown
+    one = Measurement.read(seeds.folder / "reports/table/table.json")
+    assert one["superblock_size_2"].text["loss"] == "2.500 ± 1.803"
+    assert one.rows["superblock_size_2"]["loss"]["values"] == [1, 2, Decimal("4.5")]
+    assert one["superblock_size_4"].text["loss"] == "**1.000** ± 0.000 (n=2)"
+    assert (one.seeds, one.lead) == (2, False), "of the row that has fewest"
     assert (
         "- no run: `python -m uniattn_pl sweep --config table.yaml`\n  - superblock_size=4,seed=2\n" in seeds.missing()
     )
@@ -299,4 +327,6 @@ def test_two_reports_of_one_store_are_the_same_bytes(table: Tracked) -> None:
         assert table.report(f"report.figures={figures}") == 0
         contents.append({path.name: path.read_bytes() for path in (table.folder / "reports/table").iterdir()})
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == ["by_size.png", "by_size.svg", "report.md", "table.csv", "trade.png", "trade.svg"]
+    assert sorted(contents[0]) == [
+        *("by_size.png", "by_size.svg", "report.md", "table.csv", "table.json", "trade.png", "trade.svg")
+    ]

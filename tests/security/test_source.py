@@ -109,7 +109,7 @@ def test_the_loader_of_configs_is_a_safe_one() -> None:
     assert not issubclass(yaml_scalars.Loader, yaml.FullLoader | yaml.UnsafeLoader)
 
 
-TEXTS = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *SOURCES]
+TEXTS = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *SOURCES]
 
 
 def test_every_mlflow_server_anybody_is_told_to_start_listens_on_loopback_only() -> None:

@@ -10,10 +10,10 @@ from uniattn_pl.config.paths import path_argument
 from uniattn_pl.errors import UserError
 
 DESCRIPTION = """\
-Reads the runs of a sweep from MLflow and writes report.md, table.csv and figures: a row per point (points that differ
-by their seed are one, with mean and spread), the columns and figures of the config's `report` section. Times come
-from runs of `bench` with the same plan. What is missing is listed with the command that fills it. Without a sweep in
-the config the table has one row: its fit."""
+Reads the runs of a sweep from MLflow and writes report.md, table.csv, table.json and figures: a row per point (points
+that differ by their seed are one, with mean and spread), the columns and figures of the config's `report` section.
+Times come from runs of `bench` with the same plan. What is missing is listed with the command that fills it. Without a
+sweep in the config the table has one row: its fit."""
 SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl report --config experiments/smollm2/table1_medical.yaml

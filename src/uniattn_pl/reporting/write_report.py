@@ -25,6 +25,7 @@ from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
 from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw_figures
 from uniattn_pl.reporting.report_rows import ReportRow, single_row, sweep_rows
+from uniattn_pl.reporting.results_file import results_json
 from uniattn_pl.reporting.shared_view import share_view
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, answer, open_store, sweep_run
 from uniattn_pl.sweeps.points import Point, load_points
@@ -141,8 +142,9 @@ def _composed(
         sweep_run=None if parent is None else parent.info.run_id,
     )
     images |= {f"{name}.png": content for name, (content, _) in analyses.items()}
-    # the report last: what it shows is there before it
-    return report, {**images, "table.csv": csv_text(table).encode(), "report.md": markdown(report).encode()}
+    numbers = results_json(table, loaded, [line.fit, line.of("report")]).encode()
+    texts = {"table.csv": csv_text(table).encode(), "table.json": numbers, "report.md": markdown(report).encode()}
+    return report, {**images, **texts}  # the report last: what it shows is there before it
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
