@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 from tests.docs.documented import ROOT
 
 import uniattn_pl
 from uniattn_pl.api.api_page import GROUPS, api_page
 from uniattn_pl.cli import main
+
+EXPLAINED = re.compile(r"^- ((?:`\w+`(?:, )?)+): ", re.MULTILINE)
 
 
 def test_the_page_is_what_the_docstrings_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,8 +30,9 @@ def test_every_public_name_is_on_it_once_with_all_its_arguments() -> None:
     for name in named:
         _, _, entry = page.partition(f"\n### `{name}`\n")
         entry = entry.partition("\n### ")[0]
-        _, code, said = entry.split("```")
+        _, code, said, *_ = entry.split("```")
         assert code.startswith(f"text\nuniattn_pl.{name}(")
         assert said.strip(), f"{name} has no docstring"
-    for argument in ("held_out", "original", "initialiser", "template"):
-        assert f"\n- `{argument}`: " in page
+        explained = {word for line in EXPLAINED.findall(entry) for word in re.findall(r"\w+", line)}
+        taken = inspect.signature(getattr(uniattn_pl, name)).parameters
+        assert [argument for argument in taken if argument not in explained] == [], name

@@ -44,7 +44,8 @@ GROUPS = {
     ),
     "Extending, errors": ("register", "register_family", "UserError"),
 }
-SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", re.MULTILINE)
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example):$", re.MULTILINE)
+EXAMPLE = "Example"
 WIDEST = 100  # characters of a signature on one line
 
 
@@ -62,10 +63,21 @@ def _entry(name: str) -> Iterator[str]:
     summary, *sections = SECTION.split(inspect.getdoc(found) or "")
     yield from (summary.strip(), "")
     for title, body in zip(sections[::2], sections[1::2], strict=True):
-        yield from (f"{title}:", "", *_items(body), "")
+        yield from (f"{title}:", "", *(_code(body) if title == EXAMPLE else _items(body)), "")
     methods = [*_methods(found)] if inspect.isclass(found) else []
     if methods:
         yield from (*methods, "")
+
+
+def _code(body: str) -> Iterator[str]:
+    """An example, with what it takes for granted."""
+    lines = inspect.cleandoc(body).splitlines()
+    imported = [line for line in lines if line.startswith(("import ", "from "))]
+    others = [line for line in lines if line not in imported]
+    while others and not others[0]:
+        others.pop(0)
+    yield from ("```python", *imported, *([] if "import uniattn_pl" in imported else ["import uniattn_pl"]))
+    yield from ("", *others, "```")
 
 
 def _items(body: str) -> Iterator[str]:

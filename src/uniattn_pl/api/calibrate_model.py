@@ -69,6 +69,14 @@ def calibrate(
 
     Raises:
         UserError: the model has no W_c, the original cannot be found or is another, or the data cannot be used.
+
+    Example:
+        from uniattn_pl.data import embedded_rows
+
+        model, tokenizer = uniattn_pl.load_model("smollm2-135m"), uniattn_pl.load_tokenizer("smollm2-135m")
+        uniattn_pl.apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
+        report = uniattn_pl.calibrate(model, tokenizer, embedded_rows(8), max_length=1024)
+        print(report)
     """
     _check_arguments(model, tokenizer, initialiser, head_alignment, max_length=max_length, batch_size=batch_size)
     fitted_rows, held_out_rows = (

@@ -51,6 +51,9 @@ A = TypeVar("A", bound=type[Architecture])
 def register(architecture: A) -> A:
     """Add an architecture under its `name`; usable as a class decorator.
 
+    Args:
+        architecture: a dataclass of options, whose fields a config may set.
+
     Raises:
         ValueError: another class is registered under that name.
     """

@@ -46,6 +46,11 @@ def lora_config(model: PreTrainedModel, *, rank: int = 16, refitted: Iterable[in
 
     Raises:
         UserError: the rank is below 1, or an update would change a weight that other modules have, too.
+
+    Example:
+        from peft import get_peft_model
+
+        adapted = get_peft_model(model, uniattn_pl.lora_config(model, rank=16))
     """
     from peft import LoraConfig
 

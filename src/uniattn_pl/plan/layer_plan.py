@@ -29,8 +29,15 @@ from uniattn_pl.plan.shape_checks import (
 class LayerPlan:
     """An immutable row per layer; `reuse`, `share_kv` and `drop` return changed copies, `print` draws it.
 
+    Args:
+        rows: one per layer of the model, bottom layer first.
+
     Raises:
         PlanError: a row reads from above itself, from a dropped layer, or from one that has nothing to give.
+
+    Example:
+        plan = uniattn_pl.LayerPlan.unmodified(8).reuse([5, 6], source=4, compensated=True).drop([7], compensated=False)
+        print(plan)
     """
 
     rows: tuple[LayerRow, ...]

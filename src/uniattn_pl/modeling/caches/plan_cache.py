@@ -162,7 +162,15 @@ def map_buffers(cache: Any) -> MapBuffers:
 
 def kv_cache_bytes(cache: Cache) -> int:
     """Bytes of keys and values that a cache really holds, without the room that growing layers have to spare; those of
-    cross-attention too, those of recurrences, which hold no tokens, not."""
+    cross-attention too, those of recurrences, which hold no tokens, not.
+
+    Args:
+        cache: as `past_key_values` of an output, of any kind that transformers has.
+
+    Example:
+        output = model(input_ids, use_cache=True)
+        print(uniattn_pl.kv_cache_bytes(output.past_key_values))
+    """
     if isinstance(cache, EncoderDecoderCache):
         return kv_cache_bytes(cache.self_attention_cache) + kv_cache_bytes(cache.cross_attention_cache)
     attended = (layer for layer in cache.layers if hasattr(layer, "keys"))

@@ -93,6 +93,9 @@ def check_class(model: PreTrainedModel) -> None:
 def register_family(model_type: str) -> None:
     """Register the converted type of one stock model type, so that the Auto classes load it.
 
+    Args:
+        model_type: as in the `config.json` of the stock model, such as "arcee".
+
     Raises:
         UserError: transformers has no language model of that type.
     """

@@ -31,6 +31,11 @@ def apply_architecture(model: PreTrainedModel, name: str, **options: Any) -> Pre
 
     Raises:
         UserError: unknown architecture or option, options that do not fit the model, or a family not supported.
+
+    Example:
+        model = uniattn_pl.load_model("smollm2-135m")
+        uniattn_pl.apply_architecture(model, "uniattn", superblock_size=4, num_superblocks=4)
+        print(model.layer_plan)
     """
     architecture = get_architecture(name)
     fields, fitted, problems = field_hints(architecture), {}, []
@@ -51,6 +56,10 @@ def apply_plan(model: PreTrainedModel, plan: LayerPlan) -> PreTrainedModel:
 
     A converted model can go further: its plan's operated layers may lose their attention (paper Figure 5), others
     become whatever the new plan says. What a layer has given up does not come back.
+
+    Args:
+        model: stock or converted, of as many layers as the plan has rows.
+        plan: what each layer is to become.
 
     Raises:
         UserError: the plan does not fit the model, or the model cannot be converted.
@@ -96,6 +105,10 @@ def drop_attention(model: PreTrainedModel, layers: Iterable[int], *, compensated
 
     Raises:
         UserError: another layer reads from one of them, there is no such layer, or a W_c cannot stay where it is.
+
+    Example:
+        model = uniattn_pl.load_model("smollm2-135m")
+        uniattn_pl.drop_attention(model, [5, 6])
     """
     return apply_plan(model, plan_of(model).drop(list(layers), compensated=compensated))
 
@@ -117,6 +130,9 @@ def unmodified_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a stock model, on the same weights, that computes the same but attends and caches as converted ones do.
 
     What a plan saves is measured against it; the difference to the stock model is the kernels'.
+
+    Args:
+        model: a stock transformers model, which stays as it is.
 
     Raises:
         UserError: as `apply_plan`.

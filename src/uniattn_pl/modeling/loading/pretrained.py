@@ -197,7 +197,16 @@ def check_folder(folder: Path) -> None:
 def load_tokenizer(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model source. Raises UserError as `load_model` does."""
+    """Load the tokenizer of a model source.
+
+    Args:
+        source: as of `load_model`.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run Python code that comes with the tokenizer of a hub model.
+
+    Raises:
+        UserError: as `load_model` does.
+    """
     location, options = located(source, revision)
     _prepare(location)
     with refusals_explained(source, way_out=TRUST, what="the tokenizer of "):
