@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tools.pages.examples import EXAMPLES, LENGTHS, ROOT, SMALL, Example, shape
+from tools.pages.measured import measured
 from uniattn_pl.architectures import get_architecture
 from uniattn_pl.config.option_reference import find_sections
 from uniattn_pl.config.reference_page import option_table
@@ -21,20 +22,21 @@ COLUMNS = ("KV cache", "FLOPs of a prompt", "bytes read per token", "parameters"
 
 def pages() -> dict[Path, str]:
     """Every page as it should be: what is written in it, and what is generated between its marks."""
-    generated = {FOLDER / f"{name}.md": _generated(name, example) for name, example in EXAMPLES.items()}
-    generated[FOLDER / "index.md"] = _overview()
-    generated[ROOT / "docs" / "concepts" / "roles.md"] = _roles_table()
-    return {page: _filled(page, text) for page, text in generated.items()}
+    parts = {FOLDER / f"{name}.md": [_generated(name, example), measured(name)] for name, example in EXAMPLES.items()}
+    parts[FOLDER / "index.md"] = [_overview()]
+    parts[ROOT / "docs" / "concepts" / "roles.md"] = [_roles_table()]
+    return {page: _filled(page, texts) for page, texts in parts.items()}
 
 
-def _filled(page: Path, text: str) -> str:
-    """The page with the text between its marks.
+def _filled(page: Path, texts: list[str]) -> str:
+    """The page with these texts between its pairs of marks.
 
     Raises:
-        ValueError: it has not one pair of marks.
+        ValueError: it has more or fewer of them.
     """
-    before, _, rest = re.split(f"{re.escape(BEGIN)}|{re.escape(END)}", page.read_text(encoding="utf-8"))
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest}"
+    written = re.split(f"{re.escape(BEGIN)}.*?{re.escape(END)}", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    between = [f"{BEGIN}\n\n{text}\n\n{END}" for text in texts]
+    return "".join(part for pair in zip(written, [*between, ""], strict=True) for part in pair)
 
 
 def _generated(name: str, example: Example) -> str:
