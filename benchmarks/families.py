@@ -1,6 +1,7 @@
 """Every causal language model type of transformers, tiny and random: what converts, what is refused, and why.
 
-    python -m benchmarks.families [TYPE ...] [--table docs/families.md]
+    python -m benchmarks.families [TYPE ...]
+    python -m benchmarks.families --write    # the numbers of docs/families.md; then python -m benchmarks.results
 
 A converted model is compared with the stock one, in which only the function that attends is exchanged
 (exchanged_kernel.py). Float32 and eager attention, 160 tokens in one forward, and again in steps with a cache. Exit
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from benchmarks.exchanged_kernel import exchanged
+
+from uniattn_pl.reporting.results_file import one_row_a_line
 
 LENGTH, STEPS = 160, (100, 56, 1, 1, 1, 1)
 TOLERANCE = 1e-4  # of the logits, relative to the largest
@@ -317,13 +320,14 @@ def outcomes(model_type: str) -> dict[str, Outcome]:
     return {role: outcome(model, plan_of(role, shape)) for role in ROLES}
 
 
-def row(model_type: str, found: dict[str, Outcome]) -> str:
-    """A line of the table."""
+def row(model_type: str, found: dict[str, Outcome]) -> dict[str, str]:
+    """A row of the table: its cells by column."""
     verdicts = {outcome.verdict for outcome in found.values()}
     reasons = list(dict.fromkeys(_short(o.reason, model_type) for o in found.values() if o.verdict != EXACT))
+    by_role = {role: outcome.verdict for role, outcome in found.items()}
     if len(verdicts) == 1 and EXACT not in verdicts:
-        return f"| {model_type} | {verdicts.pop()} | | | | {'; '.join(reasons)} |"
-    return "| " + " | ".join([model_type, *(o.verdict for o in found.values()), "; ".join(reasons)]) + " |"
+        by_role |= dict.fromkeys(list(by_role)[1:], "")
+    return {"key": model_type, "type": model_type, **by_role, "why": "; ".join(reasons)}
 
 
 def _short(reason: str, model_type: str) -> str:
@@ -332,19 +336,17 @@ def _short(reason: str, model_type: str) -> str:
     return reason.split(" Supported: ")[0].split("\n")[0].replace("|", "/")[:220].rstrip(".")
 
 
-_HEAD = """# Every language model type of transformers
-
-`python -m benchmarks.families --table docs/families.md` makes this table: each type of transformers 5.23 as a tiny
-model of random weights in float32, converted to one plan per role and compared with the stock model, in which only the
-function that attends is exchanged; 160 tokens in one forward, and in steps with a cache; of types with an encoder,
-plans of the decoder. *exact*: logits agree to 1e-4 of the largest. *refused*: one message says why, and nothing is
-changed. Types with at least one such plan: {}.
-
-The tested families ([models.md](models.md)) are held to more than this table: kernels, saving, training, windows.
-Options of a config can make a family that is exact here be refused (clips, scales, other rotations): what a model
-really has is looked at whenever one is converted.
-
-"""
+DATA = Path(__file__).parent / "results" / "data" / "families.json"
+PROVENANCE = {
+    "title": "Every language model type of transformers",
+    "commands": ["python -m benchmarks.families --write"],
+    "model": "each type of transformers 5.23 as a tiny model of random weights, float32",
+    "data": f"{LENGTH} tokens in one forward, and in steps with a cache",
+    "machine": "any",
+    "took": "5 minutes on one core",
+    "seeds": None,
+    "lead": False,
+}
 
 
 def every_type() -> list[str]:
@@ -361,28 +363,38 @@ def every_type() -> list[str]:
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *beside})
 
 
-def main(names: list[str], table: Path | None, say: Callable[[str], None] = print) -> int:
-    """Try every type, print and write the table; the exit code."""
+def main(names: list[str], write: bool, say: Callable[[str], None] = print) -> int:
+    """Try every type, print the table and write its numbers; the exit code."""
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    lines, counts = [], Counter[str]()
+    rows, counts = [], Counter[str]()
     for model_type in names or every_type():
         found = outcomes(model_type)
-        lines.append(row(model_type, found))
+        rows.append(row(model_type, found))
         counts.update({outcome.verdict for outcome in found.values()})
-        say(lines[-1])
+        say(" | ".join(list(rows[-1].values())[1:]))
     say(", ".join(f"{verdict} {count}" for verdict, count in counts.most_common()))
-    if table is not None:
-        counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (EXACT, REFUSED, WRONG, CRASH))
-        head = [f"| type | {' | '.join(ROLES)} | why not |", "|---|---|---|---|---|---|"]
-        table.write_text(_HEAD.format(counted) + "\n".join([*head, *lines, ""]), encoding="utf-8")
+    if write:
+        DATA.write_text(one_row_a_line(content(rows, counts)), encoding="utf-8")
     return int(bool(counts[WRONG] or counts[CRASH]))
+
+
+def content(rows: list[dict[str, str]], counts: Counter[str]) -> dict[str, Any]:
+    """The measurement, as `python -m benchmarks.results` reads it."""
+    titles = {"type": "type", **{role: role for role in ROLES}, "why": "why not"}
+    figures = {name: counts[name] for name in (EXACT, REFUSED, WRONG, CRASH)}
+    columns = [{"key": key, "title": title} for key, title in titles.items()]
+    return {**PROVENANCE, "columns": columns, "rows": rows, "figures": figures}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TYPE")
-    parser.add_argument("--table", type=Path)
+    parser.add_argument(
+        "--write", action="store_true", help="write benchmarks/results/data/families.json, if all are tried"
+    )
     arguments = parser.parse_args()
-    raise SystemExit(main(arguments.names, arguments.table))
+    if arguments.write and arguments.names:
+        parser.error("--write is of all types: name none.")
+    raise SystemExit(main(arguments.names, arguments.write))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.families import REFUSED, every_type, outcomes
+from benchmarks.families import REFUSED, ROLES, every_type, outcomes
 from benchmarks.families import row as table_row
+from benchmarks.results.measurement import Measurement
 from tests.tiny_models import MODES, SIZES, UNMODIFIED, random_model, stock, tokens
 from torch import nn
 from transformers import (
@@ -30,7 +31,7 @@ from uniattn_pl.families.inspection import decoder_layers
 from uniattn_pl.families.model_shape import shape_of
 from uniattn_pl.modeling.conversion.convert import apply_plan, unmodified_copy
 
-TABLE = Path(__file__).parents[2] / "docs" / "families.md"
+TABLE = Measurement.read(Path(__file__).parents[2] / "benchmarks" / "results" / "data" / "families.json")
 SPARSE = "minimax_m3_sparse"
 IDS = tokens(2, 10)
 REUSE = UNMODIFIED.reuse([2], 1, compensated=False)
@@ -58,14 +59,14 @@ REUSE = UNMODIFIED.reuse([2], 1, compensated=False)
 )
 def test_a_family_is_exact_or_refused_as_the_table_says(family: str) -> None:
     """Against the stock model with another function in place of its eager attention."""
-    assert table_row(family, outcomes(family)) in TABLE.read_text(encoding="utf-8").splitlines()
+    cells = table_row(family, outcomes(family))
+    assert cells.pop("key") == family
+    assert cells == TABLE.rows[family]
 
 
 def test_the_table_has_every_type_and_nothing_wrong() -> None:
-    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
-    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
-    assert sorted(cell[1] for cell in cells) == every_type()
-    assert {verdict for cell in cells for verdict in cell[2:6]} == {"exact", REFUSED, ""}
+    assert sorted(TABLE) == every_type()
+    assert {cells[role] for cells in TABLE.rows.values() for role in ROLES} == {"exact", REFUSED, ""}
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def results_json(table: Table, loaded: LoadedConfig, commands: Sequence[str]) ->
     for name, row, cells, marks in zip(names, table.rows, table.cells, table.marks(), strict=True):
         shown = {key: _cell(cell, mark == BEST) for key, cell, mark in zip(keys, cells, marks, strict=True)}
         rows.append({"key": name, "row": row.name, **shown})
-    return _lines({**content, "columns": columns, "rows": rows})
+    return one_row_a_line({**content, "columns": columns, "rows": rows})
 
 
 def _column(key: str, column: Column) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def _newest(runs: Sequence[Run]) -> str:
     return datetime.fromtimestamp(ended / 1000, UTC).date().isoformat() if ended else ""
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """JSON in which a column or a row is one line."""
+def one_row_a_line(content: Mapping[str, Any]) -> str:
+    """JSON in which a command, a column or a row is one line, so that a changed number is one changed line."""
     parts = []
     for key, value in content.items():
         if key in ("columns", "rows", "commands"):
