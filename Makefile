@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SERVING := .venv-serving
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-serving lint docs pages audit gpu-check serving-env ui
+.PHONY: help quickstart test test-fast test-serving lint docs pages audit gpu-check serving-env peers-env ui
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -57,6 +57,9 @@ audit: $(READY)  ## look every pinned package up in PyPI's vulnerability advisor
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 serving-env: $(SERVING)/.ready  ## install vLLM, in an environment of its own (CPU, 3.4 GB)
+
+peers-env: $(READY)  ## install the peers that benchmarks/peers compares with, each in an environment of its own
+	$(BIN)/python -m benchmarks.peers env $(if $(ONLY),--environments $(ONLY))
 
 ui: $(READY)  ## open the tracked runs on http://127.0.0.1:5000 (PORT=... for another port)
 	@echo "then open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"

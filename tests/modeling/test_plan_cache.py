@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tests.tiny_models import MODES, WINDOW, cases, converted, plan_of, shape, tokens
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, QuantizedCache
+from transformers.cache_utils import Fp8QuantizedLayer
 
 from uniattn_pl.modeling.caches.plan_cache import kv_cache_bytes
+from uniattn_pl.modeling.caches.quantized_layers import value_only_quantized
 from uniattn_pl.plan import costs
 
 CLOSE = {"rtol": 0, "atol": 5e-5}
@@ -89,3 +93,32 @@ def test_the_modes_agree(mode: str) -> None:
         expected = converted("gemma3_text", "mixed", "auto")(ids, use_cache=False).logits
         found = converted("gemma3_text", "mixed", mode)(ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_quantised_cache_holds_values_alone_for_readers_of_a_map_and_quantises_them_as_it_does() -> None:
+    """fp8, which needs no other package: a byte a number and a scale for each tensor; dropped layers hold nothing."""
+    stock = Fp8QuantizedLayer()
+    reader = value_only_quantized(Fp8QuantizedLayer())
+    for length in (5, 1, 1):
+        keys, values = torch.randn(2, 2, 2, length, 8).unbind()
+        _, expected = stock.update(keys, values)
+        nothing, held = reader.update(keys, values)
+        assert torch.equal(held, expected)
+        assert nothing.shape == expected.shape
+    assert stock.get_seq_length() == reader.get_seq_length() == 7
+
+    ids, more = tokens(1, LENGTH), tokens(1, 3, seed=5)
+    for architecture in ("uniattn", "llmdrop"):
+        model, plan = converted("llama", architecture), plan_of("llama", architecture)
+        cache = QuantizedCache("fp8", model.config)
+        model(ids, past_key_values=cache, use_cache=True)
+        tensors = sum(row.caches_keys + row.caches_values for row in plan.rows)
+        kept = predicted_bytes("llama", architecture, batch_size=1, length=LENGTH, bytes_per_element=1)
+        assert kv_cache_bytes(cache) == kept + 4 * tensors
+        copied = copy.deepcopy(cache)
+        after = model(more, past_key_values=cache, use_cache=True).logits
+        steps = [model(one, past_key_values=copied, use_cache=True).logits for one in more.split(1, dim=1)]
+        torch.testing.assert_close(torch.cat(steps, dim=1), after, **CLOSE)
+        exact = model(torch.cat([ids, more], dim=1), use_cache=False).logits[:, LENGTH:]
+        assert 0 < float((after - exact).abs().max()) < 0.1 * float(exact.abs().max())

@@ -105,7 +105,7 @@ def retrieval(
     for kind, make in KINDS.items():
         for length in lengths:
             details = []
-            lines = _lines_that_fit(tokenizer, make, length)
+            lines = lines_that_fit(tokenizer, make, length)
             for depth in DEPTHS:
                 for trial in range(trials):
                     question = make(lines, depth, random.Random(f"{seed} {kind} {length} {depth} {trial}"))
@@ -117,8 +117,17 @@ def retrieval(
     return results
 
 
-def _lines_that_fit(tokenizer: Any, make: Callable[[int, float, random.Random], Question], length: int) -> int:
-    """How many lines make a text of at most `length` tokens, with a little room for longer numbers."""
+def lines_that_fit(tokenizer: Any, make: Callable[[int, float, random.Random], Question], length: int) -> int:
+    """How many lines make a text of at most `length` tokens, with a little room for longer numbers.
+
+    Args:
+        tokenizer: of the model.
+        make: one of `KINDS`.
+        length: tokens of the text, question and answer included.
+
+    Raises:
+        UserError: a question alone takes more.
+    """
 
     def tokens(lines: int) -> int:
         question = make(lines, 0.5, random.Random(0))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import (
+    BaseQuantizedLayer,
     CacheLayerMixin,
     DummyLayer,
     DynamicLayer,
@@ -21,6 +22,7 @@ from transformers.cache_utils import (
 from uniattn_pl.kernels.map_memory import MapBuffers
 from uniattn_pl.modeling.caches.following_layer import follow
 from uniattn_pl.modeling.caches.growing_layer import TRACED, GrowingLayer, traced
+from uniattn_pl.modeling.caches.quantized_layers import quantized_bytes, value_only_quantized
 from uniattn_pl.modeling.caches.value_only_layers import (
     ValueOnlyHybridLayer,
     ValueOnlyLayer,
@@ -38,7 +40,7 @@ class CacheMismatchError(RuntimeError):
 
 
 def _value_only_like(source: Any, *, latent: bool) -> Any:
-    """An empty layer of values alone of the same kind (growing, sliding, static) as the source's layer."""
+    """An empty layer of values alone of the same kind (growing, sliding, static, quantised) as the source's layer."""
     layer: Any
     if type(source) is DynamicLayer:
         layer = ValueOnlyLayer()
@@ -52,6 +54,8 @@ def _value_only_like(source: Any, *, latent: bool) -> Any:
         layer = ValueOnlyStaticSlidingLayer(max_cache_len=size, sliding_window=size)
     elif type(source) is LinearAttentionAndFullAttentionLayer:
         layer = ValueOnlyHybridLayer(number_of_states=source.number_of_states)
+    elif isinstance(source, BaseQuantizedLayer):
+        layer = value_only_quantized(source)
     else:
         raise NotImplementedError(
             f"a cache with {type(source).__name__} layers cannot serve a model with a layer plan."
@@ -161,8 +165,8 @@ def map_buffers(cache: Any) -> MapBuffers:
 
 
 def kv_cache_bytes(cache: Cache) -> int:
-    """Bytes of keys and values that a cache really holds, without the room that growing layers have to spare; those of
-    cross-attention too, those of recurrences, which hold no tokens, not.
+    """Bytes of keys and values that a cache really holds, without the room that growing layers have to spare; of
+    quantised ones with their scales; those of cross-attention too, those of recurrences, which hold no tokens, not.
 
     Args:
         cache: as `past_key_values` of an output, of any kind that transformers has.
@@ -173,6 +177,11 @@ def kv_cache_bytes(cache: Cache) -> int:
     """
     if isinstance(cache, EncoderDecoderCache):
         return kv_cache_bytes(cache.self_attention_cache) + kv_cache_bytes(cache.cross_attention_cache)
-    attended = (layer for layer in cache.layers if hasattr(layer, "keys"))
-    tensors = (tensor for layer in attended for tensor in (layer.keys, layer.values))  # type: ignore[union-attr]
+    return sum(_layer_bytes(layer) for layer in cache.layers)
+
+
+def _layer_bytes(layer: Any) -> int:
+    if isinstance(layer, BaseQuantizedLayer):
+        return quantized_bytes(layer) if layer.is_initialized else 0
+    tensors = (getattr(layer, name, None) for name in ("keys", "values"))
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
