@@ -118,7 +118,7 @@ class Measurement(Mapping[str, Row]):
         name: of the file, which templates know it by.
         commands: what makes it again.
         seeds: how many there are of each row; `lead` says that this is too few to call it a fact.
-        config: what was set of the experiment, by key.
+        config, settings: what was set of the experiment, by key, and for single rows, by their keys.
         figures: numbers beside the table, by name.
     """
 
@@ -135,6 +135,7 @@ class Measurement(Mapping[str, Row]):
     commit: str = ""
     note: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     rows: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
@@ -181,7 +182,7 @@ class Measurement(Mapping[str, Row]):
             "Data": self.data,
             "Machine": self.machine,
             "Took": self.took,
-            "Of": ", ".join(part for part in (self.date, self.commit and f"commit {self.commit}") if part),
+            "Measured": ", ".join(part for part in (self.date, self.commit and f"commit {self.commit}") if part),
             "Seeds": ", ".join(part for part in (how_often, lead) if part),
         }
         lines = [f"- **{name}**: {fact}." for name, fact in facts.items() if fact]

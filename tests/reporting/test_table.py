@@ -111,6 +111,7 @@ def test_the_numbers_become_a_measurement_that_pages_are_written_from(table: Tra
     assert (one.title, one.model, one.seeds, one.lead) == ("Table 1", "tiny-llama", 1, True)
     assert one.commands == tuple(f"python -m uniattn_pl {name} --config table.yaml" for name in ("sweep", "report"))
     assert one.config["model.source"] == "tiny-llama"
+    assert one.settings["cla"] == ["architecture={name: cla, num_superblocks: 2}"]
     assert not [key for key in one.config if key.startswith(("tracking", "report", "sweep"))]
     assert "a lead, not a fact" in one.source()
 

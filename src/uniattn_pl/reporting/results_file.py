@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.printed_commands import config_words
 from uniattn_pl.redaction import redact
 from uniattn_pl.reporting.cells import BEST, MISSING, Cell, Table
-from uniattn_pl.reporting.columns import ACCURACY, BYTES, LOSS, PERPLEXITY, RETAINED, SECONDS, Column
+from uniattn_pl.reporting.columns import ACCURACY, BYTES, LOSS, PERPLEXITY, PLAIN, RETAINED, SECONDS, Column
+from uniattn_pl.reporting.gaps import CommandLine
 from uniattn_pl.tracking import tags
 
 if TYPE_CHECKING:
@@ -25,26 +29,28 @@ _SHOWN: dict[int, dict[str, Any]] = {
     id(LOSS): {"unit": "nats per token", "decimals": 3},
     id(PERPLEXITY): {"decimals": 2},
     id(SECONDS): {"unit": "s", "significant": 3},
+    id(PLAIN): {"significant": 3},
     id(BYTES): {"unit": "MiB", "suffix": " MiB", "scale": 2**-20, "significant": 3},
 }
 _PRIVATE = ("tracking", "report", "sweep", "trainer")  # where things are and how they are shown, not what was measured
 
 
-def results_json(table: Table, loaded: LoadedConfig, commands: Sequence[str]) -> str:
+def results_json(table: Table, loaded: LoadedConfig, line: CommandLine) -> str:
     """The table with its provenance as JSON, every value as it was logged; times are UTC.
 
     Args:
         table: rows by columns, as the report shows them.
         loaded: the experiment that all rows begin from.
-        commands: what makes the runs and the table.
+        line: what the user has given, for the commands that make the runs and the table again.
     """
     config = loaded.config
     runs = [member.run for row in table.rows for member in row.members if member.run is not None]
-    counts = [len({m.run.info.run_id for m in row.members if m.run is not None}) for row in table.rows]
-    seeds = min((count for count in counts if count), default=0)
+    counts = [sum(member.finished for member in row.members) for row in table.rows]
+    seeds = min((number for number in counts if number), default=0)
+    names = _keys(row.name for row in table.rows)
     content = {
         "title": config.report.title or config.name,
-        "commands": list(commands),
+        "commands": _commands(line),
         "model": tags.short_name(config.model.source),
         "data": f"{tags.data_name(config.data)}, at most {config.data.max_length} tokens",
         "machine": "; ".join(_tagged(runs, tags.MACHINE)) or "unknown",
@@ -53,15 +59,22 @@ def results_json(table: Table, loaded: LoadedConfig, commands: Sequence[str]) ->
         "seeds": seeds,
         "lead": seeds < 2,
         "config": _config(loaded),
+        "settings": {name: list(row.settings) for name, row in zip(names, table.rows, strict=True)},
     }
     keys = _keys(column.heading for column in table.columns)
     columns = [{"key": "row", "title": "row"}, *(_column(*pair) for pair in zip(keys, table.columns, strict=True))]
     rows = []
-    names = _keys(row.name for row in table.rows)
     for name, row, cells, marks in zip(names, table.rows, table.cells, table.marks(), strict=True):
         shown = {key: _cell(cell, mark == BEST) for key, cell, mark in zip(keys, cells, marks, strict=True)}
         rows.append({"key": name, "row": row.name, **shown})
     return one_row_a_line({**content, "columns": columns, "rows": rows})
+
+
+def _commands(line: CommandLine) -> list[str]:
+    """Without the interpreter and the store of this machine."""
+    words = config_words(line.files, [word for word in line.overrides if not word.startswith("tracking.")])
+    names = ("sweep" if line.is_sweep else "fit", "report")
+    return [shlex.join(["python", "-m", "uniattn_pl", name, *words]) for name in names]
 
 
 def _column(key: str, column: Column) -> dict[str, Any]:
@@ -85,8 +98,11 @@ def _cell(cell: Cell, best: bool) -> Any:
 
 
 def _config(loaded: LoadedConfig) -> dict[str, Any]:
-    """What files and overrides have set, by key; the rest are defaults of the commit."""
-    values = loaded.flatten()
+    """What files and overrides have set, by key; the rest are defaults of the commit. Of paths the last name."""
+    values = {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in loaded.flatten().items()
+    }
     given = (key for key, origin in loaded.provenance.items() if origin != "default" and key in values)
     return {key: values[key] for key in sorted(given) if key.partition(".")[0] not in _PRIVATE}
 

@@ -142,7 +142,7 @@ def _composed(
         sweep_run=None if parent is None else parent.info.run_id,
     )
     images |= {f"{name}.png": content for name, (content, _) in analyses.items()}
-    numbers = results_json(table, loaded, [line.fit, line.of("report")]).encode()
+    numbers = results_json(table, loaded, line).encode()
     texts = {"table.csv": csv_text(table).encode(), "table.json": numbers, "report.md": markdown(report).encode()}
     return report, {**images, **texts}  # the report last: what it shows is there before it
 
