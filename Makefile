@@ -35,7 +35,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/lint-imports
 
 docs: $(READY)  ## build the pages of docs/ as a site in build/docs; a broken link fails
-	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -c docs . build/docs
 	@echo "open build/docs/index.html"
 
 pages: $(READY)  ## write what is generated in docs/: pictures, costs, options, docstrings (results: by their own command)

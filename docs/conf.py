@@ -145,7 +145,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     app.connect("source-read", add_navigation)
-    app.connect("env-get-outdated", lambda *_: [root_doc])  # its sections may have other pages than when it was built
     app.connect("doctree-read", check_addresses)
     app.connect("doctree-read", unlink_folders)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
