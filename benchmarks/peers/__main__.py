@@ -95,13 +95,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.into:
         result = json.loads(target.read_text(encoding="utf-8"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    for part in arguments.parts:
-        result[f"{part} taken"] = provenance(arguments)
     for name in arguments.environments:
+        taken = provenance(arguments)
         found = measure_in(name, arguments, target)
         if found is None:
             continue
         known = result["environments"].setdefault(name, {**found, "methods": {}})
+        known |= {f"{part} taken": taken for part in arguments.parts}
         for method, entry in found["methods"].items():
             known["methods"].setdefault(method, {}).update(entry)
         target.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -17,9 +17,19 @@ def table(result: Mapping[str, Any]) -> str:
     lines = []
     for environment, found in result["environments"].items():
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        lines += ["", f"### {environment}", "", f"{versions}; {found['threads']} thread(s)", ""]
+        lines += ["", f"### {environment}", "", f"{versions}; {found['threads']} thread(s){_taken(found)}", ""]
         lines += _one(found["methods"])
     return "\n".join([*lines, "", BUSY])
+
+
+def _taken(found: Mapping[str, Any]) -> str:
+    said = ""
+    for part, taken in found.items():
+        if part.endswith(" taken"):
+            load = f"load {taken['load_before']:.1f} of {taken['cores']} cores"
+            said += f"; {part} {taken['time']} on {taken['processor']}, {load}"
+    rows = next(iter(found["methods"].values())).get("loss", {}).get("rows")
+    return said + (f"; {rows} held-out rows" if rows else "")
 
 
 def _one(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

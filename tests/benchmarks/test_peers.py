@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,3 +208,18 @@ def test_code_is_fetched_at_its_commit_and_only_the_folders_that_are_needed(tmp_
     environment_setup.fetch_code(code, str(tmp_path / "origin"), tmp_path / "code")
     assert (tmp_path / "code" / "wanted" / "model.py").read_text() == "then"
     assert [path.name for path in (tmp_path / "code").iterdir()] == ["wanted"]
+
+
+def test_methods_are_timed_in_turns_whose_order_rotates(uniattn: Any, stock: Any, rows: list[dict[str, Any]]) -> None:
+    pair = [
+        protocol.Method(name, model, partial(DynamicCache, config=model.config))
+        for name, model in (("a", stock), ("b", uniattn))
+    ]
+    said: list[str] = []
+    found = protocol.times(pair, rows[0]["ids"], new_tokens=2, rounds=3, report=said.append)
+    assert [text[0] for text in said] == ["a", "b", "b", "a", "a", "b"]
+    for name, model in (("a", stock), ("b", uniattn)):
+        with torch.no_grad():
+            cache = model(torch.tensor([rows[0]["ids"]]), use_cache=True).past_key_values
+        assert [one["held_bytes"] for one in found[name]] == 3 * [uniattn_pl.kv_cache_bytes(cache)]
+        assert all(one[metric] > 0 for one in found[name] for metric in protocol.TIMED)
