@@ -12,8 +12,8 @@ SERVING := .venv-serving
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-quickstart: $(READY)  ## post-train a 135M model with UniAttn and compare it with the original
-	$(BIN)/python -m uniattn_pl fit --config experiments/quickstart.yaml
+quickstart: $(READY)  ## post-train a 135M model with UniAttn and without, compare them: table, figure, times
+	$(BIN)/python -m uniattn_pl sweep --config experiments/quickstart.yaml
 
 # One more than there are cores, 4 at most: many tests wait for processes that they start.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')

@@ -16,7 +16,8 @@ from uniattn_pl.architectures import LLMDrop, UniAttn
 from uniattn_pl.cli import main
 from uniattn_pl.config import LoadedConfig, load_config
 from uniattn_pl.plan import LayerPlan, costs
-from uniattn_pl.sweeps.points import Point, load_points
+from uniattn_pl.sweeps.points import load_points
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.training.planning import compile_plan
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from uniattn_pl.resilience.manifest import Manifest
 
 RUNS = (
     "my-uniattn",
-    "quickstart",
+    "quickstart/UniAttn",
     "smollm2-figure5-dropping/UniAttn",
     "smollm2-pmc-llmdrop-half-compensated",
     "smollm2-pmc-uniattn",

@@ -329,5 +329,5 @@ def test_two_reports_of_one_store_are_the_same_bytes(table: Tracked) -> None:
         contents.append({path.name: path.read_bytes() for path in (table.folder / "reports/table").iterdir()})
     assert contents[0] == contents[1]
     assert sorted(contents[0]) == [
-        *("by_size.png", "by_size.svg", "report.md", "table.csv", "table.json", "trade.png", "trade.svg")
+        *("by_size.png", "by_size.svg", "report.html", "report.md", "table.csv", "table.json", "trade.png", "trade.svg")
     ]

@@ -15,7 +15,8 @@ from tests.sweeps.small_sweep import SmallSweep
 from uniattn_pl.config import load_config
 from uniattn_pl.sweeps.jobs import EVALUATE, jobs_of, joined
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point, load_points
+from uniattn_pl.sweeps.points import load_points
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.sweeps.view import SweepView
 from uniattn_pl.tracking.journal import Journal
 

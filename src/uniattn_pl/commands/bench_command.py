@@ -20,7 +20,7 @@ from uniattn_pl.tracking.tags import BASELINE, STOCK, drop_variant
 from uniattn_pl.training.planning import compile_plan
 
 if TYPE_CHECKING:
-    from uniattn_pl.sweeps.points import Point
+    from uniattn_pl.sweeps.sweep_point import Point
 
 DESCRIPTION = """\
 Measures time to first token, time per further token, peak memory and cache bytes of an experiment's architecture,
@@ -32,7 +32,7 @@ REFERENCES = (STOCK, BASELINE)
 SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl bench --config experiments/smollm2/bench.yaml
-  uniattn-pl bench --config experiments/quickstart.yaml bench.lengths=[1024] bench.rounds=3
+  uniattn-pl bench --config exp.yaml bench.lengths=[1024] bench.rounds=3
   uniattn-pl bench --config experiments/smollm2/sweep_superblocks.yaml"""
 EXTRA = "training"
 

@@ -27,8 +27,8 @@ Writes the model of a run, with its tokenizer, for others to load:
 A plan that a format cannot say is refused, with the engine that can serve it. A peft adapter folder is merged
 into its base."""
 EXAMPLE = """\
-  uniattn-pl export --from runs/quickstart --to exported/quickstart
-  uniattn-pl export --from runs/quickstart --to exported/anywhere --standalone
+  uniattn-pl export --from runs/quickstart/UniAttn --to exported/quickstart
+  uniattn-pl export --from runs/quickstart/UniAttn --to exported/anywhere --standalone
   uniattn-pl export --from runs/smollm2-pmc-llmdrop-half-compensated --to exported/half.gguf --format gguf"""
 
 FOLDER, GGUF, DECILM, *PROGRAMS = FORMATS = ("folder", "gguf", "decilm", "onnx", "pt2")

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Generates text with the model of a run, or with any model folder; it is shown as it is made."
 EXAMPLE = """\
-  uniattn-pl generate --from runs/quickstart --row 0 --beside original
-  uniattn-pl generate --from runs/quickstart --instruction --prompt "Which drug is safe?" --input "Allergic to aspirin."
-  uniattn-pl generate --from runs/quickstart --chat --temperature 0.7 --top-p 0.9
+  uniattn-pl generate --from runs/quickstart/UniAttn --row 0 --beside original
+  uniattn-pl generate --from runs/quickstart/UniAttn --instruction --prompt "Which drug is safe?" --input "Aspirin: rash."
+  uniattn-pl generate --from runs/quickstart/UniAttn --chat --temperature 0.7 --top-p 0.9
   uniattn-pl generate --from smollm2-135m --prompt "The heart" --max-new-tokens 20"""
 ORIGINAL, CONVERTED = "original", "converted"
 

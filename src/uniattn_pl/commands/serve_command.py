@@ -28,8 +28,8 @@ Serves the model of a run, or any model folder, with OpenAI's API: completions (
 log-probabilities), chat completions, streaming. It listens on 127.0.0.1, unless --host says otherwise; a key that
 clients must send is taken from the environment, {KEY_VARIABLE}."""
 EXAMPLE = """\
-  uniattn-pl serve --from runs/quickstart
-  uniattn-pl serve --from runs/quickstart --port 0 --max-model-len 2048 --dry-run"""
+  uniattn-pl serve --from runs/quickstart/UniAttn
+  uniattn-pl serve --from runs/quickstart/UniAttn --port 0 --max-model-len 2048 --dry-run"""
 
 
 def add_arguments(parser: Parser) -> None:

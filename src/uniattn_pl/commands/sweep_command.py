@@ -16,8 +16,8 @@ from uniattn_pl.redaction import redact
 if TYPE_CHECKING:
     from uniattn_pl.plan import LayerPlan, ModelShape
     from uniattn_pl.sweeps.point_plans import PlanAndShape
-    from uniattn_pl.sweeps.points import Point
     from uniattn_pl.sweeps.sweep_folder import SweepFolder
+    from uniattn_pl.sweeps.sweep_point import Point
 
 DESCRIPTION = """\
 Runs an experiment at every point of its `sweep` section: named points, a grid over any config keys, seeds. Each
@@ -28,7 +28,8 @@ sweep.slurm says, and shows their progress."""
 SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
-  uniattn-pl sweep --config experiments/quickstart.yaml --max-steps 10 sweep.seeds=[0,1] \\
+  uniattn-pl sweep --config experiments/quickstart.yaml
+  uniattn-pl sweep --config exp.yaml --max-steps 10 sweep.seeds=[0,1] \\
       'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
   uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --launcher slurm --workers 3 sweep.slurm.gpus=1 \\
@@ -104,7 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from uniattn_pl.sweeps.worker import run_sweep
 
-    run_sweep(loaded, points, rates, words, whole=arguments.only is None)
+    whole = arguments.only is None
+    commands = run_sweep(loaded, points, rates, words, whole=whole)
+    if whole and loaded.config.sweep.then:
+        from uniattn_pl.commands.following_commands import run_following
+
+        run_following(loaded, points, folder, words)
+    print(f"\n{commands}")
     return 0
 
 
@@ -149,6 +156,8 @@ def _dry_run(
     print(f"ledger: {redact(storage)}; tracking: {redact(loaded.config.tracking.uri)}")
     for reason in unopened:
         print(f"not checked: the model's own files: {reason}")
+    if loaded.config.sweep.then:
+        print(f"when every point has ended: {', '.join(loaded.config.sweep.then)}")
     print("dry run: all points were checked, nothing was started.")
 
 

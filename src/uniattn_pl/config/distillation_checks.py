@@ -22,8 +22,8 @@ def _stages(config: ExperimentConfig) -> list[tuple[str, TermWeights]]:
 
 def _teacher(config: ExperimentConfig) -> str | None:
     teacher = config.training.distillation.teacher
-    if teacher is None or teacher == ORIGINAL:
-        return None
+    if teacher is None or teacher == ORIGINAL or teacher in config.sweep.points:
+        return None  # a point of the sweep is fitted first
     near = did_you_mean(teacher, [ORIGINAL])
     if near and not Path(teacher).exists():
         return f"there is no folder '{teacher}'.{near} Allowed: {ORIGINAL}, a run folder or a model folder."

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 
 from uniattn_pl.config.schema import ExperimentConfig
+from uniattn_pl.config.sections.sweep_sections import FOLLOWING
+from uniattn_pl.errors import did_you_mean
 from uniattn_pl.run_folder import RUN_ENTRIES, SWEEP_ENTRY, name_problem
 
 # options of sbatch -> what gives them
@@ -58,6 +60,14 @@ def _seeds(config: ExperimentConfig) -> str | None:
     return None
 
 
+def _then(config: ExperimentConfig) -> str | None:
+    wrong = [name for name in config.sweep.then if name not in FOLLOWING]
+    if wrong:
+        near = did_you_mean(wrong[0], FOLLOWING)
+        return f"'{wrong[0]}' does not follow a sweep.{near} Allowed: {', '.join(FOLLOWING)}."
+    return None
+
+
 def _slurm_options(config: ExperimentConfig) -> str | None:
     for name, value in config.sweep.slurm.options.items():
         if str(name) in OWN_SLURM_OPTIONS:
@@ -73,5 +83,6 @@ SWEEP_CHECKS: list[tuple[tuple[str, ...], Callable[[ExperimentConfig], str | Non
     (("sweep.grid",), _grid),
     (("sweep.points",), _points),
     (("sweep.seeds", "sweep.grid"), _seeds),
+    (("sweep.then",), _then),
     (("sweep.slurm.options",), _slurm_options),
 ]

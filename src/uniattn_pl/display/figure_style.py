@@ -160,11 +160,14 @@ def pareto_front(points: Sequence[tuple[float, float]], *, more_is_better: bool 
     return front
 
 
-def draw_front(axes: Axes, points: Sequence[tuple[float, float]], *, more_is_better: bool = False) -> None:
-    """Join the points that none beats in both by steps: the best quality that so much cost buys."""
+def draw_front(
+    axes: Axes, points: Sequence[tuple[float, float]], *, more_is_better: bool = False
+) -> list[tuple[float, float]]:
+    """Join the points that none beats in both by steps, the best quality that so much cost buys; returns them."""
     front = pareto_front(points, more_is_better=more_is_better)
     if len(front) > 1:
         axes.step(*zip(*front, strict=True), where="post", color=PALE, linewidth=1.2, zorder=0, label="Pareto front")
+    return front
 
 
 def images(figure: Figure, name: str) -> dict[str, bytes]:

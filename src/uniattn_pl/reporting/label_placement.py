@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,10 +39,15 @@ class Place:
     box: Bbox
 
 
-def place_labels(axes: Axes, dots: Sequence[Dot], *, fontsize: float = 8) -> None:
+def place_labels(
+    axes: Axes, dots: Sequence[Dot], *, front: Sequence[tuple[float, float]] = (), fontsize: float = 8
+) -> None:
     """Write every name at the first place around its dot that is free, else at the one that covers least.
 
     The axes' limits and place must be final.
+
+    Args:
+        front: points that a line of steps joins, which no name is to lie on.
     """
     from matplotlib.transforms import Bbox
 
@@ -52,6 +58,7 @@ def place_labels(axes: Axes, dots: Sequence[Dot], *, fontsize: float = 8) -> Non
     centres = [(float(x), float(y)) for x, y in axes.transData.transform([(dot.x, dot.y) for dot in dots])]
     half = DOT * pixels
     taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in centres]
+    taken += _steps([(float(x), float(y)) for x, y in axes.transData.transform(front)] if front else [], pixels)
     for dot, centre in zip(dots, centres, strict=True):
         places = _places(centre, _size(axes, dot.name, fontsize), pixels)
         best = min(places, key=lambda place: _covered(place.box, taken, frame))
@@ -66,6 +73,17 @@ def place_labels(axes: Axes, dots: Sequence[Dot], *, fontsize: float = 8) -> Non
             fontsize=fontsize,
             arrowprops={"arrowstyle": "-", "color": "#8a8a8a", "linewidth": 0.6} if best.radius > NEAR else None,
         )
+
+
+def _steps(corners: Sequence[tuple[float, float]], width: float) -> list[Bbox]:
+    """What a line of steps covers: to each point along the height of the one before it, then up or down."""
+    from matplotlib.transforms import Bbox
+
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        boxes.append(Bbox([(x0, y0 - width), (x1, y0 + width)]))
+        boxes.append(Bbox([(x1 - width, min(y0, y1)), (x1 + width, max(y0, y1))]))
+    return boxes
 
 
 def _size(axes: Axes, text: str, fontsize: float) -> tuple[float, float]:

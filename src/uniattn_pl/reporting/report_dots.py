@@ -52,16 +52,18 @@ def draw_dots(
         if position == 0:
             set_title(axes, figure_title(y, x_label), *figure_context(table))
         handles = [_dot(axes, spot, axis.scale) for spot in spots]
+        front: list[tuple[float, float]] = []
         if fronts and column.is_quality:
             at = [(spot.x, axis.scale * (spot.y.mean or 0.0)) for spot in spots]
-            draw_front(axes, at, more_is_better=column.unit.better > 0)
+            front = draw_front(axes, at, more_is_better=column.unit.better > 0)
         if names:
             axes.set_xticks(range(len(names)), names)
         axes.set_xlabel(x_label)
         axes.set_ylabel(axis.name)
         axes.margins(0.15)
         if spots:
-            place_labels(axes, [Dot(s.x, axis.scale * (s.y.mean or 0.0), words(s.row.name)) for s in spots])
+            dots = [Dot(s.x, axis.scale * (s.y.mean or 0.0), words(s.row.name)) for s in spots]
+            place_labels(axes, dots, front=front)
         else:
             axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=GREY)
         if position == len(panels) - 1:

@@ -11,8 +11,8 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.plan.roles import UNMODIFIED
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, point_run, single_run
 from uniattn_pl.sweeps.lost_points import lost_model
-from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.metric_names import RETAIN_RATE
 

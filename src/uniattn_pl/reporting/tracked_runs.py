@@ -12,7 +12,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.config.sections.tracking_section import TrackingConfig
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean
 from uniattn_pl.redaction import redact
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.tracking import mlflow_store, tags
 from uniattn_pl.tracking.metric_names import spellings
 

@@ -24,18 +24,21 @@ from uniattn_pl.reporting.document import Links, Report, csv_text, markdown, sum
 from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
 from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw_figures
+from uniattn_pl.reporting.report_page import report_page
 from uniattn_pl.reporting.report_rows import ReportRow, single_row, sweep_rows
 from uniattn_pl.reporting.results_file import results_json
+from uniattn_pl.reporting.row_plans import plans_of
 from uniattn_pl.reporting.shared_view import share_view
 from uniattn_pl.reporting.tracked_runs import FINISHED, RunStore, answer, open_store, sweep_run
-from uniattn_pl.sweeps.points import Point, load_points
+from uniattn_pl.sweeps.points import load_points
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.metric_names import RETAIN_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-ARTIFACTS = "report"
+ARTIFACTS, PAGE = "report", "report.html"
 DESCRIPTION = "mlflow.note.content"  # shown as Markdown at the top of a run's page
 LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 
@@ -142,9 +145,13 @@ def _composed(
         sweep_run=None if parent is None else parent.info.run_id,
     )
     images |= {f"{name}.png": content for name, (content, _) in analyses.items()}
-    numbers = results_json(table, loaded, line).encode()
-    texts = {"table.csv": csv_text(table).encode(), "table.json": numbers, "report.md": markdown(report).encode()}
-    return report, {**images, **texts}  # the report last: what it shows is there before it
+    texts = {
+        "table.csv": csv_text(table),
+        "table.json": results_json(table, loaded, line),
+        PAGE: report_page(report, plans_of(rows, runs)),
+        "report.md": markdown(report),  # last: what it shows is there before it
+    }
+    return report, {**images, **{name: text.encode() for name, text in texts.items()}}
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -14,7 +14,7 @@ from uniattn_pl.evaluation.evaluation_results import fingerprint
 from uniattn_pl.evaluation.scored_contents import scored_contents
 from uniattn_pl.resilience.identity import Identity, digests_of
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.sweeps.view import result_of
 
 FIT, EVALUATE = "fit", "evaluate"
@@ -27,6 +27,11 @@ class Job:
     key: str
     point: Point
     command: str
+
+    @property
+    def needs(self) -> str | None:
+        """Key of the point whose model it begins with."""
+        return self.point.teacher if self.command == FIT else self.point.key
 
 
 def _evaluation_of(point: Point, identity: Identity) -> Job | None:
@@ -75,25 +80,38 @@ def jobs_of(points: Sequence[Point], identities: Mapping[str, Identity] = Mappin
 
 
 def due(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapping[str, Path]) -> list[str]:
-    """Keys of what can be done now and here: an evaluation needs a fitted model, which may be on another machine."""
+    """Keys of what can be done now and here: an evaluation needs a fitted model, which may be on another machine.
+
+    So does a fit that learns from a point.
+    """
     return [
         key
         for key, job in jobs.items()
-        if job.command == FIT
-        or (states[job.point.key].state == "finished" and result_of(folders[job.point.key]) is not None)
+        if job.needs is None or (states[job.needs].state == "finished" and result_of(folders[job.needs]) is not None)
     ]
 
 
 def elsewhere(jobs: Mapping[str, Job], states: Mapping[str, PointState], folders: Mapping[str, Path]) -> list[str]:
-    """Keys of the evaluations that can be done only on another machine, where the model is."""
+    """Keys of what can be done only on another machine, where the model is that it needs."""
     due_here = {*due(jobs, states, folders)}
-    return [key for key, job in jobs.items() if key not in due_here and states[job.point.key].place is not None]
+    return [
+        key
+        for key, job in jobs.items()
+        if key not in due_here and job.needs is not None and states[job.needs].place is not None
+    ]
 
 
 def joined(jobs: Mapping[str, Job], states: Mapping[str, PointState]) -> dict[str, PointState]:
     """The state of each point in one word, from those of its jobs."""
     evaluations = {job.point.key: states[key] for key, job in jobs.items() if job.command == EVALUATE}
-    return {key: _joined(states[key], evaluations.get(key)) for key, job in jobs.items() if job.command == FIT}
+    fits = {key: job for key, job in jobs.items() if job.command == FIT}
+    return {key: _joined(_fit_state(job, states[key]), evaluations.get(key)) for key, job in fits.items()}
+
+
+def _fit_state(job: Job, state: PointState) -> PointState:
+    """The state of a fit; what was never tried, since its teacher is not there yet, waits."""
+    untried = job.needs is not None and state.state == "failed" and not state.failures
+    return dataclasses.replace(state, state="waiting") if untried else state
 
 
 def _joined(fit: PointState, evaluation: PointState | None) -> PointState:

@@ -8,7 +8,8 @@ from pathlib import Path
 from uniattn_pl.config.sections.data_section import MADE, DataConfig
 from uniattn_pl.config.source_paths import is_pattern
 from uniattn_pl.errors import UserError
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
+from uniattn_pl.sweeps.teacher_points import before_its_teacher
 from uniattn_pl.training.preflight import check_fit
 
 
@@ -25,7 +26,7 @@ def check_points(points: Sequence[Point]) -> list[str]:
     unopened: dict[str, None] = {}
     for point in points:
         try:
-            found = check_fit(point.loaded, resumes=False, rows=_are_here(point.loaded.config.data))
+            found = check_fit(before_its_teacher(point), resumes=False, rows=_are_here(point.loaded.config.data))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(point.name)

@@ -9,7 +9,7 @@ from uniattn_pl.errors import UserError
 from uniattn_pl.resilience.identity import HELD_OUT_ROWS, TRAINING_ROWS, Identity, changes, digests_of, joint_digest
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.training.present_identity import PresentIdentities
 
 ROWS = (TRAINING_ROWS, HELD_OUT_ROWS)  # what machines that share a sweep must have in common

@@ -10,7 +10,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.errors import UserError
 from uniattn_pl.evaluation.dropping import check_drop
 from uniattn_pl.plan import LayerPlan, ModelShape
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.training.planning import check_positions, checked_shape, chosen_plan, compile_plan
 
 PlanAndShape = tuple[LayerPlan, ModelShape]

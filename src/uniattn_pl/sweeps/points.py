@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +17,10 @@ from uniattn_pl.config.sections.sweep_sections import SweepConfig
 from uniattn_pl.config.yaml_documents import at
 from uniattn_pl.config.yaml_scalars import dump_value
 from uniattn_pl.errors import UserError, did_you_mean
-from uniattn_pl.redaction import redact
-from uniattn_pl.resilience.manifest import key_of
+from uniattn_pl.sweeps.sweep_point import Point
+from uniattn_pl.sweeps.teacher_points import with_teachers
 
 LONGEST_NAME = 120
-
-
-@dataclass(frozen=True)
-class Point:
-    """One experiment of a sweep.
-
-    Attributes:
-        name: readable, and a folder's name.
-        words: the overrides that make the sweep's config this point's, as on a command line.
-        loaded: the checked experiment.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    loaded: LoadedConfig
-
-    @cached_property
-    def key(self) -> str:
-        """Identifies the experiment: a point whose config has changed in what it computes is another one."""
-        return key_of(redact(dataclasses.asdict(self.loaded.config)))
 
 
 def is_sweep(config: ExperimentConfig) -> bool:
@@ -65,24 +43,31 @@ def load_points(files: Sequence[Path], overrides: Sequence[str], base: LoadedCon
             "the config has no sweep; give sweep.grid, sweep.points or sweep.seeds, for example "
             "'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'."
         )
+    settings = list(_settings(sweep))
     points: dict[str, Point] = {}
     problems: list[str] = []
-    for name, words in _named_words(sweep):
+    for setting in settings:
         try:
-            point = _load(files, overrides, name, words, sweep.max_steps)
+            point = _load(files, overrides, setting.name, list(setting.words), sweep.max_steps)
         except UserError as error:
-            problems += [_place(problem, words, base) for problem in error.problems]
+            problems += [_place(problem, setting.words, base) for problem in error.problems]
             continue
         twin = points.setdefault(point.key, point)
         if twin is not point:
-            problems.append(f"sweep: the points '{twin.name}' and '{name}' are the same experiment; remove one.")
+            problems.append(
+                f"sweep: the points '{twin.name}' and '{setting.name}' are the same experiment; remove one."
+            )
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return list(points.values())
+    siblings = {
+        setting.name: {other.label: other.name for other in settings if other.rest == setting.rest}
+        for setting in settings
+    }
+    return with_teachers(list(points.values()), siblings, Path(base.config.trainer.default_root_dir))
 
 
 def select_points(points: Sequence[Point], text: str) -> list[Point]:
-    """Return the points that `text` names, separated by commas, in the order they are run.
+    """Return the points that `text` names, separated by commas, and their teachers, in the order they are run.
 
     Raises:
         UserError: there are none of these names; with the nearest.
@@ -101,21 +86,38 @@ def select_points(points: Sequence[Point], text: str) -> list[Point]:
         words = words[length or 1 :]
     if problems:
         raise UserError(*problems)
-    return [point for point in points if point.name in chosen]
+    teachers = {point.teacher for point in points if point.name in chosen}
+    return [point for point in points if point.name in chosen or point.key in teachers]
 
 
-def _named_words(sweep: SweepConfig) -> Iterator[tuple[str, list[str]]]:
-    """Name and overrides of every point: named ones x the grid x seeds."""
+@dataclass(frozen=True)
+class _Setting:
+    """What the sweep sets in one point: name, overrides, and whether two points have the same grid values and seed.
+
+    Attributes:
+        label: of the named point.
+        rest: what its grid values and its seed add to the label.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    label: str
+    rest: str
+
+
+def _settings(sweep: SweepConfig) -> Iterator[_Setting]:
+    """Those of every point: named ones x the grid x seeds."""
     short = _short_names(list(sweep.grid))
     axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
     axes.append([("seed", seed) for seed in sweep.seeds] or [("", None)])
     taken: set[str] = set()
     for (label, values), combination in itertools.product((sweep.points or {"": {}}).items(), itertools.product(*axes)):
         settings = [(key, value) for key, value in combination if key]
-        parts = [label, *(f"{short.get(key, key)}={_text(value)}" for key, value in settings)]
-        name = _folder_name(",".join(part for part in parts if part), taken)
+        rest = ",".join(f"{short.get(key, key)}={_text(value)}" for key, value in settings)
+        name = _folder_name(",".join(part for part in (label, rest) if part), taken)
         taken.add(name)
-        yield name, [f"{key}={_word(value)}" for key, value in (*values.items(), *settings)]
+        words = tuple(f"{key}={_word(value)}" for key, value in (*values.items(), *settings))
+        yield _Setting(name, words, label, rest)
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:
@@ -161,7 +163,7 @@ def _budget(loaded: LoadedConfig, max_steps: int | None) -> list[str]:
     ]
 
 
-def _place(problem: str, words: list[str], base: LoadedConfig) -> str:
+def _place(problem: str, words: Sequence[str], base: LoadedConfig) -> str:
     """The problem, with where the sweep was written in the place of the overrides it was turned into."""
     for word in words:
         key = word.partition("=")[0]

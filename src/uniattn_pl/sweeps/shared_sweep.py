@@ -14,8 +14,8 @@ from uniattn_pl.sweeps.locks import locked
 from uniattn_pl.sweeps.lost_points import lost_jobs
 from uniattn_pl.sweeps.point_contents import check_elsewhere
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.sweep_folder import SweepFolder
+from uniattn_pl.sweeps.sweep_point import Point
 from uniattn_pl.sweeps.view import ENDED, SweepView
 from uniattn_pl.training.present_identity import PresentIdentities
 
@@ -70,13 +70,22 @@ class SharedSweep:
         self.ledger.renew(lost)
         return lost
 
+    def teacher(self, key: str) -> str | None:
+        """The name of the point that a point learns from."""
+        teacher = self.jobs[key].point.teacher
+        return None if teacher is None else self.view.names[teacher]
+
     def problems(self, states: Mapping[str, PointState]) -> list[str]:
         """Lines about the points that failed or are not evaluated, and the command that does it."""
         failed = {key: state for key, state in states.items() if state.state == "failed"}
-        unfinished = {key: state for key, state in states.items() if state.state not in ENDED}
+        untaught = {key: state for key, state in states.items() if state.state == "waiting" and self.teacher(key)}
+        unfinished = {key: state for key, state in states.items() if state.state not in ENDED and key not in untaught}
         lines = [f"{len(failed)} of {len(states)} points failed; the same command tries them again."] if failed else []
         for key, state in failed.items():
             lines.append(f"{self.view.names[key]}: {state.error} (see {self.folder.log(self.folders[key])})")
+        for key in untaught:
+            teacher = self.teacher(key)
+            lines.append(f"{self.view.names[key]}: not fitted; it learns from {teacher}, whose model is not here.")
         if unfinished:
             lines.append(
                 f"{len(unfinished)} of {len(states)} points are not evaluated; the same command there does it."

@@ -13,9 +13,9 @@ from uniattn_pl.sweeps import slurm_jobs
 from uniattn_pl.sweeps.jobs import joined
 from uniattn_pl.sweeps.ledger import LedgerSilentError, in_a_line
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.shared_sweep import SharedSweep
-from uniattn_pl.sweeps.view import final_table
+from uniattn_pl.sweeps.sweep_point import Point
+from uniattn_pl.sweeps.view import final_table, next_commands
 
 LOOK_S = 10.0
 LOOKS_PER_QUEUE = 3  # the queue is the whole cluster's
@@ -131,7 +131,9 @@ class _SlurmSweep:
         self.sweep.ledger.free_dead()
         states = self._states()
         view, tracking_uri = self.sweep.view, redact(self.sweep.base.config.tracking.uri)
-        view.console.print(final_table(view.rows(states), tracking_uri, None), soft_wrap=True)
+        rows = view.rows(states)
+        view.console.print(final_table(rows), soft_wrap=True)
+        view.tell(f"\n{next_commands(rows, tracking_uri, None)}")
         waiting = [key for key, state in states.items() if state.state not in (*DONE, "failed")]
         problems = self.sweep.problems({key: state for key, state in states.items() if key not in waiting})
         if waiting:

@@ -13,7 +13,7 @@ from uniattn_pl.files import atomic_file
 from uniattn_pl.redaction import redact
 from uniattn_pl.resilience.manifest import Manifest, key_of
 from uniattn_pl.run_folder import SWEEP_ENTRY, check_run_folder
-from uniattn_pl.sweeps.points import Point
+from uniattn_pl.sweeps.sweep_point import Point
 
 
 @dataclass(frozen=True)

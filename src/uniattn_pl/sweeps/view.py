@@ -14,15 +14,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from uniattn_pl.printed_commands import mlflow_ui, uniattn
+from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.point_state import PointState
-from uniattn_pl.sweeps.points import Point
-from uniattn_pl.tracking.fit_result import FitResult
+from uniattn_pl.sweeps.sweep_point import Point
+from uniattn_pl.tracking.final_table import said_lines, use_commands
+from uniattn_pl.tracking.fit_result import LABELS, ORIGINAL, FitResult
 from uniattn_pl.tracking.journal import FILE, FOLDER, entries
 
 UNKNOWN = "-"
 ENDED = ("finished", "pruned", "failed")
+ASKED = "A held-out row, and what each model says to it (the likeliest tokens)"
 FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 
@@ -173,19 +175,43 @@ def best_of(rows: Sequence[ViewRow]) -> ViewRow | None:
     return next(iter(ranked(rows)), None)
 
 
-def final_table(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None) -> Group:
-    """All points, the best one marked, and the commands that go on from here."""
-    best = best_of(rows)
-    parts: list[Table | Text] = [_table(rows, "Held-out loss of all points (* the best)", best)]
-    commands = [f"MLflow    {mlflow_ui(tracking_uri)}"]
+def final_table(rows: Sequence[ViewRow]) -> Group:
+    """All points, the best one marked, and what their models say to a held-out row."""
+    table = _table(rows, "Held-out loss of all points (* the best)", best_of(rows))
+    said = _answers({row.name: result for row in rows if (result := result_of(row.folder)) is not None})
+    return Group(table, *([] if said is None else [said]))
+
+
+def next_commands(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None) -> str:
+    """The commands that go on from here: with the best of the cheaper points where there is one, else with the best.
+
+    Args:
+        run_id: of the sweep's run.
+    """
+    lines = [f"MLflow    {mlflow_ui(tracking_uri)}"]
     if run_id is not None:
-        commands.append(f"          the points are under the run {run_id}")
-    if best is not None and best.place is not None:
-        commands.append(f"best      {best.name}, whose run is in {best.place}")
-    elif best is not None:
-        words = ("--from", str(best.folder), "--instruction", "--prompt", "Say hello.")
-        commands.append(f"best      {uniattn('generate', *words)}")
-    return Group(*parts, Text("\n" + "\n".join(commands)))
+        lines.append(f"          the points are under the run {run_id}")
+    cheaper = best_of([row for row in rows if row.kv_rate is not None and row.kv_rate < 1])
+    best = cheaper or best_of(rows)
+    if best is None:
+        return "\n".join(lines)
+    what = "the best" if cheaper is None else f"the best with less than all of the KV cache ({_percent(best.kv_rate)})"
+    if best.place is not None:
+        return "\n".join([*lines, f"{what}: {best.name}, whose run is in {best.place}"])
+    result = result_of(best.folder)
+    used = [] if result is None else use_commands(result)
+    return "\n".join([*lines, f"{what}: {best.name}", *used])
+
+
+def _answers(results: Mapping[str, FitResult]) -> Text | None:
+    """The first held-out row that all points were asked, and what each says; None where they were not."""
+    texts = [result.texts[0] for result in results.values() if result.texts]
+    if not texts or len({(text.number, text.asked) for text in texts}) > 1:
+        return None
+    of_points = {name: [*result.texts[0].said.values()][-1] for name, result in results.items() if result.texts}
+    original = texts[0].said.get(ORIGINAL)
+    first = {} if original is None else {LABELS[ORIGINAL]: original}
+    return Text("\n").join([Text(ASKED, style="italic"), *said_lines(texts[0], {**first, **of_points})])
 
 
 def _table(rows: Sequence[ViewRow], title: str, best: ViewRow | None = None, *, live: bool = False) -> Table:

@@ -28,9 +28,9 @@ from uniattn_pl.sweeps.parent_run import close_parent, open_parent
 from uniattn_pl.sweeps.point_contents import changed_meanwhile, rows_digest
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.point_tags import tag_points
-from uniattn_pl.sweeps.points import Point
 from uniattn_pl.sweeps.shared_sweep import SharedSweep
-from uniattn_pl.sweeps.view import ENDED, best_of, final_table, result_of
+from uniattn_pl.sweeps.sweep_point import Point
+from uniattn_pl.sweeps.view import ENDED, best_of, final_table, next_commands, result_of
 from uniattn_pl.sweeps.warm_start import start_from_others
 from uniattn_pl.tracking.final_table import as_text
 from uniattn_pl.tracking.fit_result import INITIAL, STAGE1
@@ -55,8 +55,11 @@ def run_sweep(
     arguments: Sequence[str],
     *,
     whole: bool = True,
-) -> None:
+) -> str:
     """Work on a sweep until every point is finished, pruned or given up; any number of processes may.
+
+    Returns:
+        What to say at the very end: the commands that go on with its models.
 
     Args:
         base: the sweep's config.
@@ -73,7 +76,7 @@ def run_sweep(
     try:
         # only noted: an exception out of a handler may come where Python swallows it
         with preemption.watch(), preemption.deferred():
-            _Worker(base, points, rates, arguments, preemption, whole).run()
+            return _Worker(base, points, rates, arguments, preemption, whole).run()
     except LedgerSilentError as error:
         raise RunFailure(f"the ledger of the sweep does not answer: {in_a_line(error)}") from error
 
@@ -95,8 +98,8 @@ class _Worker:
         self.parent: str | None = None
         self._last_sign = time.monotonic()
 
-    def run(self) -> None:
-        """Work until nothing is left, then show and record the outcome."""
+    def run(self) -> str:
+        """Work until nothing is left, then show and record the outcome; returns the commands that go on from it."""
         with self.ledger.alone():
             self.parent = open_parent(self.base, self.folder, self.ledger.sweep_id, self.view.tell)
         lost = self.sweep.renew_lost()
@@ -106,7 +109,7 @@ class _Worker:
         with self.view:
             while self._step():
                 pass
-        self._conclude(joined(self.jobs, self.sweep.states()))
+        return self._conclude(joined(self.jobs, self.sweep.states()))
 
     def _step(self) -> bool:
         """Do one job, or wait for other workers; returns whether anything is left."""
@@ -218,12 +221,13 @@ class _Worker:
                 pruned = self.ledger.report(claim, step, quality["response_loss"]) or pruned
         return pruned
 
-    def _conclude(self, states: dict[str, PointState]) -> None:
-        rows, tracking_uri = self.view.rows(states), redact(self.base.config.tracking.uri)
-        report = final_table(rows, tracking_uri, self.parent)
+    def _conclude(self, states: dict[str, PointState]) -> str:
+        rows, report = self.view.rows(states), final_table(self.view.rows(states))
+        commands = next_commands(rows, redact(self.base.config.tracking.uri), self.parent)
         self.view.console.print(report, soft_wrap=True)
+        table = f"{as_text(report)}\n{commands}\n"
         with locked(self.folder.lock), atomic_file(self.folder.table) as file:  # other workers end here, too
-            file.write(as_text(report).encode())
+            file.write(table.encode())
         problems = self.sweep.problems(states)
         with self.ledger.alone():
             if self.whole:
@@ -234,8 +238,10 @@ class _Worker:
                 self.ledger.sweep_id,
                 status="FAILED" if problems else "FINISHED",
                 best=best_of(rows),
-                table=as_text(report),
+                table=table,
                 tell=self.view.tell,
             )
         if problems:
+            self.view.tell(f"\n{commands}")
             raise RunFailure("\n".join(problems))
+        return commands

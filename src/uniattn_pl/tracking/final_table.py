@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 
@@ -68,18 +68,21 @@ def as_text(report: RenderableType) -> str:
 
 def commands(result: FitResult) -> str:
     """The exact commands to look at the run, and to generate with the model, serve it and export it."""
+    return "\n".join([f"MLflow    {mlflow_ui(result.tracking_uri, result.mlflow_run_id)}", *use_commands(result)])
+
+
+def use_commands(result: FitResult) -> list[str]:
+    """The exact commands to generate with the model, serve it and export it, a line each."""
     run = str(result.run_folder)
     served = [
         f"serve     {uniattn('serve', '--from', run)}",
         f"vLLM      {uniattn('serve', '--from', run, '--engine', 'vllm')}",
     ]
-    lines = [
-        f"MLflow    {mlflow_ui(result.tracking_uri, result.mlflow_run_id)}",
+    return [
         f"generate  {uniattn('generate', '--from', run, '--row', '0', '--beside', 'original')}",
         *([] if has_encoder_in(result.model_folder) else served),
         f"export    {uniattn('export', '--from', run, '--to', f'exported/{result.run_folder.name}')}",
     ]
-    return "\n".join(lines)
 
 
 def _quality(result: FitResult) -> Table:
@@ -98,19 +101,26 @@ def _quality(result: FitResult) -> Table:
 
 
 def _texts(texts: Sequence[HeldOutText]) -> Text:
-    """The first held-out rows and what each model says, a line each, as much of it as fits."""
-    labels = [LABELS[name] for name in texts[0].said]
-    width = max(map(len, [*labels, EXPECTED]))
-    lines = []
-    for text in texts:
-        said = [*zip(labels, text.said.values(), strict=True), (EXPECTED, text.expected)]
-        lines.append(f"row {text.number}: {shortened(one_line(text.asked), SHOWN - 7)}")
-        lines += [f"  {label:{width}}  {one_line(words)}" for label, words in said]
-    cut = [Text(line) for line in lines]
-    for line in cut:
-        line.truncate(SHOWN, overflow="ellipsis")
+    """The first held-out rows and what each model says."""
     title = Text("Held-out rows, and what each model says to them (the likeliest tokens)", style="italic")
-    return Text("\n").join([title, *cut])
+    lines = [said_lines(text, {LABELS[name]: words for name, words in text.said.items()}) for text in texts]
+    return Text("\n").join([title, *(line for of_row in lines for line in of_row)])
+
+
+def said_lines(text: HeldOutText, said: Mapping[str, str]) -> list[Text]:
+    """A held-out row and what models say to it, a line each, as much of it as fits.
+
+    Args:
+        said: label of a model -> its words.
+    """
+    width = max(map(len, [*said, EXPECTED]))
+    lines = [Text(f"row {text.number}: {shortened(one_line(text.asked), SHOWN - 7)}")]
+    lines += [
+        Text(f"  {label:{width}}  {one_line(words)}") for label, words in [*said.items(), (EXPECTED, text.expected)]
+    ]
+    for line in lines:
+        line.truncate(SHOWN, overflow="ellipsis")
+    return lines
 
 
 def one_line(text: str) -> str:

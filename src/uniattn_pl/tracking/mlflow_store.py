@@ -27,7 +27,7 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databrick
 # MLflow 3 opens an experiment on its pages for chat applications otherwise, where no run is seen.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Nobody asked for reports of what is run to be sent.
-TELEMETRY_OFF = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 # MLflow would try for ten minutes; and it sends a request of unknown outcome again, which may record it twice
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 # an error of a server's own database is BAD_REQUEST, and a proxy before a dead server says ENDPOINT_NOT_FOUND
@@ -87,7 +87,7 @@ def connect(config: TrackingConfig) -> MlflowClient:
         DamagedDatabaseError: the sqlite file is no database, or is corrupt.
     """
     check_uri(config.uri)
-    for name, value in TELEMETRY_OFF.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 

@@ -42,7 +42,10 @@ class DistillationConfig:
     """Whom the stages learn from besides labels, and how."""
 
     teacher: str | None = option(
-        None, f"{ORIGINAL}, a run folder or a model folder to learn from; null: labels alone", path=True
+        None,
+        f"{ORIGINAL}, a run folder or a model folder to learn from, or another point of the same sweep; null: labels "
+        "alone",
+        path=True,
     )
     divergence: str = option(FORWARD_KL, "of the student's next-token distribution", allowed=DIVERGENCES)
     temperature: float = option(1.0, "both models' logits are divided by this", minimum=0.01, maximum=100.0)

@@ -8,6 +8,8 @@ from typing import Any
 from uniattn_pl.config.sections.limits import LARGEST_SEED
 from uniattn_pl.options import option
 
+FOLLOWING = (BENCH, REPORT) = ("bench", "report")
+
 
 @dataclass
 class SlurmConfig:
@@ -44,6 +46,9 @@ class SweepConfig:
     )
     storage: str | None = option(
         None, "database of the ledger (SQLAlchemy URL); default: sqlite in the sweep's folder", path=True
+    )
+    then: list[str] = option(
+        [], f"commands that follow, once, when every point has ended, with the same config: {', '.join(FOLLOWING)}"
     )
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
