@@ -26,7 +26,7 @@ config's run folder and an MLflow run of its own."""
 SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml
-  uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/quickstart/UniAttn evaluation.limit=9
+  uniattn-pl evaluate --config experiments/smollm2/eval_pubmedqa.yaml --from runs/my-uniattn evaluation.limit=100
   uniattn-pl evaluate --from smollm2-135m evaluation.tasks=[commonsense_qa] --h2o 0.5
   uniattn-pl evaluate --from runs/quickstart/UniAttn --server http://127.0.0.1:8000 evaluation.probes=[held_out]"""
 EXTRA = "training"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "Generates text with the model of a run, or with any model folder; it is shown as it is made."
 EXAMPLE = """\
   uniattn-pl generate --from runs/quickstart/UniAttn --row 0 --beside original
-  uniattn-pl generate --from runs/quickstart/UniAttn --instruction --prompt "Which drug is safe?" --input "Aspirin: rash."
+  uniattn-pl generate --from runs/quickstart/UniAttn --instruction --prompt "Which drug is safe?" --input "Asthma."
   uniattn-pl generate --from runs/quickstart/UniAttn --chat --temperature 0.7 --top-p 0.9
   uniattn-pl generate --from smollm2-135m --prompt "The heart" --max-new-tokens 20"""
 ORIGINAL, CONVERTED = "original", "converted"

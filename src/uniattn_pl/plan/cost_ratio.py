@@ -9,7 +9,7 @@ from uniattn_pl.plan.layer_plan import LayerPlan
 from uniattn_pl.plan.shape import ModelShape
 
 COSTS = {
-    "key_caches": "layers that cache their keys, values counted as much",
+    "key_caches": "caches of keys and of values, counted by layer",
     "kv_bytes": "bytes of the KV cache",
     "prefill_flops": "FLOPs of the prefill",
     "decode_bytes": "bytes read per generated token: weights and cache, in 16 bits",

@@ -101,7 +101,9 @@ def figure(points: Sequence[FrontierPoint], cost: Cost, score: str = LOSS) -> Fi
         color, marker = PALETTE[mechanism], markers[by]
         label = mechanism if mechanism == by else f"{mechanism}, {by}"
         axes.scatter([100 * p.cost for p in chosen], [p.score for p in chosen], c=color, marker=marker, label=label)
-    axes.set_xlabel(f"{COSTS[cost.kind]} at {cost.length:,} tokens (% of the unmodified model)")
+    # one token: a cost that is the same at every length
+    at = "" if cost.length == 1 else f" at {cost.length:,} tokens"
+    axes.set_xlabel(f"{COSTS[cost.kind]}{at}\n(% of the unmodified model)")
     axes.set_ylabel(f"{SCORES[score]}")
     set_title(axes, "The plans that the search went through", "scores on the search's tokens")
     axes.invert_xaxis()
