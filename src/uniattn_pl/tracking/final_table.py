@@ -49,8 +49,8 @@ def initialisation_lines(result: FitResult) -> list[str]:
     worse = replace(change, value=-change.value)
     if worse.value > 0 and worse.told:
         return [
-            f"{WARNING} the initialisation made it worse, by {worse} nats of held-out loss; another one may do better "
-            "(calibration.initialiser=joint_least_squares), or a larger sample (calibration.num_samples)."
+            f"{WARNING} the initialisation made it worse, by {worse} nats of held-out loss; a larger sample may do "
+            f"better (calibration.num_samples), or another calibration.initialiser ({uniattn('list', 'initialisers')})."
         ]
     if result.gap_closed is None:
         return [f"Unification changed the loss by {gap} nats: no gap that {gap.rows or 'these'} held-out rows tell."]
