@@ -147,6 +147,6 @@ def _overview() -> Parser:
         usage="uniattn-pl COMMAND [--config FILE]... [key.path=value]...",
         description="Post-train pre-trained LLMs so that inference gets cheaper.",
         epilog=f"commands:\n{commands}\n\nuniattn-pl COMMAND --help explains one command.\n\n"
-        "example:\n  uniattn-pl fit --config experiments/quickstart.yaml seed=1",
+        "example:\n  uniattn-pl fit --config quickstart seed=1",
         version=True,
     )

@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the request, then analyse."""
     if not arguments.config:
-        raise UserError("analyze needs --config FILE, for example --config experiments/quickstart.yaml.")
+        raise UserError("analyze needs --config FILE, for example --config quickstart.")
     loaded = load(arguments)
     if arguments.print_config:
         print(loaded.to_yaml(), end="")

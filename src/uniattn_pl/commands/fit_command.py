@@ -19,8 +19,8 @@ DESCRIPTION = """\
 Converts the model, calibrates the compensation W_c, post-trains (stage 1: W_c, stage 2: everything) and
 ends with a table of quality and cost. Killed at any point, the same command resumes where it was."""
 EXAMPLE = """\
-  uniattn-pl fit --config experiments/quickstart.yaml
-  uniattn-pl fit --config experiments/quickstart.yaml architecture.superblock_size=2 name=pairs --dry-run"""
+  uniattn-pl fit --config quickstart
+  uniattn-pl fit --config quickstart architecture.superblock_size=2 name=pairs --dry-run"""
 EXTRA = "training"
 
 

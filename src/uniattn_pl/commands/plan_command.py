@@ -25,7 +25,7 @@ Draws which layer computes its attention map and which uses another's, and compu
 parameters, FLOPs, memory, and what fits on a card. Loads no weights."""
 SHOWS_TABLES = True
 EXAMPLE = """\
-  uniattn-pl plan --config experiments/quickstart.yaml
+  uniattn-pl plan --config quickstart
   uniattn-pl plan architecture=cla architecture.num_superblocks=2 --length 32768 --batch-size 8
   uniattn-pl plan --config configs/model/llama-3.1-8b.yaml --length 8192 --batch-size 8 --card h100
   uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8 --gpu-memory 40"""

@@ -28,7 +28,7 @@ sweep.slurm says, and shows their progress."""
 SHOWS_TABLES = True
 EXAMPLE = """\
   uniattn-pl sweep --config experiments/smollm2/sweep_size.yaml --dry-run
-  uniattn-pl sweep --config experiments/quickstart.yaml
+  uniattn-pl sweep --config quickstart
   uniattn-pl sweep --config exp.yaml --max-steps 10 sweep.seeds=[0,1] \\
       'sweep.grid={architecture.num_superblocks: [1, 2, 4]}'
   uniattn-pl sweep --config experiments/smollm2/table1_medical.yaml --only Post-Train,UniAttn
