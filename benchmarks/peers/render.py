@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+NOT_MEASURED = "-"
 BUSY = (
     "Losses, answers and bytes hold on a busy machine, too. Times hold only if nothing else ran: `times taken` says "
     "when, and the load of the machine before them."
@@ -51,7 +52,9 @@ def _row(
     name: str, method: Mapping[str, Any], first: Mapping[str, Any], groups: list[str], lengths: list[str]
 ) -> list[str]:
     cells = [name]
-    if "loss" in first:
+    if "loss" in first and "loss" not in method:
+        cells += 3 * [NOT_MEASURED]
+    elif "loss" in first:
         loss, base = method["loss"], first["loss"]
         cells.append(f"{loss['bytes_per_prompt_token'] / base['bytes_per_prompt_token']:.1%}")
         cells.append(f"{loss['loss']:.3f}")
@@ -59,10 +62,13 @@ def _row(
         error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
         cells.append("-" if method is first else f"{loss['loss'] - base['loss']:+.3f} ({error:.3f})")
     for group in groups:
-        found = method["retrieval"][group]
-        cells.append(f"{found['right']}/{found['trials']}")
+        found = method.get("retrieval", {}).get(group)
+        cells.append(f"{found['right']}/{found['trials']}" if found else NOT_MEASURED)
     for length in lengths:
-        own, base = method["times"][length], first["times"][length]
+        own, base = method.get("times", {}).get(length), first["times"][length]
+        if own is None:
+            cells += 3 * [NOT_MEASURED]
+            continue
         for metric in ("ttft_s", "tpot_s"):
             cells.append(_times(own, base, metric, absolute=method is first))
         cells.append(f"{own[0]['held_bytes'] / base[0]['held_bytes']:.1%}")
