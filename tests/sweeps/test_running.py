@@ -101,3 +101,27 @@ def test_sweeps_that_are_shared_changed_failing_terminated_and_pruned(tmp_path: 
     assert pruning.events("start") == {"good": 1, "bad": 1}
     assert "pruned" in pruning.table()
     assert not (pruning.point("bad") / "final").exists()
+
+
+def test_a_point_that_learns_from_another_is_fitted_after_it_and_commands_follow_once(tmp_path: Path) -> None:
+    points = "{second: {training.distillation.teacher: first}, first: {architecture: {name: baseline}}}"
+    taught = SmallSweep(
+        tmp_path,
+        f"{{points: {points}, max_steps: 1, then: [bench, report]}}",
+        bench="{lengths: [16], rounds: 1, new_tokens: 2}",
+    )
+    codes, printed = drive((taught, "two_workers"), (taught, "once"))
+    assert codes == [[0, 0], [0]], printed
+    assert [" ".join(event[:2]) for event in taught._events()] == [
+        "start first",
+        "end first",
+        "start second",
+        "end second",
+    ]
+    manifest = json.loads((taught.point("second") / "manifest.json").read_text())
+    assert manifest["config"]["training"]["distillation"]["teacher"] == "runs/small/first"
+    assert "teacher" in manifest["identity"]
+    assert "  original  " in taught.table(), "what the models say to a held-out row"
+    assert "serve --from runs/small/second" in taught.table(), "the cheaper one"
+    assert printed.count("peaks measured") == 1, "by one worker, and not again"
+    assert (tmp_path / "reports/small/report.html").is_file()
