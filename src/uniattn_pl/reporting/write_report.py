@@ -21,6 +21,7 @@ from uniattn_pl.reporting import columns as all_columns
 from uniattn_pl.reporting.cells import Table, fill
 from uniattn_pl.reporting.columns import Column
 from uniattn_pl.reporting.document import Links, Report, csv_text, markdown, summary
+from uniattn_pl.reporting.experiment_page import describe_experiment
 from uniattn_pl.reporting.gaps import CommandLine, Gap, gaps_of
 from uniattn_pl.reporting.lookup import Lookup
 from uniattn_pl.reporting.report_figures import VARIANT_AXES, draw_figures
@@ -78,6 +79,7 @@ def write_report(request: Request) -> None:
         raise answer(error, loaded.config.tracking) from error
     _write(request.folder, files)
     _show(request, report, list(files))
+    describe_experiment(runs)
     if parent is not None:
         _log(runs, parent, [request.folder / name for name in files], summary(report))
 

@@ -24,7 +24,7 @@ from uniattn_pl.tracking.journal import FILE, FOLDER, entries
 
 UNKNOWN = "-"
 ENDED = ("finished", "pruned", "failed")
-ASKED = "A held-out row, and what each model says to it (the likeliest tokens)"
+ASKED = "Held-out rows, and what each model says to them (the likeliest tokens)"
 FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 
@@ -204,14 +204,17 @@ def next_commands(rows: Sequence[ViewRow], tracking_uri: str, run_id: str | None
 
 
 def _answers(results: Mapping[str, FitResult]) -> Text | None:
-    """The first held-out row that all points were asked, and what each says; None where they were not."""
-    texts = [result.texts[0] for result in results.values() if result.texts]
-    if not texts or len({(text.number, text.asked) for text in texts}) > 1:
-        return None
-    of_points = {name: [*result.texts[0].said.values()][-1] for name, result in results.items() if result.texts}
-    original = texts[0].said.get(ORIGINAL)
-    first = {} if original is None else {LABELS[ORIGINAL]: original}
-    return Text("\n").join([Text(ASKED, style="italic"), *said_lines(texts[0], {**first, **of_points})])
+    """The held-out rows that all points were asked, and what each says to them; None where there are none."""
+    with_texts = {name: result.texts for name, result in results.items() if result.texts}
+    parts: list[Text] = []
+    for texts in zip(*with_texts.values(), strict=False):
+        if len({(text.number, text.asked) for text in texts}) > 1:
+            break
+        original = texts[0].said.get(ORIGINAL)
+        first = {} if original is None else {LABELS[ORIGINAL]: original}
+        of_points = {name: [*text.said.values()][-1] for name, text in zip(with_texts, texts, strict=True)}
+        parts += said_lines(texts[0], {**first, **of_points})
+    return Text("\n").join([Text(ASKED, style="italic"), *parts]) if parts else None
 
 
 def _table(rows: Sequence[ViewRow], title: str, best: ViewRow | None = None, *, live: bool = False) -> Table:

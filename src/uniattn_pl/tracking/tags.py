@@ -32,6 +32,7 @@ RANK = "uniattn_pl.rank_in_sweep"  # of a finished point by its held-out loss; 1
 BEST = "uniattn_pl.best_of_sweep"  # true of one point of a sweep, false of the others
 PARENT = "mlflow.parentRunId"  # MLflow's own: its pages nest runs by it
 NOTE = "mlflow.note.content"  # MLflow's own: a description in Markdown
+DESCRIBED = "uniattn_pl.description"  # of an experiment: what a report wrote into its note, so that others' stay
 USER = "mlflow.user"  # MLflow's own, `Created by`
 COMMIT = "mlflow.source.git.commit"  # MLflow's own
 SOURCE = "mlflow.source.name"  # MLflow's own, a column of its table of runs
