@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 from benchmarks.gpu.tables import markdown
+from benchmarks.peers.render import table as peers_table
 from benchmarks.results.measurement import Measurement, Row, read_all, to
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,7 @@ DOCS = ROOT / "docs"
 HERE = Path(__file__).parent
 DATA, TEMPLATES = HERE / "data", HERE / "templates"
 CARDS = ROOT / "benchmarks" / "gpu"
+PEERS = ROOT / "benchmarks" / "peers" / "results"
 NOTE = "<!-- Written by `python -m benchmarks.results`: change benchmarks/results/data or templates instead. -->\n\n"
 
 
@@ -31,7 +33,7 @@ def pages(data: Path = DATA, templates: Path = TEMPLATES) -> dict[Path, str]:
     )
     environment.filters["to"] = to
     environment.tests["several"] = lambda value: isinstance(value, list)
-    environment.globals.update(numbers(read_all(data)), **cards())
+    environment.globals.update(numbers(read_all(data)), **cards(), peers=peers)
     files = sorted(path.relative_to(templates) for path in templates.rglob("*.md"))
     return {file: NOTE + environment.get_template(file.as_posix()).render() for file in files}
 
@@ -51,6 +53,11 @@ def cards() -> dict[str, Any]:
         return to(Decimal(row[key]) * Decimal(scale), decimals)
 
     return {"cards": list(files), "card": lambda name: markdown(files[name]), "card_value": value}
+
+
+def peers(name: str) -> str:
+    """The tables of a run of `benchmarks.peers`, one for each environment."""
+    return peers_table(json.loads((PEERS / f"{name}.json").read_text(encoding="utf-8"))).strip()
 
 
 def shown(value: Any) -> Any:
