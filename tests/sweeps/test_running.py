@@ -68,20 +68,28 @@ def test_a_sweep_killed_twice_runs_every_point_exactly_once(tmp_path: Path, monk
     assert alone.milestones[0].response_loss == children[0].data.metrics["original/response_loss"]
 
 
-def test_sweeps_that_are_shared_changed_failing_terminated_and_pruned(tmp_path: Path) -> None:
+def test_sweeps_that_are_shared_changed_failing_terminated_pruned_and_taught(tmp_path: Path) -> None:
     shared = SmallSweep(tmp_path / "shared", "{seeds: [0, 1, 2]}")
     failing = SmallSweep(tmp_path / "failing", "{grid: {training.stage2.learning_rate: [1e38, 1e-3]}, retries: 1}")
     ended = SmallSweep(tmp_path / "ended", "{seeds: [5]}")
     points = "{good: {seed: 0}, bad: {training: {stage1: {learning_rate: 0}}}}"
     pruning = SmallSweep(tmp_path / "pruning", f"{{points: {points}, prune_after: 1}}")
+    points = "{second: {training.distillation.teacher: first}, first: {architecture: {name: baseline}}}"
+    taught = SmallSweep(
+        tmp_path / "taught",
+        f"{{points: {points}, max_steps: 1, then: [bench, report]}}",
+        bench="{lengths: [16], rounds: 1, new_tokens: 2}",
+    )
     codes, printed = drive(
         (shared, "two_workers"),
         (shared, "changed"),
         (failing, "once"),
         (ended, "terminated"),
         (pruning, "pruned"),
+        (taught, "two_workers"),
+        (taught, "once"),
     )
-    assert codes == [[0, 0], [0], [1], [143, 0], [0]], printed
+    assert codes == [[0, 0], [0], [1], [143, 0], [0], [0, 0], [0]], printed
 
     names = ["seed=0", "seed=1", "seed=2", "seed=9"]
     assert shared.events("start") == dict.fromkeys(names, 1)
@@ -102,26 +110,12 @@ def test_sweeps_that_are_shared_changed_failing_terminated_and_pruned(tmp_path: 
     assert "pruned" in pruning.table()
     assert not (pruning.point("bad") / "final").exists()
 
-
-def test_a_point_that_learns_from_another_is_fitted_after_it_and_commands_follow_once(tmp_path: Path) -> None:
-    points = "{second: {training.distillation.teacher: first}, first: {architecture: {name: baseline}}}"
-    taught = SmallSweep(
-        tmp_path,
-        f"{{points: {points}, max_steps: 1, then: [bench, report]}}",
-        bench="{lengths: [16], rounds: 1, new_tokens: 2}",
-    )
-    codes, printed = drive((taught, "two_workers"), (taught, "once"))
-    assert codes == [[0, 0], [0]], printed
-    assert [" ".join(event[:2]) for event in taught._events()] == [
-        "start first",
-        "end first",
-        "start second",
-        "end second",
-    ]
+    ordered = [" ".join(event[:2]) for event in taught._events()]
+    assert ordered == ["start first", "end first", "start second", "end second"]
     manifest = json.loads((taught.point("second") / "manifest.json").read_text())
     assert manifest["config"]["training"]["distillation"]["teacher"] == "runs/small/first"
     assert "teacher" in manifest["identity"]
-    assert "  original  " in taught.table(), "what the models say to a held-out row"
+    assert "  original  " in taught.table(), "what the models say to held-out rows"
     assert "serve --from runs/small/second" in taught.table(), "the cheaper one"
     assert printed.count("peaks measured") == 1, "by one worker, and not again"
-    assert (tmp_path / "reports/small/report.html").is_file()
+    assert (taught.folder / "reports/small/report.html").is_file()
