@@ -39,7 +39,7 @@ def test_what_is_lost_is_told_and_done_again_and_other_rows_are_refused(tmp_path
     problems = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert any("point 'seed=0': the training rows changed: 8 of the 8 of 'rows.jsonl'" in line for line in problems)
     assert any("point 'seed=2': the held-out rows changed: 4 of the 4 of 'rows.jsonl'" in line for line in problems)
-    best = next(line for line in printed.splitlines() if line.startswith("best "))
+    best = next(line for line in printed.rpartition("the best")[2].splitlines() if line.startswith("generate "))
     folder = shlex.split(best)[shlex.split(best).index("--from") + 1]
     assert (tmp_path / folder / "final/model.safetensors").is_file()
 

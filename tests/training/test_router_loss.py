@@ -179,7 +179,10 @@ def experts_folder(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_experts_have_no_one_projection_to_refine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_have_no_one_projection_to_refine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no runs/quickstart
     experts_folder(tmp_path)
     words = [
         "--config",
