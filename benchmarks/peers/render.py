@@ -18,7 +18,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = []
     for environment, found in result["environments"].items():
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        lines += ["", f"### {environment}", "", f"{versions}; {found['threads']} thread(s){_taken(found)}", ""]
+        lines += ["", f"### {environment}", "", f"{versions}{_taken(found)}", ""]
         lines += _one(found["methods"])
     return "\n".join([*lines, "", BUSY])
 
@@ -27,7 +27,7 @@ def _taken(found: Mapping[str, Any]) -> str:
     said = ""
     for part, taken in found.items():
         if part.endswith(" taken"):
-            load = f"load {taken['load_before']:.1f} of {taken['cores']} cores"
+            load = f"{taken['threads']} thread(s), load before {taken['load_before']:.1f} of {taken['cores']} cores"
             said += f"; {part} {taken['time']} on {taken['processor']}, {load}"
     rows = next(iter(found["methods"].values())).get("loss", {}).get("rows")
     return said + (f"; {rows} held-out rows" if rows else "")
