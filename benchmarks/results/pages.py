@@ -57,7 +57,8 @@ def cards() -> dict[str, Any]:
 
 def peers(name: str) -> str:
     """The tables of a run of `benchmarks.peers`, one for each environment."""
-    return peers_table(json.loads((PEERS / f"{name}.json").read_text(encoding="utf-8"))).strip()
+    text = peers_table(json.loads((PEERS / f"{name}.json").read_text(encoding="utf-8"))).strip()
+    return text.replace("### ", "## ")  # as sections of the page
 
 
 def shown(value: Any) -> Any:
