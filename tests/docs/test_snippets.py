@@ -22,6 +22,10 @@ from uniattn_pl.cli import main
 from uniattn_pl.config.sections.data_section import DataConfig
 from uniattn_pl.data.rows import CHAT_FORMATS, FORMATS
 from uniattn_pl.data.sources import read_source
+from uniattn_pl.modeling.attention.operate import ATTENTIONS
+from uniattn_pl.plan.roles import ROLES
+
+REGISTRIES: tuple[dict[str, Any], ...] = (FORMATS, architectures.ARCHITECTURES, ROLES, ATTENTIONS)
 
 # What a reader has instead: models of a size to use, and their own module and data.
 REPLACED = {
@@ -71,7 +75,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     stock("smollm3").config.save_pretrained("organisation/model")
     ids = torch.arange(3, 19).reshape(1, 16)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    known = {key: dict(registry) for key, registry in (("rows", FORMATS), ("plans", architectures.ARCHITECTURES))}
+    known = [dict(registry) for registry in REGISTRIES]
     yield {
         **batch,
         "model": model,
@@ -79,9 +83,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         "MyLightningModule": MyLightningModule,
         "__name__": "__main__",
     }
-    for registry, former in ((FORMATS, known["rows"]), (architectures.ARCHITECTURES, known["plans"])):
+    for registry, former in zip(REGISTRIES, known, strict=True):
         registry.clear()
-        registry.update(former)  # type: ignore[arg-type]
+        registry.update(former)
 
 
 def run(code: str, place: str, names: dict[str, Any]) -> None:
