@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from tests.reporting.tracked import CLA, PLAIN, UNIATTN, Tracked
 
 LOSS = "final/response_loss"
@@ -35,6 +36,14 @@ def test_the_first_screen_says_which_fit_is_the_best_at_each_budget(tracked: Tra
         f"| 81.2% | [UniAttn](#/experiments/{tracked.id}/runs/{uniattn}) | uniattn | 2.750 |",
     ]
     assert "other rows" in others
+    context = InputTag("mlflow.data.context", "validation")
+    held_out = DatasetInput(Dataset("rows", "c5f4e809de83", "local", "{}"), [context])
+    longer = tracked.fit("other held-out rows", "cla", CLA, 0.6, {LOSS: 0.1})
+    tracked.client.log_inputs(longer, datasets=[held_out])
+    assert tracked.report() == 0
+    parts = (description(tracked) or "").split("\n\n**")
+    assert sum("Post\\|Train" in part for part in parts) == 1, "not beaten by a loss on other rows"
+    assert any("held-out rows c5f4e809de83, 1 fit)" in part for part in parts)
     better = tracked.fit("better", "uniattn", UNIATTN, 0.75, {LOSS: 2.4})
     assert tracked.report() == 0
     assert f"| 75.0% | [better](#/experiments/{tracked.id}/runs/{better}) | uniattn | 2.400 |" in (

@@ -142,3 +142,5 @@ def test_wrong_teachers_are_told_and_only_brings_the_teacher_along(
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[2:4]] == ["second", "first"]
     assert "when every point has ended: bench, report" in printed
+    assert main(["fit", "--config", "small.yaml", f"{TEACHER}=first", "--dry-run"]) == 2
+    assert f"{TEACHER}: 'first' is a point of the sweep, which `sweep` fits first" in capsys.readouterr().err

@@ -9,31 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from uniattn_pl.architectures import get_architecture
+from uniattn_pl.families.published_sizes import LLAMA_3_1_8B, SMOLLM2_135M
 from uniattn_pl.plan import LayerPlan, ModelShape
 
 ROOT = Path(__file__).parents[2]
 SMALL, LARGE = "SmolLM2-135M, 512 tokens", "Llama-3.1 8B, 8,192 tokens"
 LENGTHS = {SMALL: 512, LARGE: 8192}
-SIZES: dict[str, dict[str, Any]] = {
-    SMALL: {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
-    LARGE: {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": False,
-    },
-}
+SIZES = {SMALL: SMOLLM2_135M, LARGE: LLAMA_3_1_8B}
 
 
 @dataclass(frozen=True)

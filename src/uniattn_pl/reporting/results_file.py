@@ -15,7 +15,7 @@ from uniattn_pl.config import LoadedConfig
 from uniattn_pl.printed_commands import config_words
 from uniattn_pl.redaction import redact
 from uniattn_pl.reporting.cells import BEST, MISSING, Cell, Table
-from uniattn_pl.reporting.columns import ACCURACY, BYTES, LOSS, PERPLEXITY, PLAIN, RETAINED, SECONDS, Column
+from uniattn_pl.reporting.columns import ACCURACY, BYTES, LOSS, PERPLEXITY, PLAIN, RETAINED, SECONDS, Column, Unit
 from uniattn_pl.reporting.gaps import CommandLine
 from uniattn_pl.tracking import tags
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 # How pages show a unit's numbers, by the unit that a column has: factor, suffix, decimals or significant digits.
-_SHOWN: dict[int, dict[str, Any]] = {
-    id(ACCURACY): {"unit": "%", "scale": 100, "decimals": 1},
-    id(RETAINED): {"unit": "%", "suffix": " %", "scale": 100, "decimals": 1},
-    id(LOSS): {"unit": "nats per token", "decimals": 3},
-    id(PERPLEXITY): {"decimals": 2},
-    id(SECONDS): {"unit": "s", "significant": 3},
-    id(PLAIN): {"significant": 3},
-    id(BYTES): {"unit": "MiB", "suffix": " MiB", "scale": 2**-20, "significant": 3},
+_SHOWN: dict[Unit, dict[str, Any]] = {
+    ACCURACY: {"unit": "%", "scale": 100, "decimals": 1},
+    RETAINED: {"unit": "%", "suffix": " %", "scale": 100, "decimals": 1},
+    LOSS: {"unit": "nats per token", "decimals": 3},
+    PERPLEXITY: {"decimals": 2},
+    SECONDS: {"unit": "s", "significant": 3},
+    PLAIN: {"significant": 3},
+    BYTES: {"unit": "MiB", "suffix": " MiB", "scale": 2**-20, "significant": 3},
 }
 _PRIVATE = ("tracking", "report", "sweep", "trainer")  # where things are and how they are shown, not what was measured
 
@@ -79,7 +79,7 @@ def _commands(line: CommandLine) -> list[str]:
 
 def _column(key: str, column: Column) -> dict[str, Any]:
     source = [part.metric + ("" if part.step is None else f"@{part.step}") for part in column.measured]
-    return {"key": key, "title": column.heading, "metric": " ".join(source), **_SHOWN.get(id(column.unit), {})}
+    return {"key": key, "title": column.heading, "metric": " ".join(source), **_SHOWN.get(column.unit, {})}
 
 
 def _cell(cell: Cell, best: bool) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 
 from uniattn_pl.redaction import redact
 from uniattn_pl.reporting.tracked_runs import RunStore
+from uniattn_pl.tracking import tags
 from uniattn_pl.tracking.metric_names import FINAL_LOSS, RETAIN_RATE
 
 TAG = "mlflow.sharedViewState."
-LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 CURVES = ("val/response_loss", "stage2/loss", "stage1/loss")
 OVER_COST, TRAINING = "Loss over cost", "Loss while it trains"
 
@@ -29,7 +29,7 @@ def share_view(runs: RunStore, name: str, run_ids: Sequence[str]) -> str | None:
     from mlflow.exceptions import MlflowException
 
     key, state = f"uniattn_pl-{hashlib.sha256(name.encode()).hexdigest()[:12]}", json.dumps(view_state(run_ids))
-    if len(state) > LONGEST_TAG:
+    if len(state) > tags.LONGEST:
         return None
     try:
         runs.client.set_experiment_tag(runs.experiment_id, TAG + key, state)

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ARTIFACTS, PAGE = "report", "report.html"
-DESCRIPTION = "mlflow.note.content"  # shown as Markdown at the top of a run's page
-LONGEST_TAG = 5000  # the shortest limit of the stores MLflow has had
 
 
 @dataclass(frozen=True)
@@ -175,8 +173,8 @@ def _log(runs: RunStore, parent: Run, files: Sequence[Path], description: str) -
     try:
         for file in files:
             runs.client.log_artifact(parent.info.run_id, str(file), ARTIFACTS)
-        if len(description) <= LONGEST_TAG:
-            runs.client.set_tag(parent.info.run_id, DESCRIPTION, description)
+        if len(description) <= tags.LONGEST:
+            runs.client.set_tag(parent.info.run_id, tags.NOTE, description)
     except (MlflowException, OSError) as error:
         print(f"it is not in MLflow, which does not take it: {redact(str(error))}")
 

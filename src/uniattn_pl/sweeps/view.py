@@ -18,13 +18,12 @@ from uniattn_pl.printed_commands import mlflow_ui
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps.point_state import PointState
 from uniattn_pl.sweeps.sweep_point import Point
-from uniattn_pl.tracking.final_table import said_lines, use_commands
+from uniattn_pl.tracking.final_table import TEXTS_TITLE, said_lines, use_commands
 from uniattn_pl.tracking.fit_result import LABELS, ORIGINAL, FitResult
 from uniattn_pl.tracking.journal import FILE, FOLDER, entries
 
 UNKNOWN = "-"
 ENDED = ("finished", "pruned", "failed")
-ASKED = "Held-out rows, and what each model says to them (the likeliest tokens)"
 FRAME = 6  # lines of a table besides its rows, and the one behind it
 
 
@@ -176,7 +175,7 @@ def best_of(rows: Sequence[ViewRow]) -> ViewRow | None:
 
 
 def final_table(rows: Sequence[ViewRow]) -> Group:
-    """All points, the best one marked, and what their models say to a held-out row."""
+    """All points, the best one marked, and what their models say to held-out rows."""
     table = _table(rows, "Held-out loss of all points (* the best)", best_of(rows))
     said = _answers({row.name: result for row in rows if (result := result_of(row.folder)) is not None})
     return Group(table, *([] if said is None else [said]))
@@ -214,7 +213,7 @@ def _answers(results: Mapping[str, FitResult]) -> Text | None:
         first = {} if original is None else {LABELS[ORIGINAL]: original}
         of_points = {name: [*text.said.values()][-1] for name, text in zip(with_texts, texts, strict=True)}
         parts += said_lines(texts[0], {**first, **of_points})
-    return Text("\n").join([Text(ASKED, style="italic"), *parts]) if parts else None
+    return Text("\n").join([Text(TEXTS_TITLE, style="italic"), *parts]) if parts else None
 
 
 def _table(rows: Sequence[ViewRow], title: str, best: ViewRow | None = None, *, live: bool = False) -> Table:

@@ -222,7 +222,8 @@ class _Worker:
         return pruned
 
     def _conclude(self, states: dict[str, PointState]) -> str:
-        rows, report = self.view.rows(states), final_table(self.view.rows(states))
+        rows = self.view.rows(states)
+        report = final_table(rows)
         commands = next_commands(rows, redact(self.base.config.tracking.uri), self.parent)
         self.view.console.print(report, soft_wrap=True)
         table = f"{as_text(report)}\n{commands}\n"

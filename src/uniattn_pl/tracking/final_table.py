@@ -18,6 +18,7 @@ PLAIN_WIDTH = 110
 SHOWN = 79  # characters of a line of text
 EXPECTED = "(expected)"
 WARNING = "warning:"
+TEXTS_TITLE = "Held-out rows, and what each model says to them (the likeliest tokens)"
 # Of a milestone what some fits have: its name there, the column's title, how it is written.
 QUALITIES = (
     ("perplexity", "perplexity", ".2f"),
@@ -102,7 +103,7 @@ def _quality(result: FitResult) -> Table:
 
 def _texts(texts: Sequence[HeldOutText]) -> Text:
     """The first held-out rows and what each model says."""
-    title = Text("Held-out rows, and what each model says to them (the likeliest tokens)", style="italic")
+    title = Text(TEXTS_TITLE, style="italic")
     lines = [said_lines(text, {LABELS[name]: words for name, words in text.said.items()}) for text in texts]
     return Text("\n").join([title, *(line for of_row in lines for line in of_row)])
 

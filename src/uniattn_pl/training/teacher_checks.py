@@ -20,9 +20,20 @@ from uniattn_pl.training.memory_estimate import learns_from_maps
 
 
 def teacher_folder(loaded: LoadedConfig) -> Path | None:
-    """The folder of a teacher other than the original. Raises UserError as `model_folder`."""
+    """The folder of a teacher other than the original.
+
+    Raises:
+        UserError: as `model_folder`, or the teacher is a point of a sweep, which has no folder in a fit by itself.
+    """
     teacher = loaded.config.training.distillation.teacher
-    return None if teacher is None or teacher == ORIGINAL else model_folder(Path(teacher))
+    if teacher is None or teacher == ORIGINAL:
+        return None
+    if teacher in loaded.config.sweep.points and not Path(teacher).is_dir():
+        raise UserError(
+            f"training.distillation.teacher: '{teacher}' is a point of the sweep, which `sweep` fits first; a fit by "
+            f"itself takes {ORIGINAL}, a run folder or a model folder."
+        )
+    return model_folder(Path(teacher))
 
 
 def teacher_contents(loaded: LoadedConfig) -> dict[str, Contents]:
