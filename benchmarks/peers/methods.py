@@ -75,8 +75,8 @@ def kvpress(inputs: Path, code: Path | None) -> Iterator[Method]:
 
 
 def _scores_of_kvpress() -> Any:
-    """kvpress without the wrapper that importing it puts around every attention function of the process, which our
-    functions do not take, and which stock transformers would be timed with."""
+    """kvpress without the wrapper that importing it puts around every attention function of the process, with which
+    stock transformers would be timed."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     functions = dict(ALL_ATTENTION_FUNCTIONS.items())

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from uniattn_pl.families.encoder_decoder import beside_encoder
 from uniattn_pl.families.inspection import PUBLICATIONS, cross_attention_path, decoder_layers, decoder_of
@@ -31,12 +32,14 @@ def watched_kernel(attention: Any, keywords: list[Mapping[str, Any]]) -> Iterato
         return value.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None  # [B, L, H, Dv]
 
     stock = attention.config._attn_implementation
-    AttentionInterface.register(WATCHED, attend)
+    # Here alone and not for good: a library that wraps all functions there are (kvpress) must not find it.
+    ALL_ATTENTION_FUNCTIONS[WATCHED] = attend
     attention.config._attn_implementation = WATCHED
     try:
         yield
     finally:
         attention.config._attn_implementation = stock
+        del ALL_ATTENTION_FUNCTIONS[WATCHED]
 
 
 @dataclass(frozen=True)

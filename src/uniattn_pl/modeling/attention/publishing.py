@@ -19,6 +19,7 @@ from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.map_handles import SINKS
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
 from uniattn_pl.modeling.attention.cross_maps import is_cross
+from uniattn_pl.modeling.attention.foreign_hooks import named_arguments, refuse_presses
 from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.attention.recorded_maps import recorded
@@ -31,12 +32,18 @@ def publishing_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *by_position: Any,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend, and leave in `kwargs[PUBLICATIONS]` what this layer's readers need.
 
     Shapes: query [B, H, L, D], key and value [B, Hkv, S, D]; returns output [B, L, H, D], and the map to record.
+
+    Raises:
+        UserError: a press of another library chooses the tokens of a layer that others read.
     """
+    if by_position:
+        kwargs = named_arguments(by_position, kwargs)
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
     if publications is None:  # an encoder's
         return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
@@ -46,6 +53,8 @@ def publishing_attention(
         return _attend_to_encoder(attention, (query, key, value), attention_mask, kwargs, publications)
     if isinstance(attention, ForwardedShareKV):
         key, value, attention_mask, kwargs = attention.of_source(publications, kwargs)
+    if attention.publishes and not torch.compiler.is_compiling():
+        refuse_presses(attention)
     if attention.publishes and kwargs.get(SINKS) is not None:  # a parameter, which FSDP2 frees before readers run
         kwargs[SINKS] = kwargs[SINKS].clone()
     eviction, root = publications.eviction, attention.key_root
