@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -10,6 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# As the command line does (uniattn_pl.startup): modules are no garbage, and workers look through them again and again.
+COLLECTED_AS_USUAL = gc.get_threshold()
+gc.set_threshold(100_000, 50, 1_000)
 
 # As in an environment that is active: commands are printed with `python` where that is this interpreter.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
@@ -187,6 +192,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if of_cards and not has_card():
         for item in of_cards:
             item.add_marker(pytest.mark.skip(reason="the case for a card: there is no CUDA device here"))
+
+
+def pytest_collection_finish() -> None:
+    """From here on what tests leave is collected as usual, and what was loaded for them is not looked through."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AS_USUAL)
 
 
 def has_card() -> bool:

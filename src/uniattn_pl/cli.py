@@ -22,6 +22,7 @@ from uniattn_pl.display.text_width import use_wide_output
 from uniattn_pl.errors import RunFailure, UserError, did_you_mean, is_panic
 from uniattn_pl.extras import missing_extra, require_extra
 from uniattn_pl.redaction import redact
+from uniattn_pl.startup import rare_until_work_begins
 
 SUCCESS, FAILURE, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 LONGEST_PATH = 160  # characters shown of it
@@ -133,7 +134,8 @@ def _dispatch(arguments: list[str]) -> int:
     if needed is not None and not parsed.print_config:
         require_extra(needed, f"uniattn-pl {name}")
     use_wide_output(getattr(parsed, "wide", False))
-    code: int = command.run(parsed)
+    with rare_until_work_begins():
+        code: int = command.run(parsed)
     return code
 
 

@@ -67,7 +67,7 @@ def test_a_press_on_a_layer_that_others_read_is_refused() -> None:
     model = apply_plan(stock("llama"), READERS)
     for block in model.model.layers:
         block.self_attn.register_forward_hook(Press().forward_hook, with_kwargs=True)
-    with pytest.raises(UserError, match="Press of kvpress .* layer 1 .*H2O"):
+    with pytest.raises(UserError, match=r"Press of kvpress .* layer 1 .*H2O"):
         logits(model)
 
 

@@ -10,6 +10,7 @@ usage: sweep_driver.py FOLDER:SCENARIO...    prints a line with the exit codes o
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -343,6 +344,7 @@ SCENARIOS: dict[str, Callable[[list[str]], list[int]]] = {
 
 if __name__ == "__main__":
     child_process.start = ForkedJob
+    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
     for pair in sys.argv[1:]:
         folder, _, scenario = pair.rpartition(":")
         os.chdir(folder)

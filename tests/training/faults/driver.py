@@ -10,6 +10,7 @@ as under torchrun.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -97,6 +98,7 @@ def wait(children: list[int]) -> list[int]:
 
 if __name__ == "__main__":
     print(json.dumps(mounted_disk(sys.argv[1])), flush=True)
+    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
     for line in sys.stdin:
         ((request, argument),) = json.loads(line).items()
         print(json.dumps({"start": start, "wait": wait}[request](argument)), flush=True)

@@ -21,6 +21,7 @@ from uniattn_pl.modeling.loading.weight_files import (
     check_weight_files,
     checked_base,
 )
+from uniattn_pl.startup import work_begins
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ def load_model(
         UserError: there is no such model, it cannot be had without a network, its files are damaged, incomplete or not
             in safetensors, it needs code that is not trusted, or bitsandbytes or its attention kernel is missing.
     """
+    work_begins()
     location, options = located(source, revision)
     _prepare(location, weights=True)
     quantized = _quantized(quantization)
@@ -100,6 +102,7 @@ def load_folder(
             weights and layer plan disagree, files are damaged, incomplete or not in safetensors, the model needs code
             of its own, or bitsandbytes is missing.
     """
+    work_begins()
     kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     if is_adapter(folder):
         if quantization is not None:
@@ -281,6 +284,7 @@ def empty_model(
 
     location, options = located(source, revision)
     _prepare(location)
+    work_begins()
     kernel = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with (
         refusals_explained(source, way_out=TRUST),
