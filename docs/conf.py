@@ -69,6 +69,7 @@ SECTIONS = {
     ],
     "How-to": [
         "choosing",
+        "calibration",
         "data",
         "training",
         "distillation",
