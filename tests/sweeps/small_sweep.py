@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from tests.driver_environment import driver_environment
 
 CONFIG = """
 name: small
@@ -77,7 +77,7 @@ def drive(*scenarios: tuple[SmallSweep, str]) -> tuple[list[list[int]], str]:
     driver = [sys.executable, str(Path(__file__).with_name("sweep_driver.py"))]
     done = subprocess.run(
         [*driver, *(f"{small.folder}:{scenario}" for small, scenario in scenarios)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        env=driver_environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,6 @@ usage: sweep_driver.py FOLDER:SCENARIO...    prints a line with the exit codes o
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import pty
@@ -24,11 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
-import mlflow.store.tracking.sqlalchemy_store
-import mlflow.tracking  # noqa: F401
+from tests.forking import before_forking
 
-import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl.cli import main
 from uniattn_pl.resilience.manifest import Manifest
 from uniattn_pl.sweeps import child_process, ledger, worker
@@ -344,7 +340,7 @@ SCENARIOS: dict[str, Callable[[list[str]], list[int]]] = {
 
 if __name__ == "__main__":
     child_process.start = ForkedJob
-    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
+    before_forking()
     for pair in sys.argv[1:]:
         folder, _, scenario = pair.rpartition(":")
         os.chdir(folder)

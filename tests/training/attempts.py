@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.driver_environment import driver_environment
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,7 @@ def run_attempts(
         log = str(folder / f"log-{number}")
         jobs.append({**vars(attempt), "folder": str(folder), "arguments": arguments, "log": log})
     driver = [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), json.dumps(jobs)]
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    whole = {**os.environ, **threads, **(environment or {})}
-    done = subprocess.run(driver, env=whole, capture_output=True, text=True, check=False)
+    done = subprocess.run(driver, env=driver_environment(environment), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for attempt, job, line in zip(attempts, jobs, done.stdout.splitlines(), strict=True):
         codes = json.loads(line)

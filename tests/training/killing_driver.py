@@ -6,18 +6,14 @@ ten seconds, so it happens once and every attempt is a fork; SIGKILL and what it
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
-import mlflow.store.tracking.sqlalchemy_store
-import mlflow.tracking  # noqa: F401
+from tests.forking import before_forking
 
-import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl import files
 from uniattn_pl.calibration.record import CalibrationRecord
 from uniattn_pl.cli import main
@@ -103,6 +99,6 @@ def attempt(name: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
+    before_forking()
     for point in KILL_POINTS:
         attempt(point, sys.argv[1:])

@@ -7,7 +7,6 @@ negative for the signal that ended it.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from tests.forking import before_forking
 from tests.training.killing_driver import KILL_POINTS, main
 
 
@@ -55,6 +55,6 @@ if __name__ == "__main__":
     jobs = json.loads(sys.argv[1])
     if any("lora" in word or "8bit" in word for job in jobs for word in job["arguments"]) and find_spec("bitsandbytes"):
         import bitsandbytes  # noqa: F401  # peft imports it late, every fork would do so again
-    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
+    before_forking()
     for described in jobs:
         print(json.dumps(run(described)), flush=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.forking import before_forking
 from tests.training.killing_driver import in_phase, patch
 
 from uniattn_pl.cli import main
@@ -59,6 +60,7 @@ def run(folder: str, arguments: list[str], kill_point: str | None = None) -> Non
 
 
 if __name__ == "__main__":
+    before_forking()
     run("whole", sys.argv[1:])
     for point in KILL_POINTS:
         run("killed", sys.argv[1:], point)

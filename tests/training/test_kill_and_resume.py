@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tests.driver_environment import driver_environment
 
 from uniattn_pl.cli import main
 from uniattn_pl.modeling.loading.pretrained import load_shape
@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for folder in (whole, killed):
         (folder / "killed.yaml").write_text(CONFIG, encoding="utf-8")
         (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = driver_environment({"HF_HUB_OFFLINE": "1"})
     fit = [sys.executable, "-m", "uniattn_pl", *ARGUMENTS]
     driver = [sys.executable, str(Path(__file__).with_name("killing_driver.py")), *ARGUMENTS]
     uninterrupted = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
+from tests.driver_environment import driver_environment
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uniattn_pl.cli import main
@@ -20,7 +20,6 @@ from uniattn_pl.plan import LayerPlan
 from uniattn_pl.plan.drawing import draw
 from uniattn_pl.resilience.manifest import Manifest
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 name: measured
 model: {source: tiny-llama, dtype: float32}
@@ -50,9 +49,8 @@ def searches(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     for name in ("whole", "killed"):
         (base / name).mkdir()
         (base / name / "measured.yaml").write_text(CONFIG % (store, store), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     driver = [sys.executable, "-m", "tests.training.search_driver", *FIT]
-    done = subprocess.run(driver, cwd=base, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(driver, cwd=base, env=driver_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return base / "whole", base / "killed"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.driver_environment import driver_environment
 from tests.training.faults.fits import CONFIG, ROWS, Driver, Work
 
 # before: the calibration's first layer is recorded, a stage's first step is taken, a stage's fifth step is taken
@@ -26,7 +26,7 @@ AtPoint = Callable[[str], Work]
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     # threads of several processes that wait for each other are many times slower than one
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = driver_environment()
     namespace = _mount_namespace()
     if namespace:
         environment["PRIVATE_MOUNTS"] = "yes"

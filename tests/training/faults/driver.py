@@ -10,7 +10,6 @@ as under torchrun.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import json
 import os
 import signal
@@ -19,12 +18,9 @@ import subprocess
 import sys
 from typing import Any
 
-import matplotlib.backends.backend_agg  # noqa: F401  # what the fits import late, every fork would import again
-import mlflow.store.tracking.sqlalchemy_store
-import mlflow.tracking  # noqa: F401
+from tests.forking import before_forking
 from tests.training.faults.faults import arm
 
-import uniattn_pl.training.fit  # noqa: F401
 from uniattn_pl.cli import main
 
 # a process that waits for ever is ended by this signal's default, and its exit code tells
@@ -98,7 +94,7 @@ def wait(children: list[int]) -> list[int]:
 
 if __name__ == "__main__":
     print(json.dumps(mounted_disk(sys.argv[1])), flush=True)
-    gc.freeze()  # what is imported is no garbage: every fork would look through it again and again
+    before_forking()
     for line in sys.stdin:
         ((request, argument),) = json.loads(line).items()
         print(json.dumps({"start": start, "wait": wait}[request](argument)), flush=True)
