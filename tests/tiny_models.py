@@ -20,6 +20,8 @@ LAYERS, VOCABULARY, WINDOW = 6, 64, 6
 LOCAL, CHUNKED, GLOBAL = "sliding_attention", "chunked_attention", "full_attention"
 MODES = ("materialise", "replay")
 UNMODIFIED = LayerPlan.unmodified(LAYERS)
+SATURATES = bool(torch.tensor([500.0]).to(torch.float8_e4m3fn).float().isfinite())
+"""Whether a float beyond float8's largest becomes that one; with torch 2.10 it is NaN, and so are fp8 caches."""
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

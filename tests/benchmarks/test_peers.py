@@ -14,6 +14,7 @@ import torch
 from benchmarks.peers import environment_setup, inputs, methods, protocol
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.render import table
+from tests.tiny_models import SATURATES
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 
 import uniattn_pl
@@ -102,6 +103,7 @@ def test_bytes_are_those_that_the_package_counts(
     assert protocol.held_bytes(former) == 28
 
 
+@pytest.mark.skipif(not SATURATES, reason="fp8 caches are NaN with this torch, of stock models too")
 def test_the_likeliest_candidate_is_the_answer_whatever_was_read_before(
     uniattn: Any, rows: list[dict[str, Any]]
 ) -> None:

@@ -116,10 +116,13 @@ def test_a_hub_model_without_a_network_gives_one_message_and_the_ways_out() -> N
 
 def test_bfloat16_is_automatic_only_where_it_is_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx512_f": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx512_f": True}, raising=False)
     assert resolve_dtype("auto") == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert resolve_dtype("auto") == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch 2.10
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert resolve_dtype("auto") == torch.float32
     assert resolve_dtype("float16") == torch.float16
 
 

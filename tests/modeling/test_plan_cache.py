@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tests.tiny_models import MODES, WINDOW, cases, converted, plan_of, shape, tokens
+from tests.tiny_models import MODES, SATURATES, WINDOW, cases, converted, plan_of, shape, tokens
 from transformers import Cache, DynamicCache, QuantizedCache
 from transformers.cache_utils import Fp8QuantizedLayer
 
@@ -96,6 +96,7 @@ def test_the_modes_agree(mode: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.skipif(not SATURATES, reason="fp8 caches are NaN with this torch, of stock models too")
 def test_a_quantised_cache_holds_values_alone_for_readers_of_a_map_and_quantises_them_as_it_does() -> None:
     """fp8, which needs no other package: a byte a number and a scale for each tensor; dropped layers hold nothing."""
     stock = Fp8QuantizedLayer()

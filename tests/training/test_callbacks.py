@@ -222,7 +222,7 @@ def test_provenance_records_code_and_config_without_credentials(tmp_path: Path) 
     records = json.loads((tmp_path / Provenance.FILE_NAME).read_text())
     assert len(records) == 2
     assert records[0]["config"] == {"tracking": {"uri": "mysql://***@host/db"}, "name": "x"}
-    assert records[0]["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(records[0]["packages"]["torch"])  # +cu128 is not in every wheel's version
     assert {"platform", "git", "python"} <= records[0].keys()
 
 

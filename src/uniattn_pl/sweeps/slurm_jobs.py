@@ -82,10 +82,13 @@ def cancelling(jobs: Sequence[str]) -> str:
 
 
 def jobs_left(name: str) -> dict[str, str] | None:
-    """Number -> state, in SLURM's word, of the user's jobs of that name that have not ended; None: no answer."""
+    """Number -> state, in SLURM's word, of the user's jobs of that name that have not ended; None: no answer.
+
+    In the order in which they were submitted.
+    """
     try:
         done = subprocess.run(
-            ["squeue", "--me", "--noheader", "--format=%i|%T|%j"],
+            ["squeue", "--me", "--noheader", "--sort=i", "--format=%i|%T|%j"],
             capture_output=True,
             text=True,
             check=True,

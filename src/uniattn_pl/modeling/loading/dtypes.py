@@ -16,5 +16,7 @@ def computes_in_bfloat16() -> bool:
     """Whether this machine's GPU, or its CPU where it has none, has bfloat16 in hardware."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
