@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -33,3 +34,18 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest of `allowed`, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def nearest_path(path: Path) -> str:
+    """Return `did_you_mean` for a path that is not there, as a whole where only a folder on the way is misspelt."""
+    missing = next(place for place in (*reversed(path.parents), path) if not place.exists() or place == path)
+    beside = missing.parent
+    names = sorted(entry.name for entry in beside.iterdir()) if beside.is_dir() else []
+    hint = did_you_mean(missing.name, names)
+    if missing == path:
+        return hint
+    for name in difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6):
+        meant = beside / name / path.relative_to(missing)
+        if meant.exists():
+            return f" Did you mean '{meant}'?"
+    return f" There is no folder '{missing}' either.{hint}"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.errors import UserError, nearest_path
 from uniattn_pl.file_contents import check_writable
 
 # File systems take 255 bytes; names of temporary folders and of files beside a run are longer than its own.
@@ -141,12 +141,11 @@ def _advice(folder: Path) -> str:
 
 
 def _nearest_folder(folder: Path) -> str:
-    parent = folder.parent
-    if not parent.is_dir():
-        return f" There is no folder '{parent}' either."
+    hint, parent = nearest_path(folder), folder.parent
+    if hint or not parent.is_dir():
+        return hint
     names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    hint = did_you_mean(folder.name, names)
-    return hint or (f" In '{parent}' there are: {', '.join(names[:20])}." if names else "")
+    return f" In '{parent}' there are: {', '.join(names[:20])}." if names else ""
 
 
 def run_of(folder: Path) -> Path | None:

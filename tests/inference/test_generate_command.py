@@ -50,6 +50,18 @@ def test_text_is_shown_as_it_is_made(
     assert rest == "t\n"
 
 
+@pytest.mark.parametrize("further", [(), ("--instruction",)], ids=["as it is", "in its template"])
+def test_a_text_that_ends_at_once_is_told(
+    further: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(continuing, "continuation", lambda *_, **__: iter(()))
+    assert main(["generate", "--from", str(folder), "--prompt", "a", *further]) == 0
+    told = capsys.readouterr()
+    assert told.out == "\n"
+    assert "the model ended its text at once." in told.err
+    assert ("--instruction puts it into the template" in told.err) == (not further)
+
+
 def test_prompts_of_a_file_and_of_the_command_line_are_continued_in_order(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,8 @@ EXAMPLE = """\
   uniattn-pl generate --from runs/quickstart/UniAttn --chat --temperature 0.7 --top-p 0.9
   uniattn-pl generate --from smollm2-135m --prompt "The heart" --max-new-tokens 20"""
 ORIGINAL, CONVERTED = "original", "converted"
+NOTHING = "note: the model ended its text at once."
+AS_IT_IS = " A prompt is continued as it is; --instruction puts it into the template of the training rows."
 
 
 def add_arguments(parser: Parser) -> None:
@@ -93,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         other = _loaded(arguments, beside, others, asked_there)
         print_beside({str(arguments.beside): (other, asked_there), CONVERTED: (model, asked)}, sampling, **texts)
     else:
-        _print_texts(model, asked, sampling, **texts)
+        wrapped = arguments.instruction or experiment is not None
+        _print_texts(model, asked, sampling, wrapped=wrapped, **texts)
     return 0
 
 
@@ -136,14 +139,24 @@ def _loaded(
     return model
 
 
-def _print_texts(model: TextModel, asked: Sequence[AskedText], sampling: Sampling, **options: Any) -> None:
-    """Print each text as it is made; of a row the question and the answer, too."""
+def _print_texts(
+    model: TextModel, asked: Sequence[AskedText], sampling: Sampling, *, wrapped: bool, **options: Any
+) -> None:
+    """Print each text as it is made; of a row the question and the answer, too.
+
+    Args:
+        wrapped: questions stand in the template of the training rows already.
+    """
     for number, question in enumerate(asked):
         if question.expected is not None or (len(asked) > 1 and sys.stdout.isatty()):
             print(f"--- {question.shown.strip()}")
+        said = False
         for piece in model.stream(question.ids, sampling, number=number, **options):
             print(piece, end="", flush=True)
+            said = said or bool(piece.strip())
         print()
+        if not said:
+            print(NOTHING + ("" if wrapped else AS_IT_IS), file=sys.stderr)
         if question.expected is not None:
             print(f"--- expected: {question.expected}")
 

@@ -24,8 +24,8 @@ from uniattn_pl.config.source_paths import missing_path
 from uniattn_pl.config.streaming_checks import STREAMING_CHECKS
 from uniattn_pl.config.sweep_checks import SWEEP_CHECKS
 from uniattn_pl.config.training_checks import TRAINING_CHECKS
-from uniattn_pl.config.yaml_documents import DEFAULT, at, nearest_file
-from uniattn_pl.errors import did_you_mean
+from uniattn_pl.config.yaml_documents import DEFAULT, at
+from uniattn_pl.errors import did_you_mean, nearest_path
 from uniattn_pl.families.attention_kernels import ATTENTION_BACKENDS
 from uniattn_pl.run_folder import name_problem
 
@@ -196,7 +196,7 @@ def _some_of(values: list[str], allowed: Collection[str], *, maybe_none: bool = 
 def _beside(config: ExperimentConfig) -> str | None:
     files = [Path(file) for file in config.bench.beside]
     problems = [f"'{file}' is a folder." for file in files if file.is_dir()]
-    problems += [f"there is no file '{file}'.{nearest_file(file)}" for file in files if not file.exists()]
+    problems += [f"there is no file '{file}'.{nearest_path(file)}" for file in files if not file.exists()]
     return " ".join(problems) or None
 
 
@@ -218,7 +218,7 @@ def _text(config: ExperimentConfig) -> str | None:
     path = Path(text)
     if path.is_dir():
         return f"'{text}' is a folder, not a text file."
-    return None if path.exists() else f"there is no text file '{text}'.{nearest_file(path)}{how_to_build(text)}"
+    return None if path.exists() else f"there is no text file '{text}'.{nearest_path(path)}{how_to_build(text)}"
 
 
 @_check("evaluation.h2o")

@@ -26,8 +26,7 @@ from uniattn_pl.config.sections.data_section import (
     SourceConfig,
 )
 from uniattn_pl.config.source_paths import missing_path
-from uniattn_pl.config.yaml_documents import nearest_file
-from uniattn_pl.errors import did_you_mean
+from uniattn_pl.errors import did_you_mean, nearest_path
 
 OTHER_SOURCES = f"'{EMBEDDED}', '{EMBEDDED_CHATS}', '{EMBEDDED_PAIRS}', a file ({DATA_KINDS}) or a hub data set name"
 
@@ -67,7 +66,7 @@ def _template(config: ExperimentConfig) -> str | None:
     if path.is_file():
         return None
     what = "is a folder" if path.is_dir() else "does not exist"
-    near = did_you_mean(template, (PAPER, CHAT)) or ("" if path.is_dir() else nearest_file(path))
+    near = did_you_mean(template, (PAPER, CHAT)) or ("" if path.is_dir() else nearest_path(path))
     return f"must be {PAPER}, {CHAT} or a file with a Jinja template; '{template}' {what}.{near}"
 
 

@@ -6,7 +6,7 @@ from glob import glob
 from pathlib import Path
 
 from uniattn_pl.config.published_sets import how_to_build
-from uniattn_pl.config.yaml_documents import nearest_file
+from uniattn_pl.errors import nearest_path
 
 
 def looks_like_path(source: str, suffixes: tuple[str, ...]) -> bool:
@@ -22,7 +22,7 @@ def missing_path(source: str, suffixes: tuple[str, ...], kind: str) -> str | Non
         return None if matching_files(source) else f"no {kind} matches '{source}' (relative to {Path.cwd()})."
     if path.exists() or not looks_like_path(source, suffixes):
         return None
-    return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_file(path)}{how_to_build(source)}"
+    return f"there is no {kind} '{source}' (relative to {Path.cwd()}).{nearest_path(path)}{how_to_build(source)}"
 
 
 def is_pattern(source: str) -> bool:

@@ -16,7 +16,7 @@ import yaml
 
 from uniattn_pl.config.presets import SCHEME, preset_file, presets
 from uniattn_pl.config.yaml_scalars import UNREADABLE, Loader, dump_value, repeated_keys
-from uniattn_pl.errors import UserError, did_you_mean
+from uniattn_pl.errors import UserError, did_you_mean, nearest_path
 
 KeyPath = tuple[str, ...]
 INCLUDE = "include"
@@ -136,7 +136,7 @@ class _Reader:
 
     def _compose(self, file: Path, named_by: str) -> yaml.Node | None:
         if not file.is_file():
-            hint = "" if file.is_dir() else nearest_file(file) or did_you_mean(str(file), presets())
+            hint = "" if file.is_dir() else nearest_path(file) or did_you_mean(str(file), presets())
             problem = "is a folder, not a file." if file.is_dir() else f"does not exist.{hint}"
             self.problems.append(f"{named_by} '{file}' {problem}")
             return None
@@ -214,14 +214,6 @@ def at(origin: str) -> str:
 
 def _construct(node: yaml.Node) -> Any:
     return Loader("").construct_document(node)
-
-
-def nearest_file(path: Path) -> str:
-    """Return `did_you_mean` over the names beside `path`, or say that its folder does not exist."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f" There is no folder '{folder}' either."
-    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir()))
 
 
 def _kind(node: yaml.Node) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from uniattn_pl.config.sections.data_section import DATA_SUFFIXES, TEXT_SUFFIXES, DataConfig, SourceConfig
 from uniattn_pl.config.source_paths import is_pattern, looks_like_path, matching_files
-from uniattn_pl.config.yaml_documents import nearest_file
 from uniattn_pl.data.compressed_files import kind_of_file
 from uniattn_pl.data.configured_sources import read_own
 from uniattn_pl.data.documents import check_documents
@@ -26,7 +25,7 @@ from uniattn_pl.data.streaming.hub_shards import hub_shards
 from uniattn_pl.data.streaming.row_stream import RowStream
 from uniattn_pl.data.streaming.shards import FileShard, Shard, file_shards
 from uniattn_pl.data.text_column import TEXT, text_key
-from uniattn_pl.errors import UserError
+from uniattn_pl.errors import UserError, nearest_path
 from uniattn_pl.resilience.identity import Contents
 
 AUTO = "auto"
@@ -217,7 +216,7 @@ def _files(source: str) -> list[Path]:
         return files
     files = matching_files(source) if is_pattern(source) else []
     if not files:
-        near = " Its pattern matches no file." if is_pattern(source) else nearest_file(path)
+        near = " Its pattern matches no file." if is_pattern(source) else nearest_path(path)
         raise UserError(f"data source '{source}' does not exist.{near}")
     return files
 
