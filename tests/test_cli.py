@@ -73,6 +73,16 @@ def test_plan_draws_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stage 2" in printed
 
 
+def test_plan_needs_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = ["data.source=gone.jsonl", "evaluation.text=gone.txt", "evaluation.probes=[positions]"]
+    assert main(["plan", *TINY, *gone]) == 0
+    assert "map of 4" in capsys.readouterr().out
+    assert main(["plan", *TINY, *gone, "data.max_length=-1", "data.sorce=x"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 2
+    assert "gone" not in said
+
+
 def test_plan_shares_training_memory_over_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY]) == 0
     assert "Training memory of one device" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -125,6 +125,6 @@ def _hint(word: str, options: Sequence[str], *, takes_config: bool) -> str:
     return keys or did_you_mean(word, options)
 
 
-def load(arguments: argparse.Namespace) -> LoadedConfig:
-    """Load the experiment that a command line names. Raises UserError with all its problems."""
-    return load_config(arguments.config, arguments.overrides)
+def load(arguments: argparse.Namespace, *, unread: Collection[str] = ()) -> LoadedConfig:
+    """Load the experiment that a command line names. Raises UserError with all its problems, but those of `unread`."""
+    return load_config(arguments.config, arguments.overrides, unread=unread)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uniattn_pl.commands.arguments import Parser, add_config_arguments, load, whole_number
 from uniattn_pl.commands.predicted_table import print_predicted
 from uniattn_pl.config import LoadedConfig
+from uniattn_pl.config.plain_layer import PLACES
 from uniattn_pl.display.text_table import bytes_text, count_text, print_table, print_text
 from uniattn_pl.errors import UserError
 from uniattn_pl.inference.compensation_table import print_compensation
@@ -30,6 +31,8 @@ EXAMPLE = """\
   uniattn-pl plan --config configs/model/llama-3.1-8b.yaml --length 8192 --batch-size 8 --card h100
   uniattn-pl plan --config experiments/scale/llama-3.1-8b_8gpus.yaml --gpus 8 --gpu-memory 40"""
 LENGTHS = (1024, 8192, 65536)
+UNREAD = [key for key in PLACES if key != "model.source"]
+"""Places of which a plan needs nothing: it is drawn on a machine without them, too."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -64,7 +67,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the drawing and the cost tables."""
-    loaded = load(arguments)
+    loaded = load(arguments, unread=UNREAD)
     if arguments.print_config:
         print(loaded.to_yaml(), end="")
         return 0

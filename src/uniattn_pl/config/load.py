@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,34 +45,36 @@ if TYPE_CHECKING:
 NAME = (ARCHITECTURE, "name")
 DATA_SOURCE, SELF_TEXT, MORE_FILES = ("data", "source"), ("data", "self_text"), ("data", "more_files")
 
+Files = Sequence[Path | str | Mapping[str, Any]]
+
 
 def load_config(
-    files: Sequence[Path | str | Mapping[str, Any]], overrides: Sequence[str] = (), *, base: Layer | None = None
+    files: Files, overrides: Sequence[str] = (), *, base: Layer | None = None, unread: Collection[str] = ()
 ) -> LoadedConfig:
     """Read, merge, resolve and check an experiment.
 
     Args:
         files: YAML files, names of presets, or dictionaries that say what a file would; later ones win.
         overrides: `key.path=value` words, they win over files.
-        base: values of an earlier run; keys that this version does not know are left out, and what it was made from
-            need not be there any more.
+        base: values of an earlier run; keys that are not known are left out, and what it was made from may be gone.
+        unread: keys of what the command does not read, and that need not be there.
 
     Raises:
         UserError: with every problem of the files, the overrides and the resulting config.
     """
     named = [file if isinstance(file, Mapping) else config_argument(str(file)) for file in files]
-    return _Assembly().load(named, overrides, base)
+    return _Assembly(unread).load(named, overrides, base)
 
 
 class _Assembly:
     """The state of one `load_config`: what was set, where, and what is wrong with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: Collection[str]) -> None:
         self.fields: dict[KeyPath, Field] = dict(section_fields(ExperimentConfig))
         self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
         self.entries: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
-        self.reported: set[str] = set()
+        self.reported: set[str] = set(unread)  # what is not checked
         self.tree: DictConfig | None = None  # all values, in which references are looked up
 
     def load(
