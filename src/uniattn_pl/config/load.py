@@ -26,16 +26,7 @@ from uniattn_pl.config.section_fields import Field, section_fields
 from uniattn_pl.config.section_lists import fit_sections, section_of
 from uniattn_pl.config.sections.data_section import SELF
 from uniattn_pl.config.typing_rules import default_of, field_hints, fit_to_type, show
-from uniattn_pl.config.yaml_documents import (
-    DEFAULT,
-    Entry,
-    KeyPath,
-    Layer,
-    at,
-    read_file,
-    read_mapping,
-    read_overrides,
-)
+from uniattn_pl.config.yaml_documents import DEFAULT, Entry, KeyPath, Layer, at, read_file, read_mapping, read_overrides
 from uniattn_pl.config.yaml_scalars import dump_value, parse_value
 from uniattn_pl.errors import UserError, did_you_mean
 
