@@ -87,7 +87,7 @@ def test_a_broken_json_file_is_named_with_the_line(tmp_path, text, message, on_b
     assert message in str(caught.value)
 
 
-LEVELS = b'{"a": ' * 5_000 + b"1" + b"}" * 5_000
+LEVELS = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
 
 
 @pytest.mark.parametrize(
