@@ -77,6 +77,7 @@ SECTIONS = {
         "evaluation",
         "inference",
         "models",
+        "converted-models",
         "serving",
         "sweeps",
         "reports",
