@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         other = _loaded(arguments, beside, others, asked_there)
         print_beside({str(arguments.beside): (other, asked_there), CONVERTED: (model, asked)}, sampling, **texts)
     else:
-        wrapped = arguments.instruction or experiment is not None
+        wrapped = arguments.instruction or bool(arguments.prompts) or experiment is not None
         _print_texts(model, asked, sampling, wrapped=wrapped, **texts)
     return 0
 
