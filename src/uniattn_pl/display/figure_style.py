@@ -27,7 +27,7 @@ SERIES = ("#1f5fa8", "#c8501e", "#2f8f4e", "#7b4ba0", "#8a6d1d", "#4a4a4a")  # o
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FORMATS = ("png", "svg")
 DPI = 150
-BELOW_AXES = 0.5  # inches, room for the ticks and the name of the axis
+BELOW_AXES, LABEL_LINE = 0.5, 0.17  # inches, room for the ticks and the name of the axis; for a further line of it
 LEGEND_LETTERS = 80  # beside each other below a figure
 PALEST = 0.5  # share of white in the last of many lines of one mechanism
 SMOOTHED_SHARE = 15  # a smoothed curve averages over this part of its points
@@ -68,12 +68,13 @@ def set_legend(figure: Figure, axes: Axes, handles: Sequence[Any] | None = None,
     if len(handles) < 2:
         return
     longest = max(len(str(handle.get_label())) for handle in handles) + 6  # with the line and a gap
+    below = BELOW_AXES + LABEL_LINE * axes.get_xlabel().count("\n")
     columns = max(1, min(len(handles), LEGEND_LETTERS // longest))
     axes.legend(
         handles=handles,
         title=title,
         loc="upper center",
-        bbox_to_anchor=(0.5, -BELOW_AXES / (axes.get_position().height * figure.get_size_inches()[1])),
+        bbox_to_anchor=(0.5, -below / (axes.get_position().height * figure.get_size_inches()[1])),
         ncols=columns,
         frameon=False,
         fontsize=9,

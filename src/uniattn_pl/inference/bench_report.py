@@ -102,6 +102,7 @@ def ratio_lines(measured: Sequence[Measured]) -> list[str]:
     return lines
 
 
+FEW_TICKS, ABOVE = 3, 1.05  # lengths that are each a tick; room over the highest time
 METRICS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"))
 
 
@@ -168,8 +169,18 @@ def time_figure(measured: Sequence[Measured], metric: str, mechanisms: Mapping[s
         bounds = [entry.quartiles(metric) for entry in entries]
         errors = [[m - scale * low for m, (low, _) in zip(medians, bounds, strict=True)]]
         errors.append([scale * high - m for m, (_, high) in zip(medians, bounds, strict=True)])
-        lengths = [entry.setting.length for entry in entries]
-        axes.errorbar(lengths, medians, yerr=errors, markersize=5, capsize=3, label=words(name), **style)
+        axes.errorbar(
+            [entry.setting.length for entry in entries],
+            medians,
+            yerr=errors,
+            markersize=5,
+            capsize=3,
+            label=words(name),
+            **style,
+        )
+    lengths = sorted({entry.setting.length for entry in measured})
+    if len(lengths) <= FEW_TICKS:
+        axes.set_xticks(lengths)
     _label(axes, "prompt (tokens)", f"{words(metric)} ({unit})")
     set_title(axes, f"{words(metric).capitalize()}, median and quartiles", *about)
     set_legend(figure, axes, list(axes.containers))
@@ -209,4 +220,4 @@ def _styles(measured: Sequence[Measured], mechanisms: Mapping[str, str]) -> dict
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * ABOVE)
