@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from uniattn_pl.startup import RARELY
+
 # As the command line does (uniattn_pl.startup): modules are no garbage, and workers look through them again and again.
 COLLECTED_AS_USUAL = gc.get_threshold()
-gc.set_threshold(100_000, 50, 1_000)
+gc.set_threshold(*RARELY)
 
 # As in an environment that is active: commands are printed with `python` where that is this interpreter.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))

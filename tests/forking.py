@@ -1,7 +1,7 @@
 """What processes share that fork fits: they import once, and MLflow's empty database is made once.
 
-Importing PyTorch, Lightning and transformers takes ten seconds, MLflow's migrations of a new database one and fifty
-waits for the disk. Everything else of a fit is real in a fork: signals, locks, files.
+Importing PyTorch, Lightning and transformers takes ten seconds, and MLflow's migrations of a new database one.
+Everything else of a fit is real in a fork: signals, locks, files.
 """
 
 from __future__ import annotations

@@ -77,6 +77,9 @@ def test_plan_needs_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
     gone = ["data.source=gone.jsonl", "evaluation.text=gone.txt", "evaluation.probes=[positions]"]
     assert main(["plan", *TINY, *gone]) == 0
     assert "map of 4" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["plan", *TINY, "data.source=${oc.env:NOT_SET,gone}.jsonl", "--print-config"]) == 0
+    assert "source: gone.jsonl" in capsys.readouterr().out, "what is not read is resolved all the same"
     assert main(["plan", *TINY, *gone, "data.max_length=-1", "data.sorce=x"]) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 2

@@ -40,7 +40,7 @@ def nearest_path(path: Path) -> str:
     """Return `did_you_mean` for a path that is not there, as a whole where only a folder on the way is misspelt."""
     missing = next(place for place in (*reversed(path.parents), path) if not place.exists() or place == path)
     beside = missing.parent
-    names = sorted(entry.name for entry in beside.iterdir()) if beside.is_dir() else []
+    names = sorted(entry.name for entry in beside.glob("[!.]*"))
     hint = did_you_mean(missing.name, names)
     if missing == path:
         return hint

@@ -65,7 +65,8 @@ class _Assembly:
         self.sections = {path[:depth] for path in self.fields for depth in range(len(path))}
         self.entries: dict[KeyPath, Entry] = {}
         self.problems: list[str] = []
-        self.reported: set[str] = set(unread)  # what is not checked
+        self.reported: set[str] = set()
+        self.unread = set(unread)
         self.tree: DictConfig | None = None  # all values, in which references are looked up
 
     def load(
@@ -91,7 +92,7 @@ class _Assembly:
         architecture = self._build_architecture(kind, resolved)
         config = _to_config(resolved)
         unchecked = {entry.key for entry in former if entry.key in PLACES and self.entries[entry.path] is entry}
-        self.problems += cross_check(config, self.reported | unchecked, self._origin)
+        self.problems += cross_check(config, self.reported | unchecked | self.unread, self._origin)
         if self.problems or architecture is None:
             raise UserError(*dict.fromkeys(self.problems))
         return LoadedConfig(config, architecture, {".".join(path): self._origin(".".join(path)) for path in resolved})

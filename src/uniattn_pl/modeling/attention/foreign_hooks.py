@@ -26,8 +26,3 @@ def refuse_presses(attention: Any) -> None:
                 f"what layer {attention.layer_idx} attends to; take H2O (evaluation.h2o, `generate --h2o`), which "
                 "gives up the same tokens in a source and its readers, or a plan without readers (llmdrop)."
             )
-
-
-def named_arguments(by_position: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Give what a wrapper around every attention function passes on by position (kvpress: the dropout) its name."""
-    return {**named, **dict(zip(("dropout", "scaling"), by_position, strict=False))}

@@ -19,7 +19,7 @@ from uniattn_pl.kernels.interface import AttentionRequest, attend
 from uniattn_pl.kernels.map_handles import SINKS
 from uniattn_pl.kernels.stock import EAGER, FLEX, PREFIX, SDPA, backend_kernel
 from uniattn_pl.modeling.attention.cross_maps import is_cross
-from uniattn_pl.modeling.attention.foreign_hooks import named_arguments, refuse_presses
+from uniattn_pl.modeling.attention.foreign_hooks import refuse_presses
 from uniattn_pl.modeling.attention.forwarded_readers import ForwardedReuse, ForwardedShareKV
 from uniattn_pl.modeling.attention.published import Publications, Published
 from uniattn_pl.modeling.attention.recorded_maps import recorded
@@ -42,8 +42,8 @@ def publishing_attention(
     Raises:
         UserError: a press of another library chooses the tokens of a layer that others read.
     """
-    if by_position:
-        kwargs = named_arguments(by_position, kwargs)
+    if by_position:  # kvpress wraps every attention function, and passes the dropout on so
+        (kwargs["dropout"],) = by_position
     publications: Publications | None = kwargs.pop(PUBLICATIONS, None)
     if publications is None:  # an encoder's
         return backend_kernel(attention)(attention, query, key, value, attention_mask, **kwargs)
