@@ -54,13 +54,14 @@ def logits(model: Any) -> torch.Tensor:
         return model(tokens(1, 12), use_cache=True).logits
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "gpt_oss", "phi3", "deepseek_v3"])
 @pytest.mark.parametrize("plan", [READERS, DROPPED], ids=["readers", "dropped"])
-def test_an_import_that_wraps_every_attention_changes_nothing(plan: LayerPlan, request: Any) -> None:
-    model = apply_plan(stock("llama"), plan)
+def test_an_import_that_wraps_every_attention_changes_nothing(plan: LayerPlan, family: str, request: Any) -> None:
+    model = apply_plan(stock(family), plan)
     expected = logits(model)
     request.getfixturevalue("wrapped")
     assert torch.equal(logits(model), expected)
-    assert torch.equal(logits(apply_plan(stock("llama"), plan)), expected), "converted after the import"
+    assert torch.equal(logits(apply_plan(stock(family), plan)), expected), "converted after the import"
 
 
 def test_a_press_on_a_layer_that_others_read_is_refused() -> None:
